@@ -1,0 +1,20 @@
+"""Class-conditional Gaussian mixtures: densities, assignment, memory and EM. Needs torch only."""
+
+from .assignment import sinkhorn_assign, sinkhorn_assign_all
+from .bank import GaussianMixtureBank
+from .gaussian import class_log_density, component_log_prob
+from .memory import FeatureMemory
+from .mixture import GaussianMixtures, UnfittedMixtureError
+from .warm_start import spherical_kmeans
+
+__all__ = [
+    "FeatureMemory",
+    "GaussianMixtureBank",
+    "GaussianMixtures",
+    "UnfittedMixtureError",
+    "class_log_density",
+    "component_log_prob",
+    "sinkhorn_assign",
+    "sinkhorn_assign_all",
+    "spherical_kmeans",
+]

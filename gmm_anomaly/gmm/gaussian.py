@@ -1,0 +1,120 @@
+"""Log-densities of diagonal Gaussians without the (N, C, M, D) broadcast.
+
+With precision ``lam = 1 / scale**2``, ``log N(x) = const + x . (mean * lam) - x**2 . (lam / 2)``: two matrix
+products against (D, C*M) matrices. GMMSeg (Liang et al., NeurIPS 2022), Eq. 2, evaluates the same density.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+PIXELS_PER_CHUNK = 32768
+
+
+def _check_shapes(x: Tensor, means: Tensor, scales: Tensor) -> None:
+    if x.dim() != 2:
+        raise ValueError(f"x: expected shape (N, D), found {tuple(x.shape)}; flatten the pixels first")
+    if means.dim() != 3 or means.shape != scales.shape:
+        raise ValueError(
+            "means and scales: expected the same shape (C, M, D), "
+            f"found {tuple(means.shape)} and {tuple(scales.shape)}"
+        )
+    if x.shape[1] != means.shape[2]:
+        raise ValueError(f"x has {x.shape[1]} dimensions, means have {means.shape[2]}; both must be D")
+
+
+class DensityTable:
+    """The matrices of a mixture, ready to be multiplied with pixels.
+
+    Args:
+        means: (C, M, D) floating point.
+        scales: (C, M, D) standard deviations, positive.
+        dtype: type of the matrices and of every result, float32 or float64.
+    """
+
+    def __init__(self, means: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        self.num_classes, self.num_components, dim = means.shape
+        mean = means.detach().double().reshape(-1, dim)
+        scale = scales.detach().double().reshape(-1, dim)
+        precision = scale.pow(-2)
+        # The constants cancel large terms of the products: rounding them once, from double, keeps float32 exact
+        # to a few units in the last place.
+        constant = (
+            -0.5 * dim * math.log(2 * math.pi) - scale.log().sum(1) - 0.5 * (mean.square() * precision).sum(1)
+        )
+        self.constant = constant.to(dtype)
+        self.linear = (mean * precision).t().to(dtype)
+        self.quadratic = (-0.5 * precision).t().to(dtype)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """x: (N, D) of the table's dtype -> (N, C, M) log-densities; differentiable with respect to x."""
+        out = torch.addmm(self.constant, x, self.linear)
+        square = x.square()
+        out = (
+            torch.addmm(out, square, self.quadratic)
+            if out.requires_grad
+            else out.addmm_(square, self.quadratic)
+        )
+        return out.view(-1, self.num_classes, self.num_components)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """float64 stays float64; everything else (float16 and bfloat16 of autocast included) is computed in float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def component_log_prob(
+    x: Tensor, means: Tensor, scales: Tensor, *, chunk_size: int = PIXELS_PER_CHUNK
+) -> Tensor:
+    """Log-density of every pixel under every component, in nats.
+
+    Args:
+        x: (N, D) floating point pixel embeddings.
+        means: (C, M, D) component means, used as they are (not normalised).
+        scales: (C, M, D) standard deviations (not variances), positive.
+        chunk_size: pixels per matrix product; bounds the memory beside the result.
+
+    Returns:
+        (N, C, M) float32 (float64 if ``x`` is float64), also under autocast. Gradients reach ``x`` only: mixtures are
+        fitted by EM, never by the optimiser.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+    """
+    _check_shapes(x, means, scales)
+    dtype = compute_dtype(x)
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        x = x.to(dtype)
+        table = DensityTable(means, scales, dtype)
+        if len(x) <= chunk_size:
+            return table.log_prob(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return torch.cat([table.log_prob(part) for part in x.split(chunk_size)])
+        out = x.new_empty(len(x), table.num_classes, table.num_components)
+        for start in range(0, len(x), chunk_size):
+            out[start : start + chunk_size] = table.log_prob(x[start : start + chunk_size])
+        return out
+
+
+def class_log_density(log_prob: Tensor, reduction: str = "max") -> Tensor:
+    """Combine component log-densities into class log-densities.
+
+    Args:
+        log_prob: (N, C, M) floating point, from :func:`component_log_prob`.
+        reduction: ``"max"`` takes the best component, as the released GMMSeg code does; ``"logsumexp"`` is the mixture
+            of the paper, ``log(1/M sum_m N_m)`` with uniform weights.
+
+    Returns:
+        (N, C), same dtype.
+
+    Raises:
+        ValueError: unknown reduction.
+    """
+    if reduction == "max":
+        return log_prob.amax(dim=-1)
+    if reduction == "logsumexp":
+        return log_prob.logsumexp(dim=-1) - math.log(log_prob.shape[-1])
+    raise ValueError(f'reduction (MODEL.GMM.REDUCTION): expected "max" or "logsumexp", found {reduction!r}')

@@ -1,0 +1,238 @@
+"""The feature memory: one ring per component, and running statistics of what it holds.
+
+EM reads the statistics only (O(C M D)), never the ring; the ring exists so that a feature can be subtracted when
+it leaves. With several ranks each keeps the features it brought itself, and only statistics travel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import collectives
+from .selection import ComponentGroups, evenly_spaced_indices
+
+EMPTY, HELD, ELSEWHERE = 0, 1, 2
+
+
+class FeatureMemory(nn.Module):
+    """A ring of ``slots`` features for each of ``num_components`` components.
+
+    A checkpoint always has the statistics, the ring only with ``save_ring``. After loading without it (or with one of
+    another size or type), the features that were in the ring leave as their average, slot by slot: means and
+    variances continue as if nothing had happened, in expectation.
+
+    Args:
+        num_components: rings, C * M.
+        slots: K, features per ring.
+        dim: D.
+        dtype: storage type of the ring, float32 or float16. Statistics are float64 of the stored values.
+        save_ring: write the ring into the state dict.
+
+    Attributes:
+        count: (C*M,) int64, features held. total, total_square: (C*M, D) float64.
+
+    Raises:
+        ValueError: a storage type other than float32 and float16.
+    """
+
+    count: Tensor
+    pointer: Tensor
+    total: Tensor
+    total_square: Tensor
+    lost_count: Tensor
+    lost_total: Tensor
+    lost_total_square: Tensor
+    ring: Tensor
+    slot_state: Tensor
+
+    def __init__(
+        self,
+        num_components: int,
+        slots: int,
+        dim: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        save_ring: bool = False,
+    ) -> None:
+        super().__init__()
+        if dtype not in (torch.float32, torch.float16):
+            raise ValueError(f"dtype of the memory: expected torch.float32 or torch.float16, found {dtype}")
+        self.slots = slots
+        self.save_ring = save_ring
+        self.register_buffer("count", torch.zeros(num_components, dtype=torch.int64))
+        self.register_buffer("pointer", torch.zeros(num_components, dtype=torch.int64))
+        self.register_buffer("total", torch.zeros(num_components, dim, dtype=torch.float64))
+        self.register_buffer("total_square", torch.zeros(num_components, dim, dtype=torch.float64))
+        # What the statistics count although no rank holds it any more.
+        self.register_buffer("lost_count", torch.zeros(num_components, dtype=torch.int64), persistent=False)
+        self.register_buffer(
+            "lost_total", torch.zeros(num_components, dim, dtype=torch.float64), persistent=False
+        )
+        self.register_buffer(
+            "lost_total_square", torch.zeros(num_components, dim, dtype=torch.float64), persistent=False
+        )
+        # One slot more than K: what must not be written goes there, so that shapes never depend on the data.
+        self.register_buffer(
+            "ring", torch.zeros(num_components, slots + 1, dim, dtype=dtype), persistent=save_ring
+        )
+        self.register_buffer(
+            "slot_state", torch.zeros(num_components, slots + 1, dtype=torch.uint8), persistent=save_ring
+        )
+
+    @torch.no_grad()
+    def add_batch(self, features: Tensor, component: Tensor, samples: int) -> None:
+        """Store at most ``samples`` evenly spaced features per component out of this batch, over all ranks.
+
+        The batch of several ranks counts as one: rank 0's pixels first. Every rank must call, also with no pixel.
+
+        Args:
+            features: (N, D) floating point.
+            component: (N,) int64 in ``0 .. C*M - 1``; anything else is not stored.
+            samples: S, at most ``slots``.
+
+        Raises:
+            ValueError: more samples than slots.
+        """
+        if samples > self.slots:
+            raise ValueError(f"samples ({samples}) exceed the {self.slots} slots of a ring: lower samples")
+        groups = ComponentGroups(component, len(self.count))
+        by_rank = collectives.gather_stack(groups.counts.to(torch.int32)).long()
+        before = by_rank[: collectives.rank()].sum(dim=0)
+        entering = by_rank.sum(dim=0)
+        within, valid = evenly_spaced_indices(entering, samples)
+        within = within - before[:, None]
+        mine = valid & (within >= 0) & (within < groups.counts[:, None])
+        if len(features):
+            chosen = features[groups.pixel_at(within)]
+        else:
+            chosen = features.new_zeros(*within.shape, self.ring.shape[-1])
+        self.add(chosen, mine, entering.clamp(max=samples))
+
+    @torch.no_grad()
+    def add(self, features: Tensor, mine: Tensor, entering: Tensor) -> None:
+        """Push features onto the rings; the oldest ones leave.
+
+        Args:
+            features: (C*M, S, D); row ``j`` of a component is its ``j``-th newcomer.
+            mine: (C*M, S) bool, which of them this rank brings.
+            entering: (C*M,) int64, how many newcomers a component gets from all ranks, at most S <= K.
+        """
+        position = torch.arange(features.shape[1], device=features.device)
+        valid = position < entering[:, None]
+        slot = torch.where(valid, (self.pointer[:, None] + position) % self.slots, self.slots)
+        row = torch.arange(len(slot), device=slot.device)[:, None]
+        # A ring fills from slot 0, so newcomers displace a feature once the free slots are used up.
+        occupied = valid & (position >= (self.slots - self.count)[:, None])
+        state = self.slot_state[row, slot]
+
+        new = features.to(self.ring.dtype)
+        # Selected, not multiplied: a slot or row that does not count may hold NaN.
+        old = torch.where((state == HELD)[..., None], self.ring[row, slot].double(), 0.0)
+        entered = torch.where(mine[..., None], new.double(), 0.0)
+        change = torch.stack((entered.sum(1) - old.sum(1), entered.square().sum(1) - old.square().sum(1)))
+        if collectives.world_size() > 1:
+            change = collectives.sum_over_ranks(change.float()).double()
+
+        lost = (occupied & (state == EMPTY)).sum(1)
+        share = (lost.double() / self.lost_count.clamp(min=1))[:, None]
+        lost_change, lost_square_change = share * self.lost_total, share * self.lost_total_square
+        self.total += change[0] - lost_change
+        self.total_square += change[1] - lost_square_change
+        self.lost_total -= lost_change
+        self.lost_total_square -= lost_square_change
+        self.lost_count -= lost
+
+        self.ring[row, slot] = new
+        self.slot_state[row, slot] = torch.where(mine, HELD, ELSEWHERE).to(torch.uint8)
+        self.slot_state[:, self.slots] = EMPTY
+        self.count.copy_((self.count + entering).clamp(max=self.slots))
+        self.pointer.copy_((self.pointer + entering) % self.slots)
+
+    @torch.no_grad()
+    def fill(self, features: Tensor, pointer: Tensor) -> None:
+        """Make the rings full with given content. features: (C*M, K, D); pointer: (C*M,) next slot to overwrite."""
+        self.ring[:, : self.slots] = features.to(self.ring.dtype)
+        self.slot_state[:, : self.slots] = HELD
+        self.count.fill_(self.slots)
+        self.pointer.copy_(pointer)
+        stored = self.ring[:, : self.slots]
+        # A component at a time: the double-precision copy of a whole ring of the paper's size is 1.5 GB.
+        for index, features_of_component in enumerate(stored):
+            double = features_of_component.double()
+            self.total[index] = double.sum(0)
+            self.total_square[index] = double.square().sum(0)
+
+    @torch.no_grad()
+    def write_off_missing(self) -> None:
+        """Account for the slots that count but are not held here as lost."""
+        state = self.slot_state[:, : self.slots]
+        state[state == ELSEWHERE] = EMPTY
+        self.lost_count.copy_(self.count - (state == HELD).sum(1))
+        self.lost_total.copy_(self.total)
+        self.lost_total_square.copy_(self.total_square)
+        for index, held in enumerate(state == HELD):
+            features = self.ring[index, : self.slots][held].double()
+            self.lost_total[index] -= features.sum(0)
+            self.lost_total_square[index] -= features.square().sum(0)
+
+    @torch.no_grad()
+    def broadcast(self) -> None:
+        """Give every rank the statistics of rank 0, which alone holds the features from then on.
+
+        Needed after loading as well: every rank loads the same ring, but only one may count it.
+        """
+        self.write_off_missing()
+        for name, buffer in self.named_buffers():
+            if name != "ring":
+                collectives.broadcast_from_first(buffer)
+        if collectives.rank() > 0:
+            self.slot_state[self.slot_state == HELD] = ELSEWHERE
+
+    @torch.no_grad()
+    def clear(self, components: Tensor) -> None:
+        """Forget what the given components hold. components: (C*M,) bool."""
+        for buffer in (self.count, self.pointer, self.total, self.total_square, self.slot_state):
+            buffer[components] = 0
+        for buffer in (self.lost_count, self.lost_total, self.lost_total_square):
+            buffer[components] = 0
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        ring_keys = [prefix + "ring", prefix + "slot_state"]
+        stored = state_dict.get(ring_keys[0])
+        usable = (
+            self.save_ring
+            and stored is not None
+            and ring_keys[1] in state_dict
+            and (stored.shape, stored.dtype) == (self.ring.shape, self.ring.dtype)
+        )
+        if not usable:
+            state_dict = {key: value for key, value in state_dict.items() if key not in ring_keys}
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if not usable:
+            missing_keys[:] = [key for key in missing_keys if key not in ring_keys]
+            self._forget_ring()
+        self.write_off_missing()
+
+    @torch.no_grad()
+    def _forget_ring(self) -> None:
+        """Keep the statistics alone, scaled to ``slots`` features where they are of more."""
+        self.slot_state.zero_()
+        kept = (self.slots / self.count.clamp(min=self.slots).double())[:, None]
+        self.total.mul_(kept)
+        self.total_square.mul_(kept)
+        self.count.clamp_(max=self.slots)
+        self.pointer.remainder_(self.slots)
