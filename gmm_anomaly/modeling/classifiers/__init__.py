@@ -1,0 +1,23 @@
+"""Pixel classifiers. Importing this package registers them."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+from ..registry import CLASSIFIER_REGISTRY, look_up
+from . import gmm as _gmm
+from . import softmax as _softmax
+from .base import Classified, PixelClassifier
+
+GMMClassifier = _gmm.GMMClassifier
+SoftmaxClassifier = _softmax.SoftmaxClassifier
+
+__all__ = ["Classified", "GMMClassifier", "PixelClassifier", "SoftmaxClassifier", "build_classifier"]
+
+
+def build_classifier(cfg: CfgNode, in_channels: int) -> PixelClassifier:
+    """The classifier that ``MODEL.CLASSIFIER.NAME`` names."""
+    keys = cfg.MODEL.CLASSIFIER
+    if keys.LOSS_AVERAGE not in ("valid", "all"):
+        raise ValueError(f'MODEL.CLASSIFIER.LOSS_AVERAGE: expected "valid" or "all", found {keys.LOSS_AVERAGE!r}')
+    return look_up(CLASSIFIER_REGISTRY, keys.NAME, "MODEL.CLASSIFIER.NAME")(cfg, in_channels)

@@ -1,0 +1,40 @@
+"""What every pixel classifier offers the segmentor."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Classified(NamedTuple):
+    """Class evidence at the decoder's resolution. logits: (B, C, h, w); log_density: the same shape, in nats, or None."""
+
+    logits: Tensor
+    log_density: Tensor | None
+
+
+class PixelClassifier(nn.Module):
+    """Maps pixel features to class evidence, and to losses while training.
+
+    Attributes:
+        generative: whether it gives class densities.
+    """
+
+    generative = False
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, features: Tensor) -> Classified:
+        """features: (B, F, h, w) -> :class:`Classified`."""
+        raise NotImplementedError
+
+    def losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """features: (B, F, h, w); labels: (B, H, W) int64, 255 ignored -> named scalar losses, weights applied."""
+        raise NotImplementedError
+
+    def anomaly_score(self, classified: Classified) -> Tensor:
+        """The classifier's own anomaly score, (B, H, W), higher = more anomalous; takes any resolution."""
+        raise NotImplementedError

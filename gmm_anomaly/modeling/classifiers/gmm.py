@@ -1,0 +1,158 @@
+"""The generative classifier of GMMSeg (Liang et al., NeurIPS 2022): class densities from Gaussian mixtures."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, sinkhorn_assign_all
+
+from ..losses import IGNORED_COMPONENT, component_contrast, pixel_cross_entropy
+from ..norm import usable_norm
+from ..registry import CLASSIFIER_REGISTRY
+from .base import Classified, PixelClassifier
+
+MEMORY_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+class GMMClassifier(PixelClassifier):
+    """Projection to D dimensions, LayerNorm, unit length; class densities; LayerNorm over classes for the logits.
+
+    Everything from the embedding on is float32, whatever autocast says. While training, a forward pass only *records*
+    pixels in the bank; the EM hook updates it.
+
+    Args:
+        in_channels: channels of the pixel features.
+        bank: the mixtures; its sizes give C, M and D.
+        dropout: rate of channel dropout before the projection.
+        norm: norm of the projection, a Detectron2 norm name.
+        logit_scale: first weight of the LayerNorm over classes (1 in the paper's code).
+        contrast_weight: weight of the component contrast loss (0.01 in the paper).
+        sinkhorn_iterations, sinkhorn_epsilon: see :func:`sinkhorn_assign`.
+        loss_average: see :func:`pixel_cross_entropy`.
+    """
+
+    generative = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        bank: GaussianMixtureBank,
+        *,
+        dropout: float = 0.1,
+        norm: str = "BN",
+        logit_scale: float = 1.0,
+        contrast_weight: float = 0.01,
+        sinkhorn_iterations: int = 3,
+        sinkhorn_epsilon: float = 0.05,
+        loss_average: str = "valid",
+    ) -> None:
+        super().__init__(bank.num_classes)
+        from detectron2.layers import get_norm
+
+        self.bank = bank
+        self.project = nn.Sequential(
+            nn.Dropout2d(dropout),
+            nn.Conv2d(in_channels, bank.dim, kernel_size=1, bias=not norm),
+            get_norm(norm, bank.dim) or nn.Identity(),
+            nn.ReLU(inplace=True),
+        )
+        self.feature_norm = nn.LayerNorm(bank.dim)
+        self.class_norm = nn.LayerNorm(bank.num_classes)
+        nn.init.constant_(self.class_norm.weight, logit_scale)
+        self.contrast_weight = contrast_weight
+        self.sinkhorn_iterations = sinkhorn_iterations
+        self.sinkhorn_epsilon = sinkhorn_epsilon
+        self.loss_average = loss_average
+
+    def embed(self, features: Tensor) -> Tensor:
+        """features: (B, F, h, w) -> (B*h*w, D) float32 of unit length, pixels in (b, h, w) order."""
+        projected = self.project(features)
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            pixels = projected.float().permute(0, 2, 3, 1).reshape(-1, self.bank.dim)
+            return F.normalize(self.feature_norm(pixels), dim=1)
+
+    def logits(self, density: Tensor) -> Tensor:
+        """density: (N, C) class log-densities -> (N, C) logits."""
+        return self.class_norm(density)
+
+    def forward(self, features: Tensor) -> Classified:
+        batch, _, height, width = features.shape
+        embedding = self.embed(features)
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            density = self.bank.class_log_density(embedding)
+            maps = [
+                values.view(batch, height, width, -1).permute(0, 3, 1, 2)
+                for values in (self.logits(density), density)
+            ]
+        return Classified(*maps)
+
+    def losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        batch, _, height, width = features.shape
+        embedding = self.embed(features)
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            log_prob = self.bank.log_prob(embedding)
+            logits = self.logits(class_log_density(log_prob, self.bank.reduction))
+            small = F.interpolate(labels[:, None].float(), size=(height, width), mode="nearest").long().flatten()
+            target = self._record(embedding, log_prob, logits, small)
+            maps = logits.view(batch, height, width, -1).permute(0, 3, 1, 2)
+            losses = {"loss_ce": pixel_cross_entropy(maps, labels, average=self.loss_average)}
+            if self.contrast_weight:
+                losses["loss_contrast"] = self.contrast_weight * component_contrast(log_prob, target)
+        return losses
+
+    @torch.no_grad()
+    def _record(self, embedding: Tensor, log_prob: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Assign pixels to components, record them for EM; returns the contrast's (N,) targets."""
+        known = labels < self.num_classes
+        index = torch.where(known, labels, 0)
+        own = log_prob.detach().gather(1, index[:, None, None].expand(-1, 1, log_prob.shape[2]))[:, 0]
+        assignment, _ = sinkhorn_assign_all(
+            own, labels, self.num_classes, self.sinkhorn_iterations, self.sinkhorn_epsilon
+        )
+        self.bank.record(embedding, labels, assignment, logits.argmax(1) == labels)
+        # A class that waits for its warm start has no components worth contrasting yet.
+        contrasted = known & self.bank.started[index]
+        return torch.where(contrasted, index * self.bank.num_components + assignment, IGNORED_COMPONENT)
+
+    def anomaly_score(self, classified: Classified) -> Tensor:
+        assert classified.log_density is not None
+        return -classified.log_density.amax(1)
+
+
+@CLASSIFIER_REGISTRY.register()
+def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
+    keys = cfg.MODEL.GMM
+    if keys.MEMORY_DTYPE not in MEMORY_DTYPES:
+        raise ValueError(
+            f"MODEL.GMM.MEMORY_DTYPE: expected one of {', '.join(MEMORY_DTYPES)}, found {keys.MEMORY_DTYPE!r}"
+        )
+    bank = GaussianMixtureBank(
+        cfg.MODEL.CLASSIFIER.NUM_CLASSES,
+        keys.NUM_COMPONENTS,
+        keys.EMBED_DIM,
+        keys.MEMORY_SIZE,
+        keys.SAMPLES_PER_UPDATE,
+        keys.MOMENTUM_MEAN,
+        keys.MOMENTUM_SCALE,
+        keys.VARIANCE_FLOOR,
+        reduction=keys.REDUCTION,
+        fill_slots=keys.WARM_START_FILL if keys.WARM_START else 0,
+        warm_start_features=keys.WARM_START_FEATURES if keys.WARM_START else 0,
+        kmeans_rounds=keys.WARM_START_KMEANS_ROUNDS,
+        memory_dtype=MEMORY_DTYPES[keys.MEMORY_DTYPE],
+        save_memory=keys.SAVE_MEMORY,
+    )
+    return GMMClassifier(
+        in_channels,
+        bank,
+        dropout=cfg.MODEL.CLASSIFIER.DROPOUT,
+        norm=usable_norm(cfg.MODEL.DECODER.NORM, cfg.MODEL.DEVICE),
+        logit_scale=keys.WARM_START_LOGIT_SCALE if keys.WARM_START else 1.0,
+        contrast_weight=keys.CONTRAST_WEIGHT,
+        sinkhorn_iterations=keys.SINKHORN_ITERATIONS,
+        sinkhorn_epsilon=keys.SINKHORN_EPSILON,
+        loss_average=cfg.MODEL.CLASSIFIER.LOSS_AVERAGE,
+    )

@@ -1,0 +1,48 @@
+"""The discriminative classifier: one linear layer and a softmax."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from ..losses import pixel_cross_entropy
+from ..registry import CLASSIFIER_REGISTRY
+from .base import Classified, PixelClassifier
+
+
+class SoftmaxClassifier(PixelClassifier):
+    """1x1 convolution to class logits; its own anomaly score is ``1 - max softmax``.
+
+    Args:
+        in_channels: channels of the pixel features.
+        num_classes: C.
+        dropout: rate of channel dropout before it.
+        loss_average: see :func:`pixel_cross_entropy`.
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int, *, dropout: float = 0.1, loss_average: str = "valid"
+    ) -> None:
+        super().__init__(num_classes)
+        self.dropout = nn.Dropout2d(dropout)
+        self.predictor = nn.Conv2d(in_channels, num_classes, kernel_size=1)
+        nn.init.normal_(self.predictor.weight, std=0.01)
+        nn.init.zeros_(self.predictor.bias)
+        self.loss_average = loss_average
+
+    def forward(self, features: Tensor) -> Classified:
+        return Classified(self.predictor(self.dropout(features)).float(), None)
+
+    def losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"loss_ce": pixel_cross_entropy(self(features).logits, labels, average=self.loss_average)}
+
+    def anomaly_score(self, classified: Classified) -> Tensor:
+        return 1 - (classified.logits.amax(1) - classified.logits.logsumexp(1)).exp()
+
+
+@CLASSIFIER_REGISTRY.register()
+def softmax(cfg: CfgNode, in_channels: int) -> SoftmaxClassifier:
+    keys = cfg.MODEL.CLASSIFIER
+    return SoftmaxClassifier(
+        in_channels, keys.NUM_CLASSES, dropout=keys.DROPOUT, loss_average=keys.LOSS_AVERAGE
+    )

@@ -1,0 +1,42 @@
+"""Training losses of a pixel classifier."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+# Not 255: a component's index (class * M + component) may be 255 itself.
+IGNORED_COMPONENT = -100
+
+
+def pixel_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_label: int = 255, average: str = "valid") -> Tensor:
+    """Cross-entropy of class logits, upsampled bilinearly to the labels' size.
+
+    Args:
+        logits: (B, C, h, w) floating point.
+        labels: (B, H, W) int64.
+        ignore_label: pixels with this label have no loss.
+        average: "valid" divides by the labelled pixels, "all" by all of them (the released GMMSeg code).
+
+    Returns:
+        A scalar; zero, with gradient zero, when no pixel is labelled.
+    """
+    logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    losses = F.cross_entropy(logits, labels, ignore_index=ignore_label, reduction="none")
+    count = (labels != ignore_label).sum().clamp(min=1) if average == "valid" else max(losses.numel(), 1)
+    return losses.sum() / count
+
+
+def component_contrast(log_prob: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of all component log-densities against the component each pixel was assigned to (GMMSeg, Eq. 10;
+    weight 0.01 there).
+
+    Args:
+        log_prob: (N, C, M) component log-densities.
+        target: (N,) int64, ``class * M + component``, or :data:`IGNORED_COMPONENT`.
+
+    Returns:
+        A scalar, the mean over the pixels that have a target; zero when none has.
+    """
+    total = F.cross_entropy(log_prob.flatten(1), target, ignore_index=IGNORED_COMPONENT, reduction="sum")
+    return total / (target != IGNORED_COMPONENT).sum().clamp(min=1)

