@@ -1,0 +1,142 @@
+"""Data loaders for training and evaluation, by config."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.data.samplers import InferenceSampler, TrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import Sampler
+
+from .class_index import class_pixel_counts
+from .label_rule import ANOMALY, CLOSED_SET, LabelRule
+from .mapper import SegmentationMapper
+from .pairing import Record
+from .registration import get_records, require_known
+from .sampler import ClassBalancedSampler
+
+logger = logging.getLogger(__name__)
+
+SAMPLERS = ("TrainingSampler", "ClassBalancedSampler")
+
+
+def build_train_loader(cfg: CfgNode) -> Any:
+    """Endless loader of lists of training inputs over all of ``DATASETS.TRAIN``.
+
+    A ``SEED`` of 0 or more fixes the order of the images; random augmentations follow from Detectron2's seeding.
+
+    Raises:
+        ValueError: a data set is unknown, empty or without labels, or a key has a bad value.
+        FileNotFoundError: a data set is not on disk; says what to download and where to put it.
+    """
+    ranks = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % ranks:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH: expected a positive multiple of the {ranks} processes, found "
+            f"{cfg.SOLVER.IMS_PER_BATCH}"
+        )
+    by_name = train_records(cfg)
+    records = [record for records in by_name.values() for record in records]
+    return build_detection_train_loader(
+        records,
+        mapper=SegmentationMapper(cfg, True),
+        sampler=_train_sampler(cfg, by_name),
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        # Crops have one size.
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING and not cfg.INPUT.CROP.ENABLED,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def train_records(cfg: CfgNode) -> dict[str, list[Record]]:
+    """Records of each data set in ``DATASETS.TRAIN``, each with its "dataset_name". Errors as ``build_train_loader``."""
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN: expected at least one data set, found none")
+    by_name = {}
+    for name in cfg.DATASETS.TRAIN:
+        records = get_records(name)
+        for record in records:
+            if "sem_seg_file_name" not in record and "render" not in record:
+                raise ValueError(
+                    f"DATASETS.TRAIN: {name} has images without labels, for example {record['file_name']}; train on "
+                    "a split whose labels are public"
+                )
+        by_name[name] = [record | {"dataset_name": name} for record in records]
+    return by_name
+
+
+def _train_sampler(cfg: CfgNode, by_name: dict[str, list[Record]]) -> Sampler:
+    seed = cfg.SEED if cfg.SEED >= 0 else None
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "TrainingSampler":
+        return TrainingSampler(sum(map(len, by_name.values())), seed=seed)
+    if name != "ClassBalancedSampler":
+        raise ValueError(f"DATALOADER.SAMPLER_TRAIN: expected one of {', '.join(SAMPLERS)}, found {name!r}")
+    folder = cfg.DATALOADER.CLASS_INDEX_DIR or cfg.OUTPUT_DIR
+    counts = [
+        class_pixel_counts(dataset, records, LabelRule.from_metadata(MetadataCatalog.get(dataset)), folder)
+        for dataset, records in by_name.items()
+    ]
+    together = np.concatenate(counts)
+    classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).stuff_classes
+    absent = [classes[index] for index in np.flatnonzero(together.sum(axis=0) == 0)]
+    if absent:
+        logger.warning("no image of %s has the classes %s", ", ".join(by_name), ", ".join(absent))
+    return ClassBalancedSampler(together, seed=seed)
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
+    """Loader of one-element lists, every image of the data set once over all ranks; labels are not read.
+
+    Raises:
+        ValueError: the data set is unknown or empty. FileNotFoundError: it is not on disk.
+    """
+    records = get_records(dataset_name)
+    return build_detection_test_loader(
+        records,
+        mapper=SegmentationMapper(cfg, False),
+        sampler=InferenceSampler(len(records)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def check_num_classes(cfg: CfgNode) -> None:
+    """Raise ValueError unless ``MODEL.CLASSIFIER.NUM_CLASSES`` is that of every closed set named in ``DATASETS``.
+
+    Also refused: an unknown name, training on an anomaly set, training sets with different classes. Touches no files.
+    """
+    expected = cfg.MODEL.CLASSIFIER.NUM_CLASSES
+    first: list[str] | None = None
+    for key, names in (("DATASETS.TRAIN", cfg.DATASETS.TRAIN), ("DATASETS.TEST", cfg.DATASETS.TEST)):
+        for name in names:
+            try:
+                require_known(name)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from None
+            metadata = MetadataCatalog.get(name)
+            kind = metadata.get("evaluator_type")
+            if key == "DATASETS.TRAIN" and kind == ANOMALY:
+                raise ValueError(f"{key}: {name} is an anomaly set, it has no classes to train on")
+            if key == "DATASETS.TEST" and kind != CLOSED_SET:
+                continue
+            classes = list(metadata.get("stuff_classes") or ())
+            if len(classes) != expected:
+                raise ValueError(
+                    f"{key}: {name} has {len(classes)} classes, MODEL.CLASSIFIER.NUM_CLASSES is {expected}; set it to "
+                    f"{len(classes)}"
+                )
+            if key == "DATASETS.TRAIN":
+                first = first or classes
+                if classes != first:
+                    raise ValueError(
+                        f"{key}: {cfg.DATASETS.TRAIN[0]} and {name} have different classes ({', '.join(first)}; "
+                        f"{', '.join(classes)}); they cannot be trained on together"
+                    )

@@ -1,0 +1,83 @@
+"""Small data sets on disk, and catalogs that are as they were after each test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+import gmm_anomaly.data  # noqa: F401  registers the data sets
+from gmm_anomaly.config import add_gmm_anomaly_config
+from gmm_anomaly.data import registration
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch, tmp_path):
+    """No data set of the machine is seen: the common root is an empty folder of the test."""
+    for name in list(os.environ):
+        if name.startswith("GMM_ANOMALY_"):
+            monkeypatch.delenv(name)
+    root = tmp_path / "datasets"
+    root.mkdir()
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+
+
+@pytest.fixture(autouse=True)
+def clean_catalogs():
+    """Registrations of a test end with it."""
+    specs = dict(registration._SPECS)
+    yield
+    for name in set(registration._SPECS) - set(specs):
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name)
+        registration._SPECS.pop(name)
+    for spec in specs.values():
+        registration.register(spec, overwrite=True)
+
+
+@pytest.fixture
+def datasets_root(tmp_path) -> Path:
+    """The folder that DETECTRON2_DATASETS names."""
+    return tmp_path / "datasets"
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    """Detectron2's defaults with the project's keys, no workers, output in the test's folder."""
+    config = get_cfg()
+    add_gmm_anomaly_config(config)
+    config.DATALOADER.NUM_WORKERS = 0
+    config.OUTPUT_DIR = str(tmp_path / "output")
+    config.SEED = 7
+    return config
+
+
+def _save(path: str | Path, array: np.ndarray, **options) -> str:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def save_image():
+    """``save_image(path, array, **options of PIL)``: writes an array in the format of the extension."""
+    return _save
+
+
+@pytest.fixture
+def make_pairs():
+    """``make_pairs(root, names, values)``: images/NAME.png and labels/NAME.png with label values by turns."""
+
+    def make(root: Path, names, values=(0, 1, 255), size=(12, 16), images="images", labels="labels"):
+        rng = np.random.default_rng(0)
+        for name in names:
+            _save(root / images / f"{name}.png", rng.integers(0, 256, (*size, 3), np.uint8))
+            _save(root / labels / f"{name}.png", np.resize(np.array(values, np.uint8), size))
+
+    return make

@@ -1,0 +1,176 @@
+"""Geometry and colours of the training augmentations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from detectron2.data import transforms as T
+
+from gmm_anomaly.data.augmentation import ColorMatrix, PadTo, RandomColorJitter, RandomScaledCrop, WindowResize
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    np.random.seed(0)
+
+
+def positions(height: int, width: int) -> np.ndarray:
+    """Image whose channels hold row, column and 0."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, np.zeros_like(rows)], axis=2).astype(np.uint8)
+
+
+def test_crops_without_scaling_are_windows_of_the_source():
+    image = positions(40, 50)
+    label = (image[:, :, 0] ^ image[:, :, 1]).astype(np.uint8)
+    corners = set()
+    for _ in range(200):
+        inputs = T.AugInput(image, sem_seg=label)
+        RandomScaledCrop((1.0, 1.0), (30, 20))(inputs)
+        top, left = inputs.image[0, 0, :2]
+        np.testing.assert_array_equal(inputs.image, image[top : top + 30, left : left + 20])
+        np.testing.assert_array_equal(inputs.sem_seg, label[top : top + 30, left : left + 20])
+        corners.add((top, left))
+    assert {top for top, _ in corners} == set(range(11))
+    assert {left for _, left in corners} == set(range(31))
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.8, 1.3, 2.0, 3.0])
+def test_scaled_crops_have_the_scale(scale):
+    """Over a linear ramp the result is linear again, with slope 1 / scale (bilinear, pixel centres aligned)."""
+    image = np.repeat(np.tile(np.arange(120, dtype=np.float32) * 2, (90, 1))[:, :, None], 3, axis=2)
+    augmentation = RandomScaledCrop((scale, scale), (32, 32))
+    for _ in range(5):
+        inputs = T.AugInput(image, sem_seg=np.zeros((90, 120), np.uint8))
+        augmentation(inputs)
+        assert inputs.image.shape == (32, 32, 3)
+        slope = np.polyfit(np.arange(32), inputs.image[16, :, 0], 1)[0]
+        # The window's length is rounded to whole pixels.
+        assert slope == pytest.approx(2 / scale, rel=0.5 * scale / 32 + 0.03)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.75, 2.0])
+def test_labels_stay_on_their_pixels(scale):
+    """Two halves of different label and colour: their border lies at the same column in image and label."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:, 32:] = 200
+    label = np.zeros((64, 64), np.uint8)
+    label[:, 32:] = 1
+    for _ in range(10):
+        inputs = T.AugInput(image, sem_seg=label)
+        RandomScaledCrop((scale, scale), None)(inputs)
+        assert inputs.image.shape[:2] == inputs.sem_seg.shape == (round(64 * scale), round(64 * scale))
+        np.testing.assert_array_equal(inputs.image[:, :, 0] > 100, inputs.sem_seg == 1)
+
+
+def test_nearest_labels_take_the_value_under_the_pixels_centre():
+    label = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    tripled = WindowResize((0, 0, 3, 4), (9, 12)).apply_segmentation(label)
+    np.testing.assert_array_equal(tripled, label.repeat(3, axis=0).repeat(3, axis=1))
+    thirds = WindowResize((0, 0, 9, 12), (3, 4)).apply_segmentation(tripled)
+    np.testing.assert_array_equal(thirds, label)
+
+
+def test_small_images_are_kept_whole():
+    image = positions(10, 200)
+    inputs = T.AugInput(image, sem_seg=np.ones((10, 200), np.uint8))
+    T.AugmentationList([RandomScaledCrop((1.0, 1.0), (16, 32)), PadTo((16, 32), [123.6, 7.2, 300.0])])(inputs)
+    assert inputs.image.shape == (16, 32, 3)
+    assert (inputs.image[:10, :, 0] == image[:, :1, 0]).all()
+    assert (inputs.image[10:] == [124, 7, 255]).all()
+    assert (inputs.sem_seg[:10] == 1).all() and (inputs.sem_seg[10:] == 255).all()
+
+
+def test_one_pixel_images_survive():
+    inputs = T.AugInput(np.zeros((1, 1, 3), np.uint8), sem_seg=np.zeros((1, 1), np.uint8))
+    T.AugmentationList([RandomScaledCrop((0.5, 0.5), (8, 8)), PadTo((8, 8), [0, 0, 0])])(inputs)
+    assert inputs.image.shape == (8, 8, 3) and (inputs.sem_seg == 0).sum() == 1
+
+
+def test_scales_cover_the_range():
+    image = np.zeros((100, 100, 3), np.uint8)
+    augmentation = RandomScaledCrop((0.5, 2.0), None)
+    sizes = [augmentation.get_transform(image, image[:, :, 0]).size[0] for _ in range(400)]
+    assert min(sizes) >= 50 and max(sizes) <= 200
+    # Uniform on [0.5, 2]: mean 1.25, standard deviation 0.433.
+    assert np.mean(sizes) / 100 == pytest.approx(1.25, abs=5 * 0.433 / 20)
+
+
+def test_crops_of_one_class_are_drawn_again():
+    """One column in five of class 1: a plain crop of width 4 often misses it, a redrawn one almost never."""
+    label = np.zeros((8, 100), np.uint8)
+    label[:, 40:44] = 1
+    image = np.zeros((8, 100, 3), np.uint8)
+
+    def shares(max_area):
+        augmentation = RandomScaledCrop((1.0, 1.0), (8, 20), max_area)
+        hits = 0
+        for _ in range(300):
+            top, left, height, width = augmentation.get_transform(image, label).window
+            hits += label[top : top + height, left : left + width].any()
+        return hits / 300
+
+    # 23 of 81 windows touch class 1; with ten redraws at most (58 / 81) ** 11 = 2.5 % miss it.
+    assert shares(1.0) == pytest.approx(23 / 81, abs=0.1)
+    assert shares(0.99) > 0.93
+
+
+def test_ignored_pixels_do_not_count_as_a_class():
+    augmentation = RandomScaledCrop((1.0, 1.0), (4, 4), 0.75)
+    varied = np.full((4, 4), 255, np.uint8)
+    assert not augmentation._is_varied(varied)
+    varied[0, :4] = [0, 0, 0, 1]
+    assert augmentation._is_varied(varied)
+    varied[1, 0] = 0
+    assert not augmentation._is_varied(varied)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (((0.0, 1.0), None), "INPUT.SCALE_RANGE"),
+        (((2.0, 1.0), None), "INPUT.SCALE_RANGE"),
+        (((1.0, 1.0), (0, 5)), "INPUT.CROP.SIZE"),
+        (((1.0, 1.0), (5, 5), 0.0), "SINGLE_CATEGORY_MAX_AREA"),
+    ],
+)
+def test_bad_values_name_their_key(arguments, key):
+    with pytest.raises(ValueError, match=key):
+        RandomScaledCrop(*arguments)
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_colour_jitter_equals_its_three_steps(order):
+    image = np.random.default_rng(0).integers(60, 190, (20, 30, 3), np.uint8)
+    np.random.seed(5)
+    brightness, contrast, saturation = np.random.uniform(0.75, 1.25, 3)
+    expected = image.astype(float) * brightness
+    expected = expected.mean() + contrast * (expected - expected.mean())
+    weights = np.array([0.299, 0.587, 0.114])[:: 1 if order == "RGB" else -1]
+    grey = (expected @ weights)[:, :, None]
+    expected = grey + saturation * (expected - grey)
+    np.random.seed(5)
+    transform = RandomColorJitter(0.25, order).get_transform(image)
+    np.testing.assert_allclose(transform.apply_image(image), expected.clip(0, 255), atol=0.6)
+    label = image[:, :, 0]
+    assert transform.apply_segmentation(label) is label
+
+
+def test_colours_are_clipped_not_wrapped():
+    bright = ColorMatrix(np.hstack([np.eye(3) * 2, np.zeros((3, 1))]))
+    assert bright.apply_image(np.full((2, 2, 3), 200, np.uint8)).tolist() == [[[255] * 3] * 2] * 2
+
+
+def test_no_jitter_changes_nothing():
+    image = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    np.testing.assert_array_equal(RandomColorJitter(0.0, "RGB").get_transform(image).apply_image(image), image)
+
+
+def test_jitter_out_of_range():
+    with pytest.raises(ValueError, match="INPUT.COLOR_JITTER: expected 0 to 1, found 1.5"):
+        RandomColorJitter(1.5, "RGB")
+
+
+def test_boxes_are_refused():
+    with pytest.raises(NotImplementedError, match="images and label images only"):
+        WindowResize((0, 0, 1, 1), (1, 1)).apply_coords(np.zeros((1, 2)))
