@@ -1,0 +1,163 @@
+"""Evaluation of score maps that some program saved, one file an image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from .anomaly import AnomalyEvaluator
+from .records import EvaluatedRecords
+from .score_files import SCORE_EXTENSIONS, read_score_map
+from .task_result import TaskResult
+
+logger = logging.getLogger(__name__)
+
+# Ends of image names that programs leave out when they name their maps.
+IMAGE_SUFFIXES = ("_leftImg8bit",)
+
+
+def evaluate_saved_scores(
+    folder: str | Path,
+    dataset_name: str,
+    *,
+    method: str | None = None,
+    protocol: str | None = None,
+    component_track: str | None = None,
+    precision: str | None = None,
+    suffix: str = "",
+    key: str | None = None,
+    resize: bool = False,
+    progress: bool = True,
+) -> dict[str, TaskResult]:
+    """Metrics of saved maps on a registered data set.
+
+    Args:
+        folder: holds one map per image (subfolders are looked into), see ``read_score_map`` for the formats.
+            A map belongs to the image whose ``image_id`` or file stem is its own relative path or stem.
+        dataset_name, protocol, component_track: as for ``AnomalyEvaluator``.
+        method: name of the score in the results, by default the folder's.
+        precision: as for ``AnomalyEvaluator``; None is float32 for PNG, whose pixels float16 cannot hold.
+        suffix: what the maps' stems end with beyond the image's name, for example "_anomaly".
+        key: name of the array in ``.npz`` and HDF5 files.
+        resize: bring maps of another size to the label's by bilinear interpolation; without it they are an
+            error.
+        progress: show a progress bar.
+
+    Returns:
+        What ``AnomalyEvaluator.evaluate`` returns; details tell ``scores``, ``resized`` and ``ranks_only``.
+
+    Raises:
+        FileNotFoundError: no such folder, or maps are missing (named).
+        ValueError: two maps for one image, a map that cannot be read, or one of another size. Others as
+            ``AnomalyEvaluator``.
+    """
+    root = Path(folder)
+    name = method or root.resolve().name
+    records = EvaluatedRecords(dataset_name, "anomaly")
+    files = match_files(root, records.records, suffix, dataset_name)
+    if any(path.suffix.lower() == ".png" for path in files):
+        precision = precision or "float32"
+    evaluator = AnomalyEvaluator(
+        dataset_name,
+        [name],
+        protocol=protocol,
+        component_track=component_track,
+        precision=precision,
+        distributed=False,
+    )
+    resized = ranks_only = 0
+    for index, path in enumerate(tqdm(files, unit="map", disable=not progress)):
+        found = read_score_map(path, key)
+        score = found.values
+        shape = records.label(index).shape if resize else score.shape
+        if score.shape != shape:
+            score = cv2.resize(score.astype(np.float32), shape[::-1], interpolation=cv2.INTER_LINEAR)
+            resized += 1
+        ranks_only += found.ranks_only
+        try:
+            evaluator.process([records.records[index]], [{"anomaly_scores": {name: score}}])
+        except ValueError as error:
+            hint = "" if resize or "has the size" not in str(error) else "; --resize interpolates it"
+            raise ValueError(f"{path}: {error}{hint}") from error
+    _check_units(ranks_only, len(files), root)
+    results = evaluator.evaluate()
+    assert results is not None
+    for result in results.values():
+        result.details |= {"scores": str(root), "resized": resized, "ranks_only": bool(ranks_only)}
+    return results
+
+
+def match_files(
+    folder: Path, records: Sequence[Mapping[str, Any]], suffix: str, dataset_name: str
+) -> list[Path]:
+    """The map of each record, in the records' order.
+
+    Surplus maps are only logged: benchmarks keep the maps of several splits in one folder.
+
+    Raises:
+        FileNotFoundError: no such folder, or records without a map. ValueError: two maps for one record.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--scores: there is no folder {folder}")
+    by_name: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if hidden or path.suffix.lower() not in SCORE_EXTENSIONS or not path.stem.endswith(suffix):
+            continue
+        stem = path.stem.removesuffix(suffix)
+        for name in {stem, (relative.parent / stem).as_posix().replace("/", "__")}:
+            by_name.setdefault(name, []).append(path)
+
+    found, missing = [], []
+    for record in records:
+        names = _names(record)
+        paths = next((by_name[name] for name in names if name in by_name), [])
+        if len(paths) > 1:
+            raise ValueError(
+                f"{paths[0]} and {paths[1]} both stand for the image {record['image_id']!r}; keep one of "
+                "them, or tell them apart with --suffix"
+            )
+        found += paths
+        if not paths:
+            missing.append(names[-1])
+    if missing:
+        raise FileNotFoundError(
+            f"{folder}: {len(missing)} of {len(records)} images of {dataset_name} have no score map, for "
+            f"example {', '.join(missing[:5])} (with {', '.join(SCORE_EXTENSIONS)}; --suffix names what else "
+            "the stems end with)"
+        )
+    used = set(found)
+    surplus = sorted({path for paths in by_name.values() for path in paths} - used)
+    if surplus:
+        names = ", ".join(path.name for path in surplus[:5])
+        logger.warning("%s: %d maps belong to no image of %s: %s", folder, len(surplus), dataset_name, names)
+    return found
+
+
+def _names(record: Mapping[str, Any]) -> list[str]:
+    """What a record's map may be called, the surest first."""
+    stem = Path(str(record["file_name"])).stem
+    names = [str(record["image_id"]), stem, *(stem.removesuffix(suffix) for suffix in IMAGE_SUFFIXES)]
+    return list(dict.fromkeys(names))
+
+
+def _check_units(ranks_only: int, total: int, root: Path) -> None:
+    if ranks_only not in (0, total):
+        raise ValueError(
+            f"{root}: {ranks_only} of {total} maps are PNGs without text chunks scale and offset, the others "
+            "have units; their scores cannot be compared"
+        )
+    if ranks_only:
+        logger.warning(
+            "%s: the PNGs have no scale, so pixel values are taken as scores. Metrics depend on ranks only "
+            "and are valid if one monotone function, the same for every image, made all the PNGs; thresholds "
+            "are in pixel values",
+            root,
+        )

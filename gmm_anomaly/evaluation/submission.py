@@ -1,0 +1,282 @@
+"""Score files in the layout of SegmentMeIfYouCan, written so that an interrupted run can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from tqdm import tqdm
+
+from gmm_anomaly.data.reading import image_size
+from gmm_anomaly.data.registration import get_records
+
+from .files import remove_partial, replacing, save_json
+from .score_files import HDF5_KEY, require_h5py
+
+logger = logging.getLogger(__name__)
+
+# The benchmark keeps all splits of a track in one folder; by the beginning of a data set's name here.
+FOLDERS = {
+    "road_anomaly21": "AnomalyTrack-all",
+    "road_obstacle21": "ObstacleTrack-all",
+    "lost_and_found_train": "LostAndFound-train",
+    "lost_and_found": "LostAndFound-test",
+}
+_IMAGE_SUFFIX = "_leftImg8bit"  # LostAndFound's images have it, its score files do not
+_LARGEST = float(np.finfo(np.float16).max)
+
+Record = Mapping[str, Any]
+# From records to their score maps, (H, W) float32, in the same order.
+Predict = Callable[[Sequence[Record]], Iterable[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A method's score files: ``<root>/outputs/anomaly_p/<method>/<folder>/<frame>.hdf5``.
+
+    Each holds one data set "value", (H, W) float16, gzip level 9. What the files were made from stands in
+    ``<root>/<method>.json``, so that files of two models never mix.
+
+    Args:
+        root: folder that will hold ``outputs``.
+        method: name of the method, a folder's name.
+        made_from: what decides the scores (weights, config, score's name); must be the same when a run goes
+            on.
+        offset, scale: (score − offset) / scale is stored. One pair for the whole submission: a map per image
+            of its own would change the ranking of pixels over images.
+
+    Raises:
+        ValueError: a method that is no folder's name, or a scale that is not above 0.
+    """
+
+    root: Path
+    method: str
+    made_from: Mapping[str, Any]
+    offset: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.method or self.method in (".", "..") or "/" in self.method or "\\" in self.method:
+            raise ValueError(f"--method must be the name of a folder, found {self.method!r}")
+        if not 0 < self.scale < math.inf or not math.isfinite(self.offset):
+            raise ValueError(
+                f"--scale must be above 0 and --offset finite, found {self.scale} and {self.offset}; a "
+                "negative scale would make known pixels anomalous"
+            )
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / f"{self.method}.json"
+
+    def identity(self) -> dict[str, Any]:
+        return {**self.made_from, "offset": self.offset, "scale": self.scale}
+
+    def folder(self, name: str) -> Path:
+        return self.root / "outputs" / "anomaly_p" / self.method / name
+
+    def begin(self, frames: Sequence[Frame], *, overwrite: bool = False) -> None:
+        """Start, or go on with, the submission.
+
+        Args:
+            frames: all that will be written.
+            overwrite: forget what was written before, whatever it was made from.
+
+        Raises:
+            ValueError: what is there was made from something else, or two images have one score file.
+        """
+        images: dict[Path, str] = {}
+        for frame in frames:
+            image = str(frame.record["file_name"])
+            if images.setdefault(frame.target, image) != image:
+                raise ValueError(f"{images[frame.target]} and {image} would both be written to {frame.target}")
+        if self.manifest.is_file() and not overwrite:
+            earlier = json.loads(self.manifest.read_text()).get("identity", {})
+            differing = sorted(key for key, value in self.identity().items() if earlier.get(key) != value)
+            if differing:
+                raise ValueError(
+                    f"{self.manifest}: the submission {self.method!r} was begun with another "
+                    f"{', '.join(differing)}; choose another --method, or --overwrite to begin it anew"
+                )
+        if overwrite:
+            for frame in frames:
+                frame.target.unlink(missing_ok=True)
+        save_json(self.manifest, {"identity": self.identity(), "complete": False})
+
+    def write(self, frames: Sequence[Frame], predict: Predict, *, progress: str | None = None) -> Written:
+        """Write the frames whose files are not there yet, or are not whole, and check each.
+
+        Args:
+            frames: from ``list_frames``.
+            predict: scores of the frames that are missing; called once.
+            progress: title of a progress bar with the time left; None shows none.
+
+        Raises:
+            ValueError: a score map of another size than its image, with NaN, or beyond float16.
+            OSError: a file that was written does not hold what it should.
+        """
+        for folder in {frame.target.parent for frame in frames}:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_partial(folder)
+        missing = []
+        for frame in frames:
+            wrong = file_problem(frame.target, frame.size)
+            if wrong:
+                missing.append(frame)
+                if frame.target.exists():
+                    logger.warning("%s is written again: %s", frame.target, wrong)
+        lowest, highest = math.inf, -math.inf
+        maps = iter(predict([frame.record for frame in missing])) if missing else iter(())
+        done = len(frames) - len(missing)
+        with tqdm(
+            total=len(frames), initial=done, desc=progress, unit="frame", disable=progress is None
+        ) as bar:
+            for frame in missing:
+                stored = self._stored(np.asarray(next(maps)), frame)
+                write_score_file(frame.target, stored)
+                lowest, highest = min(lowest, float(stored.min())), max(highest, float(stored.max()))
+                bar.update()
+        return Written(len(frames), done, len(missing), lowest, highest)
+
+    def _stored(self, score: np.ndarray, frame: Frame) -> np.ndarray:
+        if score.shape != frame.size:
+            raise ValueError(
+                f"{frame.name}: the score map is {score.shape}, the image {frame.size} (height, width)"
+            )
+        values = (score.astype(np.float64) - self.offset) / self.scale
+        if np.isnan(values).any():
+            raise ValueError(f"{frame.name}: {int(np.isnan(values).sum())} scores are NaN")
+        finite = values[np.isfinite(values)]
+        if finite.size and np.abs(finite).max() > _LARGEST:
+            raise ValueError(
+                f"{frame.name}: scores reach {finite.min():.6g} to {finite.max():.6g}, float16 ends at "
+                f"{_LARGEST:.0f}; give --offset and --scale, constants of the whole submission, so that "
+                "(score - offset) / scale fits"
+            )
+        return values.astype(np.float16)
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Record in the manifest that every file is there and whole."""
+        save_json(self.manifest, {"identity": self.identity(), "complete": True, **report})
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image and its score file; ``size`` is (height, width)."""
+
+    name: str
+    record: Record
+    size: tuple[int, int]
+    target: Path
+
+
+@dataclass(frozen=True)
+class Written:
+    """How many frames there are, were there, and were written now, and the range of the scores stored now."""
+
+    frames: int
+    kept: int
+    written: int
+    lowest: float
+    highest: float
+
+
+def list_frames(submission: Submission, dataset_name: str, folder: str | None = None) -> list[Frame]:
+    """Frames of a data set, labelled or not, with their score files.
+
+    Args:
+        dataset_name: a registered data set.
+        folder: the benchmark's name for it; None: by ``FOLDERS``.
+
+    Raises:
+        ValueError: an unknown data set, one the benchmark has no folder for, or two images of one name.
+    """
+    records = get_records(dataset_name)
+    folder = folder or benchmark_folder(dataset_name)
+    frames: dict[str, Frame] = {}
+    for record in records:
+        name = Path(str(record["file_name"])).stem.removesuffix(_IMAGE_SUFFIX)
+        if name in frames:
+            raise ValueError(
+                f"{dataset_name}: two images are named {name}: {frames[name].record['file_name']} and "
+                f"{record['file_name']}; a submission needs one name a frame"
+            )
+        target = submission.folder(folder) / f"{name}.hdf5"
+        frames[name] = Frame(name, record, _size(record), target)
+    return list(frames.values())
+
+
+def benchmark_folder(dataset_name: str) -> str:
+    """The benchmark's folder for a data set. Raises ValueError where it has none."""
+    for beginning, folder in FOLDERS.items():
+        if dataset_name.startswith(beginning):
+            return folder
+    known = ", ".join(f"{beginning}*" for beginning in FOLDERS)
+    metadata = MetadataCatalog.get(dataset_name)
+    raise ValueError(
+        f"{dataset_name} ({metadata.get('evaluator_type')}) is no data set of SegmentMeIfYouCan ({known}); "
+        f"for another one give the folder too: --dataset {dataset_name}=FOLDER"
+    )
+
+
+def _size(record: Record) -> tuple[int, int]:
+    if "render" in record:
+        return record["render"]["height"], record["render"]["width"]
+    return image_size(str(record["file_name"]))
+
+
+def write_score_file(target: Path, stored: np.ndarray) -> None:
+    """Write one score file and read it back before it gets its name.
+
+    Args:
+        target: ends with ``.hdf5``.
+        stored: (H, W) float16.
+
+    Raises:
+        OSError: the file does not hold what was written. ImportError: h5py is not installed.
+    """
+    h5py = require_h5py()
+    with replacing(target) as temporary:
+        with h5py.File(temporary, "w") as file:
+            file.create_dataset(HDF5_KEY, data=stored, compression="gzip", compression_opts=9)
+        with h5py.File(temporary, "r") as file:
+            found = file[HDF5_KEY][()]
+        if found.dtype != np.float16 or not np.array_equal(found, stored):
+            raise OSError(f"{target}: what was written cannot be read back; check the disk")
+
+
+def file_problem(path: Path, size: tuple[int, int]) -> str | None:
+    """What is wrong with a score file, read to its end; None if it is there and whole."""
+    h5py = require_h5py()
+    if not path.is_file():
+        return "there is no file"
+    try:
+        with h5py.File(path, "r") as file:
+            if list(file) != [HDF5_KEY]:
+                return f"it holds {', '.join(file) or 'nothing'} instead of one data set {HDF5_KEY!r}"
+            found = file[HDF5_KEY][()]
+    except Exception as error:  # a damaged file raises OSError, RuntimeError or KeyError
+        return f"it cannot be read ({error})"
+    if found.dtype != np.float16:
+        return f"its type is {found.dtype}, not float16"
+    if found.shape != size:
+        return f"its shape is {found.shape}, not {size}"
+    if np.isnan(found).any():
+        return "it holds NaN"
+    return None
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, by which weights are told apart."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

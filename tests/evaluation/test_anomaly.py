@@ -1,0 +1,256 @@
+"""AnomalyEvaluator against scikit-learn on the pooled pixels, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation.testing import flatten_results_dict, print_csv_format
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from gmm_anomaly.data.catalog import register_anomaly_dataset
+from gmm_anomaly.evaluation import AnomalyEvaluator
+from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
+
+
+def feed(evaluator, tree, scores, image_ids=None, batch=2):
+    ids = image_ids or tree.image_ids
+    for start in range(0, len(ids), batch):
+        part = ids[start : start + batch]
+        outputs = [
+            {"anomaly_scores": {name: torch.tensor(maps[one]) for name, maps in scores.items()}}
+            for one in part
+        ]
+        evaluator.process(tree.inputs(*part), outputs)
+    return evaluator
+
+
+def test_numbers_equal_scikit_learn_on_the_pooled_pixels(anomaly_tree, scores):
+    results = feed(AnomalyEvaluator(anomaly_tree.name, ["good", "bad"]), anomaly_tree, scores).evaluate()
+    assert list(results) == ["anomaly/pooled/good", "anomaly/pooled/bad"]
+    for name, maps in scores.items():
+        label = np.concatenate([anomaly_tree.labels[one].ravel() for one in anomaly_tree.image_ids])
+        score = np.concatenate([maps[one].ravel() for one in anomaly_tree.image_ids])
+        truth, score = label[label != 255], score[label != 255]
+        false, true, _ = roc_curve(truth, score, drop_intermediate=False)
+        found = results[f"anomaly/pooled/{name}"]
+        assert found["AP"] == pytest.approx(average_precision_score(truth, score), abs=1e-12)
+        assert found["AUROC"] == pytest.approx(roc_auc_score(truth, score), abs=1e-12)
+        assert found["FPR95"] == pytest.approx(false[np.searchsorted(true, 0.95)], abs=1e-12)
+        predicted = score >= found["best_f1_threshold"]
+        f1 = 2 * (predicted & (truth == 1)).sum() / (predicted.sum() + truth.sum())
+        assert found["best_f1"] == pytest.approx(f1, abs=1e-12)
+        assert found["images"] == 5
+        assert found.details["protocol"] == "pooled"
+
+
+def test_results_do_not_depend_on_order_or_batches(anomaly_tree, scores):
+    options = {"component_track": "obstacle", "protocol": "smiyc"}
+    first = feed(AnomalyEvaluator(anomaly_tree.name, ["good"], **options), anomaly_tree, scores, batch=1)
+    second = feed(
+        AnomalyEvaluator(anomaly_tree.name, ["good"], **options),
+        anomaly_tree,
+        scores,
+        anomaly_tree.image_ids[::-1],
+        5,
+    )
+    assert first.evaluate() == second.evaluate()
+
+
+def test_every_logger_of_detectron2_takes_the_results(anomaly_tree, scores, caplog):
+    evaluator = AnomalyEvaluator(
+        anomaly_tree.name, ["good"], component_track="obstacle", protocol="fishyscapes"
+    )
+    results = feed(evaluator, anomaly_tree, scores).evaluate()
+    flat = flatten_results_dict({"data": results})
+    assert {"data/anomaly/fishyscapes/good/AP", "data/components/obstacle_track/good/F1"} <= set(flat)
+    assert all(type(value) in (float, int) for value in flat.values())
+    with caplog.at_level(logging.INFO):
+        print_csv_format(results)
+    assert "anomaly/fishyscapes/good" in caplog.text
+
+
+@pytest.mark.parametrize("budget", [2**30, 0], ids=["memory", "disk"])
+def test_components_use_the_threshold_of_the_whole_data_set(
+    anomaly_tree, scores, budget, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    evaluator = AnomalyEvaluator(
+        anomaly_tree.name, ["good", "bad"], component_track="obstacle", memory_budget=budget
+    )
+    feed(evaluator, anomaly_tree, scores)
+    on_disk = list(tmp_path.glob("kept_scores_*/*.npy"))
+    assert len(on_disk) == (0 if budget else 10)
+    results = evaluator.evaluate()
+    assert not list(tmp_path.glob("kept_scores_*"))
+    for name, maps in scores.items():
+        halves = {one: score.astype(np.float16) for one, score in maps.items()}
+        pixels = PixelMetrics("pooled", "float16")
+        for one, label in anomaly_tree.labels.items():
+            pixels.update(halves[one], label)
+        expected = ComponentMetrics.obstacle_track(pixels.compute()["best_f1_threshold"])
+        for one, label in anomaly_tree.labels.items():
+            expected.update(halves[one], label)
+        found, wanted = results[f"components/obstacle_track/{name}"], expected.compute()
+        assert wanted["predictions"] > 0
+        for key in ("sIoU_gt", "PPV", "F1", "threshold"):
+            assert found[key] == wanted[key]
+        assert found.details["tp"] == wanted["tp"]
+
+
+def test_protocol_and_track_come_from_the_data_set(anomaly_tree, scores, registered):
+    name, root = registered("obstacles"), anomaly_tree.root
+    register_anomaly_dataset(
+        name, root / "images", root / "labels", protocol="smiyc", component_track="obstacle"
+    )
+    results = feed(AnomalyEvaluator(name, ["good"]), anomaly_tree, scores).evaluate()
+    assert list(results) == ["anomaly/smiyc/good", "components/obstacle_track/good"]
+    assert results["anomaly/smiyc/good"].details["precision"] == "float16"
+    evaluator = AnomalyEvaluator(name, ["good"], component_track="none", protocol="pooled")
+    results = feed(evaluator, anomaly_tree, scores).evaluate()
+    assert list(results) == ["anomaly/pooled/good"]
+    assert results["anomaly/pooled/good"].details["precision"] == "float32"
+
+
+def test_score_maps_are_saved(anomaly_tree, scores, tmp_path):
+    evaluator = AnomalyEvaluator(anomaly_tree.name, ["good", "bad"], output_dir=tmp_path, save_scores=True)
+    feed(evaluator, anomaly_tree, scores).evaluate()
+    for name, maps in scores.items():
+        folder = tmp_path / "scores" / anomaly_tree.name / name
+        assert sorted(path.name for path in folder.iterdir()) == [
+            f"{one}.npy" for one in anomaly_tree.image_ids
+        ]
+        for one in anomaly_tree.image_ids:
+            saved = np.load(folder / f"{one}.npy")
+            assert saved.dtype == np.float16
+            assert np.array_equal(saved, maps[one].astype(np.float16))
+
+
+def test_overlays_show_the_first_images_of_the_data_set_in_one_colour_range(anomaly_tree, scores, tmp_path):
+    evaluator = AnomalyEvaluator(
+        anomaly_tree.name, ["good", "bad"], output_dir=tmp_path, num_visualizations=2
+    )
+    feed(evaluator, anomaly_tree, scores, anomaly_tree.image_ids[::-1]).evaluate()
+    folder = tmp_path / "visualizations" / anomaly_tree.name
+    assert sorted(path.stem for path in folder.iterdir()) == anomaly_tree.image_ids[:2]
+    height, width = anomaly_tree.labels["frame_01"].shape
+    picture = cv2.imread(str(folder / "frame_01.png"))
+    image = cv2.imread(str(anomaly_tree.root / "images" / "frame_01.png"))
+    assert np.array_equal(picture[-height:, :width], image)
+    # Anomalies are orange in the second panel, and the brightest pixels of the third one have the highest
+    # scores.
+    label = anomaly_tree.labels["frame_01"]
+    truth = picture[-height:, width + 4 : 2 * width + 4].astype(int)
+    assert (truth[label == 1][:, 2] > truth[label == 1][:, 0]).all()
+    assert truth[label == 255].max() < 255 * 0.45
+    heat = picture[-height:, -width:].astype(int).sum(axis=2)
+    score = scores["good"]["frame_01"]
+    assert np.corrcoef(heat.ravel(), score.ravel())[0, 1] > 0.9
+
+
+def test_one_evaluator_serves_several_rounds(anomaly_tree, scores):
+    evaluator = AnomalyEvaluator(anomaly_tree.name, ["good"], component_track="obstacle")
+    first = feed(evaluator, anomaly_tree, scores).evaluate()
+    evaluator.reset()
+    assert feed(evaluator, anomaly_tree, scores).evaluate() == first
+
+
+def test_float32_scores_far_apart_keep_their_ranks(anomaly_tree, scores):
+    # 1e5 is infinite in float16: all pixels would tie.
+    moved = {"good": {one: 1e5 + score for one, score in scores["good"].items()}}
+    plain = feed(AnomalyEvaluator(anomaly_tree.name, ["good"]), anomaly_tree, moved).evaluate()
+    assert plain["anomaly/pooled/good"]["AP"] > 0.5
+    evaluator = AnomalyEvaluator(anomaly_tree.name, ["good"], precision="float16")
+    rounded = feed(evaluator, anomaly_tree, moved).evaluate()
+    assert "became infinite" in rounded["anomaly/pooled/good"].details["note"]
+
+
+def test_missing_images_are_counted_aloud(anomaly_tree, scores, caplog):
+    evaluator = feed(
+        AnomalyEvaluator(anomaly_tree.name, ["good"]), anomaly_tree, scores, ["frame_00", "frame_03"]
+    )
+    results = evaluator.evaluate()
+    assert results["anomaly/pooled/good"]["images"] == 2
+    assert "only 2 of 5 images" in caplog.text and "frame_01" in caplog.text
+
+
+class TestBadInput:
+    def process(self, tree, score, image_id="frame_00", names=("good",)):
+        evaluator = AnomalyEvaluator(tree.name, list(names))
+        evaluator.process(tree.inputs(image_id), [{"anomaly_scores": {"good": torch.tensor(score)}}])
+        return evaluator
+
+    def test_nan_names_image_and_score(self, anomaly_tree, scores):
+        score = scores["good"]["frame_00"].copy()
+        score[0, :2] = np.nan
+        with pytest.raises(ValueError, match=r"score 'good'.*image 'frame_00'.*2 of 391 scores are NaN"):
+            self.process(anomaly_tree, score)
+
+    def test_other_size_than_the_label(self, anomaly_tree, scores):
+        with pytest.raises(ValueError, match=r"'frame_00'.*'good' has the size 16 x 23.*label 17 x 23"):
+            self.process(anomaly_tree, scores["good"]["frame_00"][:-1])
+
+    def test_score_that_the_model_does_not_give(self, anomaly_tree, scores):
+        with pytest.raises(ValueError, match=r"no score 'energy', only good"):
+            self.process(anomaly_tree, scores["good"]["frame_00"], names=["good", "energy"])
+
+    def test_image_of_another_data_set(self, anomaly_tree, scores):
+        with pytest.raises(ValueError, match=r"image_id 'elsewhere'.*not in the data set"):
+            self.process(anomaly_tree, scores["good"]["frame_00"], "elsewhere")
+
+    def test_image_given_twice(self, anomaly_tree, scores):
+        evaluator = feed(AnomalyEvaluator(anomaly_tree.name, ["good"]), anomaly_tree, scores)
+        with pytest.raises(ValueError, match=r"'frame_00' was given twice"):
+            feed(evaluator, anomaly_tree, scores, ["frame_00"])
+
+    def test_no_image(self, anomaly_tree):
+        with pytest.raises(ValueError, match="no image was evaluated"):
+            AnomalyEvaluator(anomaly_tree.name, ["good"]).evaluate()
+
+    def test_withheld_labels_are_refused_by_name(self, anomaly_tree, registered):
+        name = registered("withheld")
+        records = [dict(record) for record in DatasetCatalog.get(anomaly_tree.name)]
+        for record in records[2:]:
+            del record["sem_seg_file_name"]
+        DatasetCatalog.register(name, lambda: records)
+        MetadataCatalog.get(name).set(evaluator_type="anomaly")
+        with pytest.raises(
+            ValueError, match=rf"{name}: the labels of 3 of 5 images are withheld.*submit_smiyc"
+        ):
+            AnomalyEvaluator(name, ["good"])
+
+    def test_closed_set_data_set(self, closed_tree):
+        with pytest.raises(ValueError, match=r"evaluator_type 'anomaly', found 'closed_set'"):
+            AnomalyEvaluator(closed_tree.name, ["good"])
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"component_track": "road"}, "component_track must be none, anomaly or obstacle, found 'road'"),
+            ({"protocol": "mine"}, "protocol must be one of pooled"),
+            ({"save_scores": True}, "need output_dir"),
+            ({"scores": []}, "at least one score"),
+            ({"scores": "good"}, "must be a list"),
+        ],
+    )
+    def test_arguments(self, anomaly_tree, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            AnomalyEvaluator(anomaly_tree.name, **({"scores": ["good"]} | arguments))
+
+
+def test_undefined_numbers_are_nan_with_a_note(anomaly_tree, scores, caplog):
+    """Only void pixels: no threshold exists, so components are undefined too."""
+    for path in (anomaly_tree.root / "labels").iterdir():
+        cv2.imwrite(str(path), np.full_like(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), 255))
+    evaluator = AnomalyEvaluator(anomaly_tree.name, ["good"], component_track="obstacle")
+    results = feed(evaluator, anomaly_tree, scores).evaluate()
+    assert np.isnan(results["anomaly/pooled/good"]["AP"])
+    assert np.isnan(results["components/obstacle_track/good"]["sIoU_gt"])
+    assert "no valid pixel" in caplog.text
+    json.dumps(results["anomaly/pooled/good"].details)

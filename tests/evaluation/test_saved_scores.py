@@ -1,0 +1,177 @@
+"""tools/evaluate.py: saved maps give the numbers that the evaluator gives during inference."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from gmm_anomaly.evaluation import AnomalyEvaluator
+from gmm_anomaly.evaluation.saved_scores import evaluate_saved_scores
+
+
+@pytest.fixture(scope="module")
+def tool():
+    path = Path(__file__).parents[2] / "tools" / "evaluate.py"
+    spec = importlib.util.spec_from_file_location("evaluate_tool", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def direct(tree, maps, **options):
+    evaluator = AnomalyEvaluator(tree.name, ["mine"], **options)
+    for one in tree.image_ids:
+        evaluator.process(tree.inputs(one), [{"anomaly_scores": {"mine": torch.tensor(maps[one])}}])
+    return evaluator.evaluate()
+
+
+def save_all(folder: Path, maps, write=np.save, name="{}.npy"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for one, score in maps.items():
+        write(folder / name.format(one), score)
+    return folder
+
+
+def write_hdf5(path, score):
+    with h5py.File(path, "w") as file:
+        file["value"] = score.astype(np.float16)
+
+
+def test_benchmark_files_under_the_benchmark_protocol(anomaly_tree, scores, tmp_path, tool, capsys):
+    maps = scores["good"]
+    folder = save_all(tmp_path / "mine", maps, write_hdf5, "{}.hdf5")
+    arguments = ["--scores", str(folder), "--dataset", anomaly_tree.name, "--protocol", "smiyc"]
+    report = tmp_path / "report.json"
+    assert tool.main([*arguments, "--components", "obstacle", "--json", str(report)]) == 0
+    expected = direct(anomaly_tree, maps, protocol="smiyc", component_track="obstacle")
+    found = json.loads(report.read_text())["datasets"][anomaly_tree.name]
+    for key in ("AP", "AUROC", "FPR95", "best_f1", "best_f1_threshold"):
+        assert found["anomaly"]["mine"][key] == expected["anomaly/smiyc/mine"][key]
+    for key in ("sIoU_gt", "PPV", "F1"):
+        assert found["components"]["mine"][key] == expected["components/obstacle_track/mine"][key]
+    output = capsys.readouterr().out
+    assert f"{expected['anomaly/smiyc/mine']['AP']:.4f}" in output
+    assert "smiyc" in output and "obstacle_track" in output
+
+
+def test_a_monotone_png_has_the_ranks_of_the_scores(anomaly_tree, scores, tmp_path, caplog):
+    # Two decimals between -10 and 10: a PNG keeps all ranks, float16 would not.
+    pixels = {one: np.round((score + 10) * 100).astype(np.uint16) for one, score in scores["good"].items()}
+    folder = save_all(
+        tmp_path / "mine", pixels, lambda path, array: cv2.imwrite(str(path), 30 * array), "{}.png"
+    )
+    [found] = evaluate_saved_scores(
+        folder, anomaly_tree.name, component_track="none", progress=False
+    ).values()
+    [expected] = direct(anomaly_tree, scores["good"]).values()
+    for key in ("AP", "AUROC", "FPR95", "best_f1"):
+        assert found[key] == expected[key]
+    assert found["best_f1_threshold"] == pytest.approx(30 * (100 * expected["best_f1_threshold"] + 1000))
+    assert found.details["ranks_only"] and "one monotone function" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("{}_anomaly.npy", {"suffix": "_anomaly"}),
+        ("deep/er/{}.npy", {}),
+        ("{}.npy", {"method": "mine"}),
+    ],
+)
+def test_maps_are_found_by_stem(anomaly_tree, scores, tmp_path, name, options):
+    folder = tmp_path / "mine"
+    (folder / "deep" / "er").mkdir(parents=True)
+    save_all(folder, scores["good"], name=name)
+    (folder / "README.txt").write_text("not a map")
+    found = evaluate_saved_scores(folder, anomaly_tree.name, progress=False, **options)
+    assert found == direct(anomaly_tree, scores["good"])
+
+
+def test_surplus_maps_are_named_and_left_out(anomaly_tree, scores, tmp_path, caplog):
+    folder = save_all(tmp_path / "mine", scores["good"] | {"other_split_0001": np.full((3, 3), np.nan)})
+    found = evaluate_saved_scores(folder, anomaly_tree.name, progress=False)
+    assert found == direct(anomaly_tree, scores["good"])
+    assert "1 maps belong to no image" in caplog.text and "other_split_0001.npy" in caplog.text
+
+
+def test_other_sizes_are_interpolated_when_asked(anomaly_tree, scores, tmp_path):
+    maps = {one: cv2.resize(score, None, fx=2, fy=0.5) for one, score in scores["good"].items()}
+    folder = save_all(tmp_path / "mine", maps)
+    with pytest.raises(ValueError, match=r"frame_00.npy.*has the size.*--resize"):
+        evaluate_saved_scores(folder, anomaly_tree.name, progress=False)
+    found = evaluate_saved_scores(folder, anomaly_tree.name, resize=True, progress=False)
+    expected = {
+        # Half-pixel centres, as in torch's align_corners=False and the benchmark.
+        one: torch.nn.functional.interpolate(
+            torch.tensor(score)[None, None], anomaly_tree.labels[one].shape, mode="bilinear"
+        )
+        for one, score in maps.items()
+    }
+    [wanted] = direct(anomaly_tree, {one: score[0, 0].numpy() for one, score in expected.items()}).values()
+    assert found["anomaly/pooled/mine"]["AP"] == pytest.approx(wanted["AP"], abs=1e-3)
+    assert found["anomaly/pooled/mine"].details["resized"] == 5
+
+
+class TestErrors:
+    def run(self, tool, capsys, *arguments):
+        status = tool.main(list(map(str, arguments)))
+        assert status == 1
+        return capsys.readouterr().err
+
+    def test_missing_maps(self, anomaly_tree, scores, tmp_path, tool, capsys):
+        folder = save_all(tmp_path / "mine", {"frame_01": scores["good"]["frame_01"]})
+        message = self.run(tool, capsys, "--scores", folder, "--dataset", anomaly_tree.name)
+        assert "4 of 5 images" in message and "frame_00, frame_02" in message
+
+    def test_two_maps_for_one_image(self, anomaly_tree, scores, tmp_path, tool, capsys):
+        folder = save_all(tmp_path / "mine", scores["good"])
+        np.savez(folder / "frame_02.npz", scores["good"]["frame_02"])
+        message = self.run(tool, capsys, "--scores", folder, "--dataset", anomaly_tree.name)
+        assert "frame_02.npy" in message and "frame_02.npz" in message
+
+    def test_nan_names_the_file(self, anomaly_tree, scores, tmp_path, tool, capsys):
+        broken = scores["good"]["frame_03"].copy()
+        broken[0, 0] = np.nan
+        folder = save_all(tmp_path / "mine", scores["good"] | {"frame_03": broken})
+        message = self.run(tool, capsys, "--scores", folder, "--dataset", anomaly_tree.name)
+        assert "frame_03.npy" in message and "1 of 625 scores are NaN" in message
+
+    def test_no_folder(self, anomaly_tree, tmp_path, tool, capsys):
+        message = self.run(tool, capsys, "--scores", tmp_path / "absent", "--dataset", anomaly_tree.name)
+        assert f"no folder {tmp_path / 'absent'}" in message
+
+    def test_unknown_data_set(self, tmp_path, tool, capsys):
+        message = self.run(tool, capsys, "--scores", tmp_path, "--dataset", "streets")
+        assert "unknown data set 'streets'" in message and "synthetic_street_anomaly" in message
+
+    def test_closed_set(self, closed_tree, tmp_path, tool, capsys):
+        message = self.run(tool, capsys, "--scores", tmp_path, "--dataset", closed_tree.name)
+        assert "evaluator_type 'anomaly', found 'closed_set'" in message
+
+    def test_units_and_ranks_do_not_mix(self, anomaly_tree, scores, tmp_path, tool, capsys):
+        folder = save_all(tmp_path / "mine", scores["good"])
+        (folder / "frame_04.npy").unlink()
+        cv2.imwrite(str(folder / "frame_04.png"), np.zeros(anomaly_tree.labels["frame_04"].shape, np.uint16))
+        message = self.run(tool, capsys, "--scores", folder, "--dataset", anomaly_tree.name)
+        assert "1 of 5 maps are PNGs without" in message
+
+
+def test_a_file_of_ones_own_may_register_the_data_set(
+    anomaly_tree, scores, tmp_path, tool, registered, capsys
+):
+    folder, name = save_all(tmp_path / "mine", scores["good"]), registered("own")
+    (tmp_path / "own.py").write_text(
+        "from gmm_anomaly.data import register_anomaly_dataset\n"
+        f"register_anomaly_dataset({name!r}, {str(anomaly_tree.root / 'images')!r}, "
+        f"{str(anomaly_tree.root / 'labels')!r})\n"
+    )
+    arguments = ["--scores", folder, "--dataset", name, "--register", tmp_path / "own.py"]
+    assert tool.main(list(map(str, arguments))) == 0
+    assert name in capsys.readouterr().out

@@ -1,0 +1,292 @@
+"""tools/submit_smiyc.py: the benchmark's layout, interruption, and refusal to mix models."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from gmm_anomaly.config import add_gmm_anomaly_config
+from gmm_anomaly.data import register_anomaly_dataset
+from gmm_anomaly.evaluation import AnomalyEvaluator
+from gmm_anomaly.evaluation.saved_scores import evaluate_saved_scores
+from gmm_anomaly.evaluation.scoring import AnomalyScorer
+from gmm_anomaly.evaluation.submission import Submission, benchmark_folder, file_problem, list_frames
+
+# Names as in the benchmark's download; one frame with a label, three without.
+FRAMES = {
+    "cones0003": (40, 72),
+    "zebra0000": (36, 64),
+    "validation0000": (33, 51),
+    "validation0001": (40, 72),
+}
+
+
+@pytest.fixture
+def track(tmp_path, registered):
+    """A tiny dataset_AnomalyTrack; gives the name of its registration without labels."""
+    root = tmp_path / "dataset_AnomalyTrack"
+    (root / "images").mkdir(parents=True)
+    rng = np.random.default_rng(2)
+    for name, size in FRAMES.items():
+        image = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+        cv2.imwrite(str(root / "images" / f"{name}.jpg"), image)
+    name = registered("road_anomaly21_tiny")
+    register_anomaly_dataset(name, root / "images", None)
+    return name
+
+
+def scores_of(records, values=None):
+    for record in records:
+        name = Path(record["file_name"]).stem
+        yield np.random.default_rng(len(name)).normal(size=FRAMES[name]).astype(np.float32) * 20
+
+
+def started(root, track, **options):
+    submission = Submission(root, options.pop("method", "ours"), {"weights": "abc"}, **options)
+    frames = list_frames(submission, track)
+    submission.begin(frames)
+    return submission, frames
+
+
+def test_layout_of_the_benchmark(tmp_path, track):
+    submission, frames = started(tmp_path / "out", track)
+    written = submission.write(frames, scores_of)
+    assert (written.frames, written.kept, written.written) == (4, 0, 4)
+    files = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    assert files == [
+        "ours.json",
+        *(f"outputs/anomaly_p/ours/AnomalyTrack-all/{name}.hdf5" for name in sorted(FRAMES)),
+    ]
+    for frame, expected in zip(frames, scores_of([frame.record for frame in frames]), strict=True):
+        with h5py.File(frame.target) as file:
+            assert list(file) == ["value"]
+            value = file["value"]
+            assert (value.dtype, value.compression, value.compression_opts) == (np.float16, "gzip", 9)
+            assert np.array_equal(value[()], expected.astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("road_anomaly21_test", "AnomalyTrack-all"),
+        ("road_anomaly21_validation", "AnomalyTrack-all"),
+        ("road_obstacle21_validation", "ObstacleTrack-all"),
+        ("lost_and_found_test_noknown", "LostAndFound-test"),
+        ("lost_and_found_train", "LostAndFound-train"),
+    ],
+)
+def test_folders_of_the_benchmark(name, folder):
+    assert benchmark_folder(name) == folder
+
+
+def test_lost_and_found_frames_lose_their_suffix(tmp_path, registered):
+    folder = tmp_path / "test" / "02_Scene"
+    folder.mkdir(parents=True)
+    cv2.imwrite(str(folder / "02_Scene_000001_000080_leftImg8bit.png"), np.zeros((8, 16, 3), np.uint8))
+    name = registered("lost_and_found_tiny")
+    register_anomaly_dataset(name, tmp_path / "test", None)
+    [frame] = list_frames(Submission(tmp_path, "ours", {}), name)
+    assert frame.target.parts[-2:] == ("LostAndFound-test", "02_Scene_000001_000080.hdf5")
+    assert frame.size == (8, 16)
+
+
+def test_an_interrupted_run_goes_on(tmp_path, track):
+    submission, frames = started(tmp_path, track)
+
+    def interrupted(records):
+        maps = scores_of(records)
+        yield next(maps)
+        yield next(maps)
+        # What a kill in the middle of writing leaves behind.
+        frames[2].target.with_name(f".{frames[2].target.name}.1.partial").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        submission.write(frames, interrupted)
+    there = {path: path.stat().st_mtime_ns for path in frames[0].target.parent.glob("*.hdf5")}
+    assert sorted(there) == sorted(frame.target for frame in frames[:2])
+    # A file that was cut off, as by a full disk.
+    frames[1].target.write_bytes(frames[1].target.read_bytes()[:-200])
+
+    asked = []
+
+    def rest(records):
+        asked.extend(Path(record["file_name"]).stem for record in records)
+        return scores_of(records)
+
+    submission, frames = started(tmp_path, track)
+    written = submission.write(frames, rest)
+    assert asked == [frame.name for frame in frames[1:]]
+    assert (written.kept, written.written) == (1, 3)
+    assert frames[0].target.stat().st_mtime_ns == there[frames[0].target]
+    assert all(file_problem(frame.target, frame.size) is None for frame in frames)
+    assert sorted(path.name for path in frames[0].target.parent.iterdir()) == sorted(
+        f"{name}.hdf5" for name in FRAMES
+    )
+    assert submission.write(frames, lambda records: pytest.fail("nothing is missing")).written == 0
+
+
+def test_files_of_two_models_do_not_mix(tmp_path, track):
+    submission, frames = started(tmp_path, track)
+    submission.write(frames, scores_of)
+    other = Submission(tmp_path, "ours", {"weights": "other"})
+    with pytest.raises(
+        ValueError, match=r"begun with another weights; choose another --method, or --overwrite"
+    ):
+        other.begin(frames)
+    other.begin(frames, overwrite=True)
+    assert not any(frame.target.exists() for frame in frames)
+    with pytest.raises(ValueError, match="another offset, scale"):
+        Submission(tmp_path, "ours", {"weights": "other"}, 1.0, 2.0).begin(frames)
+
+
+def test_offset_and_scale_are_one_pair_for_all_frames(tmp_path, track):
+    submission, frames = started(tmp_path, track, offset=1e6, scale=4.0)
+    submission.write(frames, lambda records: (1e6 + 4 * score for score in scores_of(records)))
+    for frame, expected in zip(frames, scores_of([frame.record for frame in frames]), strict=True):
+        with h5py.File(frame.target) as file:
+            # float32 near 1e6 has steps of 1/16, a 64th after the division.
+            assert np.abs(file["value"][()].astype(float) - expected).max() < 1 / 16
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda score: score[:-1], "the score map is"),
+        (lambda score: np.where(score > 0, np.nan, score), "scores are NaN"),
+        (lambda score: score + 1e5, "float16 ends at 65504; give --offset and --scale"),
+    ],
+)
+def test_maps_that_cannot_be_submitted(tmp_path, track, damage, message):
+    submission, frames = started(tmp_path, track)
+    with pytest.raises(ValueError, match=rf"{frames[0].name}: .*{message}"):
+        submission.write(frames, lambda records: map(damage, scores_of(records)))
+    assert not any(frame.target.exists() for frame in frames)
+
+
+def test_infinite_scores_are_values(tmp_path, track):
+    submission, frames = started(tmp_path, track)
+    submission.write(frames, lambda records: (np.full(score.shape, np.inf) for score in scores_of(records)))
+    assert all(file_problem(frame.target, frame.size) is None for frame in frames)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"value": np.zeros((4, 5), np.float32)}, "float32, not float16"),
+        ({"value": np.zeros((4, 4), np.float16)}, r"\(4, 4\), not \(4, 5\)"),
+        ({"score": np.zeros((4, 5), np.float16)}, "it holds score"),
+        ({"value": np.full((4, 5), np.nan, np.float16)}, "NaN"),
+    ],
+)
+def test_wrong_files_are_seen(tmp_path, content, message):
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for name, values in content.items():
+            file[name] = values
+    assert np.any(
+        [part in file_problem(tmp_path / "a.hdf5", (4, 5)) for part in (message.replace("\\", ""),)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a/b", {}), "name of a folder"),
+        (("a", {}, 0.0, -1.0), "--scale must be above 0"),
+        (("..", {}), "folder"),
+    ],
+)
+def test_bad_arguments(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Submission(tmp_path, *arguments)
+
+
+def test_other_data_sets_need_a_folder(tmp_path, anomaly_tree):
+    submission = Submission(tmp_path, "ours", {})
+    with pytest.raises(ValueError, match=r"no data set of SegmentMeIfYouCan.*=FOLDER"):
+        list_frames(submission, anomaly_tree.name)
+    frames = list_frames(submission, anomaly_tree.name, "Mine")
+    assert frames[0].target.parent.name == "Mine"
+
+
+CONFIG = [
+    "MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NAME", "softmax", "MODEL.CLASSIFIER.NUM_CLASSES", 4,
+    "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "tf_efficientnet_lite0",
+    "MODEL.DECODER.CHANNELS", 16, "MODEL.DECODER.ASPP_CHANNELS", 16, "MODEL.DECODER.PROJECT_CHANNELS", 8,
+    "DATALOADER.NUM_WORKERS", 0, "TEST.SCORES", ["msp", "energy"], "INPUT.FORMAT", "RGB",
+]  # fmt: skip
+
+
+def test_the_tool_submits_what_the_evaluator_scores(tmp_path, track, registered, capsys):
+    """From a config and weights to files whose evaluation gives the numbers of inference itself."""
+    path = Path(__file__).parents[2] / "tools" / "submit_smiyc.py"
+    spec = importlib.util.spec_from_file_location("submit_tool", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    cfg = get_cfg()
+    add_gmm_anomaly_config(cfg)
+    cfg.merge_from_list(CONFIG)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    arguments = [
+        "--config-file",
+        tmp_path / "config.yaml",
+        "--weights",
+        tmp_path / "model.pth",
+        "--method",
+        "ours",
+    ]
+    arguments = [
+        str(one)
+        for one in [*arguments, "--output", tmp_path / "out", "--dataset", track, "--score", "energy"]
+    ]
+    assert tool.main(arguments) == 0
+    assert track in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "out" / "ours.json").read_text())
+    assert manifest["complete"] and manifest["datasets"][track]["written"] == 4
+    assert tool.main(arguments) == 0
+    manifest = json.loads((tmp_path / "out" / "ours.json").read_text())
+    assert (manifest["datasets"][track]["written"], manifest["datasets"][track]["kept"]) == (0, 4)
+    assert tool.main([*arguments, "--scale", "2"]) == 1
+    assert "another scale" in capsys.readouterr().err
+
+    root = tmp_path / "dataset_AnomalyTrack"
+    (root / "labels_masks").mkdir()
+    for name in ("validation0000", "validation0001"):
+        label = np.zeros(FRAMES[name], np.uint8)
+        label[5:20, 10:30] = 1
+        cv2.imwrite(str(root / "labels_masks" / f"{name}_labels_semantic.png"), label)
+    labelled = registered("road_anomaly21_labelled")
+    register_anomaly_dataset(
+        labelled,
+        root / "images",
+        root / "labels_masks",
+        protocol="smiyc",
+        pair_files=lambda images, labels: [
+            (images / f"{mask.name.split('_')[0]}.jpg", mask) for mask in sorted(labels.iterdir())
+        ],
+    )
+    evaluator = AnomalyEvaluator(labelled, ["energy"])
+    records = evaluator.records.records
+    with torch.no_grad():
+        for batch in ([tool.SegmentationMapper(cfg, False)(record)] for record in records):
+            evaluator.process(batch, AnomalyScorer(model, ["energy"])(batch))
+    saved = evaluate_saved_scores(
+        tmp_path / "out" / "outputs" / "anomaly_p" / "ours" / "AnomalyTrack-all",
+        labelled,
+        method="energy",
+        progress=False,
+    )
+    assert saved == evaluator.evaluate()

@@ -1,0 +1,126 @@
+"""Pixels of the pictures, worked out by hand."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from gmm_anomaly.visualization import (
+    CAPTION_BACKGROUND,
+    SEPARATOR,
+    colorize_labels,
+    encode_png,
+    heat_map,
+    overlay,
+    robust_range,
+    side_by_side,
+)
+
+
+def luminance(rgb: np.ndarray) -> np.ndarray:
+    return rgb.astype(float) @ [0.2126, 0.7152, 0.0722]
+
+
+def test_labels_get_their_colours():
+    label = np.array([[0, 1, 2], [255, 3, -1]])
+    painted = colorize_labels(label, [(1, 2, 3), (40, 50, 60), (7, 8, 9)], void_color=(200, 0, 100))
+    assert painted.dtype == np.uint8
+    assert painted.tolist() == [
+        [[1, 2, 3], [40, 50, 60], [7, 8, 9]],
+        [[200, 0, 100], [200, 0, 100], [200, 0, 100]],
+    ]
+
+
+def test_heat_map_brightens_with_the_score():
+    ramp = np.linspace(-3, 5, 256, dtype=np.float32)[None]
+    painted = heat_map(ramp, -3, 5)
+    steps = np.diff(luminance(painted)[0])
+    assert steps.min() > -1.5 and steps.mean() > 0.5
+    assert painted[0, 0].max() < 10 and painted[0, -1].min() > 150
+    # Warm colours have more red than blue in RGB order: an exchange of channels would show.
+    assert painted[0, 160, 0] > painted[0, 160, 2] + 50
+
+
+def test_a_fixed_range_makes_frames_comparable():
+    first, second = np.array([[0.0, 5.0]]), np.array([[5.0, 10.0]])
+    assert np.array_equal(heat_map(first, 0, 10)[0, 1], heat_map(second, 0, 10)[0, 0])
+    assert np.array_equal(
+        heat_map(np.array([[-50.0, 50.0]]), 0, 10), heat_map(np.array([[0.0, 10.0]]), 0, 10)
+    )
+
+
+def test_heat_map_of_unusual_values():
+    painted = heat_map(np.array([[np.nan, -np.inf, np.inf, 0.0, 1.0]]), 0, 1)
+    assert painted[0, 0].tolist() == [128, 128, 128]
+    assert np.array_equal(painted[0, 1:3], painted[0, 3:5])
+    assert len(np.unique(heat_map(np.full((3, 4), 7.0)).reshape(-1, 3), axis=0)) == 1
+    assert heat_map(np.full((2, 2), np.inf)).shape == (2, 2, 3)
+
+
+def test_robust_range_is_made_of_percentiles_of_the_finite_scores():
+    score = np.concatenate([np.arange(1001.0), [np.inf, -np.inf, np.nan]])
+    assert robust_range(score, 1, 90) == (10.0, 900.0)
+    assert robust_range(np.array([np.nan])) == (0.0, 0.0)
+
+
+def test_overlay_blends():
+    image, color = np.full((1, 2, 3), 100, np.uint8), np.full((1, 2, 3), 201, np.uint8)
+    assert overlay(image, color, 0.25).tolist() == [[[125, 125, 125]] * 2]
+    assert overlay(image, color, np.array([[0.0, 1.0]])).tolist() == [[[100] * 3, [201] * 3]]
+
+
+def test_side_by_side_keeps_the_panels_and_writes_captions():
+    rng = np.random.default_rng(0)
+    panels = [rng.integers(0, 256, (60, 200, 3)).astype(np.uint8) for _ in range(3)]
+    joined = side_by_side(
+        panels, ["one", "", "a caption that is far too long for the width of its panel " * 3]
+    )
+    bar = joined.shape[0] - 60
+    assert joined.shape[1] == 3 * 200 + 2 * SEPARATOR
+    for number, panel in enumerate(panels):
+        left = number * (200 + SEPARATOR)
+        assert np.array_equal(joined[bar:, left : left + 200], panel)
+    first, second, third = (joined[:bar, start : start + 200] for start in (0, 204, 408))
+    background = np.array(CAPTION_BACKGROUND)
+    assert (second == background).all()
+    assert first.max() > 200
+    # Nothing touches the bar's border, so no letter is cut.
+    for text in (first, third):
+        assert (text[[0, -1]] == background).all() and (text[:, [0, -1]] == background).all()
+
+
+def test_wide_panels_shrink():
+    joined = side_by_side([np.zeros((100, 400, 3), np.uint8)] * 2, ["a", "b"], max_panel_width=200)
+    assert joined.shape[1] == 2 * 200 + SEPARATOR
+
+
+def test_png_round_trip_in_rgb():
+    picture = np.random.default_rng(1).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    decoded = cv2.imdecode(np.frombuffer(encode_png(picture), np.uint8), cv2.IMREAD_COLOR)
+    assert np.array_equal(decoded[..., ::-1], picture)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: colorize_labels(np.zeros((2, 2, 3), int), [(0, 0, 0)]), "label must be"),
+        (lambda: colorize_labels(np.zeros((2, 2), int), [(0, 0)]), "RGB triples"),
+        (lambda: heat_map(np.zeros(3)), "score must be"),
+        (lambda: heat_map(np.zeros((2, 2)), 1, 0), "low must not exceed high"),
+        (
+            lambda: overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 1, 3), np.uint8)),
+            r"\(2, 2, 3\) and \(2, 1, 3\)",
+        ),
+        (lambda: overlay(*[np.zeros((2, 2, 3), np.uint8)] * 2, 1.5), "alpha"),
+        (lambda: side_by_side([], []), "expected panels"),
+        (
+            lambda: side_by_side([np.zeros((2, 2, 3), np.uint8), np.zeros((2, 3, 3), np.uint8)], ["", ""]),
+            "one size",
+        ),
+        (lambda: encode_png(np.zeros((2, 2, 3))), "uint8"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
