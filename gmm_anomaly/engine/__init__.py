@@ -1,0 +1,9 @@
+"""Training and evaluation by config, on Detectron2's engine."""
+
+from .checkpoint import Checkpointer
+from .em_hook import EMHook
+from .setup import build_config
+from .testing import build_evaluator, evaluate
+from .trainer import Trainer
+
+__all__ = ["Checkpointer", "EMHook", "Trainer", "build_config", "build_evaluator", "evaluate"]

@@ -1,0 +1,101 @@
+"""Checkpoints that are whole or not there, and that fit the model or say why not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+# The tensors whose first dimension is the number of classes, by classifier.
+CLASS_TENSORS = ("classifier.bank.means", "classifier.predictor.weight")
+# State that only further training needs.
+TRAINING_STATE = ("classifier.bank.memory.", "classifier.bank.warm_start.")
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with atomic writes and strict shapes."""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``<name>.pth``: to a temporary name first, then renamed, so that a crash leaves the old file."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: entry.state_dict() for key, entry in self.checkpointables.items()})
+        data.update(kwargs)
+        path = Path(self.save_dir) / f"{name}.pth"
+        temporary = path.with_suffix(".tmp")
+        self.logger.info("Saving checkpoint to %s", path)
+        try:
+            torch.save(data, temporary)
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            raise OSError(
+                f"the checkpoint {path} could not be written ({error}); earlier checkpoints are intact. Free some "
+                "space or set OUTPUT_DIR to a folder that can be written, then continue with --resume"
+            ) from error
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        tag = Path(self.save_dir) / "last_checkpoint"
+        temporary = tag.with_suffix(".tmp")
+        temporary.write_text(last_filename_basename)
+        os.replace(temporary, tag)
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if path and "://" not in path and not Path(path).is_file():
+            raise FileNotFoundError(f"MODEL.WEIGHTS: no file {path}")
+        return super().load(path, *args, **kwargs)
+
+    def load_for_evaluation(self, path: str) -> None:
+        """Load weights that must be complete.
+
+        Raises:
+            ValueError: no path, or a checkpoint that lacks tensors of the model.
+            FileNotFoundError: no such file.
+        """
+        if not path:
+            raise ValueError(
+                "MODEL.WEIGHTS: evaluation needs the weights of a trained model; add MODEL.WEIGHTS FILE to the command"
+            )
+        self._complete = True
+        try:
+            self.load(path)
+        finally:
+            self._complete = False
+
+    _complete = False
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        self._check_classes(checkpoint["model"])
+        incompatible = super()._load_model(checkpoint)
+        if incompatible is None:
+            return None
+        if incompatible.incorrect_shapes:
+            listed = "; ".join(
+                f"{name}: {tuple(found)} in the checkpoint, {tuple(wanted)} in the model"
+                for name, found, wanted in incompatible.incorrect_shapes[:5]
+            )
+            raise ValueError(
+                f"the checkpoint does not fit the model, {len(incompatible.incorrect_shapes)} shapes differ: {listed}. "
+                "Use the config it was trained with"
+            )
+        missing = [name for name in incompatible.missing_keys if not name.startswith(TRAINING_STATE)]
+        if self._complete and missing:
+            raise ValueError(
+                f"MODEL.WEIGHTS: the checkpoint lacks {len(missing)} tensors of the model ({', '.join(missing[:5])}); "
+                "use the config it was trained with"
+            )
+        return incompatible
+
+    def _check_classes(self, state: dict[str, Any]) -> None:
+        own = self.model.state_dict()
+        for name in CLASS_TENSORS:
+            if name in state and name in own and len(state[name]) != len(own[name]):
+                raise ValueError(
+                    f"the checkpoint was trained with {len(state[name])} classes, MODEL.CLASSIFIER.NUM_CLASSES is "
+                    f"{len(own[name])}; use the config it was trained with, or a backbone checkpoint without classifier"
+                )

@@ -1,0 +1,56 @@
+"""From a config file and overrides to a config that is known to work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from gmm_anomaly.compat import add_upstream_keys
+from gmm_anomaly.config import add_gmm_anomaly_config
+from gmm_anomaly.data import check_num_classes, configure_synthetic
+from gmm_anomaly.modeling.norm import usable_norm
+from gmm_anomaly.modeling.registry import look_up
+from gmm_anomaly.scores import get_scores
+
+logger = logging.getLogger(__name__)
+
+
+def build_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
+    """The config of a file (with its ``_BASE_`` chain) and ``KEY VALUE`` overrides, checked and frozen.
+
+    ``MODEL.DEVICE`` "cuda" becomes "cpu" where there is no GPU, and "SyncBN" becomes "BN" on the CPU, each with a line
+    in the log.
+
+    Raises:
+        ValueError: a key whose value cannot work, named with what it expects.
+        FileNotFoundError: no such config file.
+    """
+    cfg = get_cfg()
+    add_gmm_anomaly_config(cfg)
+    add_upstream_keys(cfg)
+    if config_file:
+        if not Path(config_file).is_file():
+            raise FileNotFoundError(f"--config-file: no file {config_file}")
+        cfg.merge_from_file(config_file)
+    cfg.merge_from_list(list(overrides))
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("MODEL.DEVICE is %r, but there is no GPU: using the CPU", cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = "cpu"
+    for node in (cfg.MODEL.DECODER, cfg.MODEL.RESNETS):
+        node.NORM = usable_norm(node.NORM, cfg.MODEL.DEVICE)
+    configure_synthetic(cfg)
+    _check(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _check(cfg: CfgNode) -> None:
+    look_up(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
+    # Before hours of training, not after them.
+    get_scores(cfg.TEST.SCORES, generative=cfg.MODEL.CLASSIFIER.NAME == "gmm")
+    check_num_classes(cfg)

@@ -1,0 +1,54 @@
+"""Evaluation of a model on every data set of DATASETS.TEST, closed and anomaly sets together."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.utils import comm
+from torch import nn
+
+from gmm_anomaly.data import build_test_loader
+from gmm_anomaly.evaluation import AnomalyEvaluator, ClosedSetEvaluator, format_results, write_results
+from gmm_anomaly.evaluation.scoring import AnomalyScorer
+
+logger = logging.getLogger(__name__)
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    """The evaluator that the data set's ``evaluator_type`` asks for: "closed_set" or "anomaly"."""
+    kind = MetadataCatalog.get(dataset_name).evaluator_type
+    options: dict[str, Any] = {"output_dir": cfg.OUTPUT_DIR, "num_visualizations": cfg.TEST.NUM_VISUALIZATIONS}
+    if kind == "closed_set":
+        return ClosedSetEvaluator(dataset_name, **options)
+    if kind == "anomaly":
+        return AnomalyEvaluator(dataset_name, cfg.TEST.SCORES, save_scores=cfg.TEST.SAVE_SCORES, **options)
+    raise ValueError(f'{dataset_name}: expected evaluator_type "closed_set" or "anomaly", found {kind!r}')
+
+
+@torch.no_grad()
+def evaluate(cfg: CfgNode, model: nn.Module, *, iteration: int | None = None) -> dict[str, Any]:
+    """Evaluate on every data set of ``DATASETS.TEST``; prints the tables and writes ``OUTPUT_DIR/results.json``.
+
+    Collective: every rank must call. One forward pass per image serves all of ``TEST.SCORES``.
+
+    Returns:
+        {data set: {task: {metric: number}}} on rank 0, as Detectron2 nests results; {} on the other ranks.
+    """
+    scorer = AnomalyScorer.from_config(cfg, model)
+    results: dict[str, Any] = OrderedDict()
+    for name in cfg.DATASETS.TEST:
+        found = inference_on_dataset(scorer, build_test_loader(cfg, name), build_evaluator(cfg, name))
+        if comm.is_main_process():
+            results[name] = found
+    if results:
+        logger.info("Results\n%s", format_results(results))
+        write_results(results, cfg.OUTPUT_DIR, iteration=iteration, weights=cfg.MODEL.WEIGHTS)
+        logger.info("Results are in %s", Path(cfg.OUTPUT_DIR) / "results.json")
+    return results

@@ -1,0 +1,77 @@
+"""The direction of imports: pure packages first, then models and data, evaluation, engine, tools."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "gmm_anomaly"
+PURE = ("gmm", "scores", "metrics")
+
+# What a part may import of the package, beside itself.
+ALLOWED = {
+    "gmm": set(),
+    "scores": {"gmm"},
+    "metrics": {"gmm", "scores"},
+    "modeling": {"gmm", "metrics", "compat", "config"},
+    "data": {"metrics", "compat", "config"},
+    "evaluation": {"gmm", "scores", "metrics", "data", "compat", "visualization"},
+    "engine": {"gmm", "scores", "metrics", "modeling", "data", "evaluation", "compat", "config", "visualization"},
+}
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Parts of gmm_anomaly that a file imports, absolute and relative imports alike."""
+    parts = set()
+    package = path.relative_to(PACKAGE.parent).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            module = ".".join(base + ([node.module] if node.module else []))
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        parts |= {name.split(".")[1] for name in names if name.startswith("gmm_anomaly.") and name.count(".") >= 1}
+    return parts
+
+
+@pytest.mark.parametrize("part", sorted(ALLOWED))
+def test_imports_follow_the_table(part):
+    known = {path.stem for path in PACKAGE.iterdir()} - {"__init__"}
+    files = sorted((PACKAGE / part).rglob("*.py"))
+    assert files
+    for path in files:
+        outside = imported_parts(path) & known - {part} - ALLOWED[part]
+        assert not outside, f"{path.relative_to(PACKAGE)} imports {sorted(outside)}"
+
+
+def test_pure_packages_import_without_detectron2():
+    code = (
+        "import sys\n"
+        "for name in ('detectron2', 'torchvision'):\n"
+        "    sys.modules[name] = None\n" + "".join(f"import gmm_anomaly.{part}\n" for part in PURE)
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+def test_importing_the_package_is_light():
+    code = (
+        "import sys, gmm_anomaly\n"
+        "assert gmm_anomaly.__version__\n"
+        "heavy = {'torch', 'torchvision', 'detectron2', 'cv2'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+def test_only_compat_asks_which_detectron2_is_installed():
+    for path in PACKAGE.rglob("*.py"):
+        if path.name in ("compat.py", "doctor.py"):
+            continue
+        text = path.read_text()
+        assert "detectron2.__version__" not in text and "sal-detectron2" not in text, path

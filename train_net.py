@@ -1,0 +1,54 @@
+#!/usr/bin/env python
+"""Train or evaluate a model by config: python train_net.py --config-file FILE [--eval-only] [KEY VALUE ...]."""
+
+from __future__ import annotations
+
+import runpy
+from argparse import ArgumentParser, Namespace
+
+from gmm_anomaly.compat import silence_import_warnings
+
+silence_import_warnings()
+
+from detectron2.engine import default_argument_parser, default_setup, launch  # noqa: E402
+
+from gmm_anomaly.engine import Checkpointer, Trainer, build_config, evaluate  # noqa: E402
+
+
+def parser() -> ArgumentParser:
+    arguments = default_argument_parser()
+    arguments.add_argument(
+        "--register",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="Python file that registers data sets of your own; run before the config is read (may be repeated)",
+    )
+    return arguments
+
+
+def main(args: Namespace) -> object:
+    for path in args.register:
+        runpy.run_path(path)
+    overrides = ["MODEL.DEVICE", "cpu", *args.opts] if args.num_gpus == 0 else args.opts
+    cfg = build_config(args.config_file, overrides)
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        Checkpointer(model, cfg.OUTPUT_DIR).load_for_evaluation(cfg.MODEL.WEIGHTS)
+        return evaluate(cfg, model)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    args = parser().parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
