@@ -11,6 +11,8 @@ from gmm_anomaly.compat import silence_import_warnings
 silence_import_warnings()
 
 from detectron2.engine import default_argument_parser, default_setup, launch  # noqa: E402
+from detectron2.utils import comm  # noqa: E402
+from detectron2.utils.logger import setup_logger  # noqa: E402
 
 from gmm_anomaly.engine import Checkpointer, Trainer, build_config, evaluate  # noqa: E402
 
@@ -33,6 +35,7 @@ def main(args: Namespace) -> object:
     overrides = ["MODEL.DEVICE", "cpu", *args.opts] if args.num_gpus == 0 else args.opts
     cfg = build_config(args.config_file, overrides)
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gmm_anomaly")
     if args.eval_only:
         model = Trainer.build_model(cfg)
         Checkpointer(model, cfg.OUTPUT_DIR).load_for_evaluation(cfg.MODEL.WEIGHTS)

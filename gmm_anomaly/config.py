@@ -110,7 +110,8 @@ def _add_gmm(cfg: CN) -> None:
     cfg.MODEL.GMM.WARM_START_FEATURES = 300
     # ... with this many rounds of spherical k-means.
     cfg.MODEL.GMM.WARM_START_KMEANS_ROUNDS = 10
-    # Misclassified pixels enter a component's memory too until it holds this many features.
+    # Misclassified pixels enter the memory too while the momentum ramps up, and afterwards a component's memory until
+    # it holds this many features.
     cfg.MODEL.GMM.WARM_START_FILL = 400
     # Momentum of the means at the first iteration; it reaches MOMENTUM_MEAN when WARM_START_RAMP of the schedule
     # is over (1 - momentum falls geometrically).

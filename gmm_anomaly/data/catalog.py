@@ -36,6 +36,7 @@ def dataset_status() -> list[DatasetStatus]:
     for spec in registered_specs().values():
         root = None if spec.root is None else spec.root.path()
         found = root is None or (root.is_dir() and all((root / path).exists() for path in spec.needs))
+        found = found and all(other.path().is_dir() for other, _ in spec.companions)
         statuses.append(DatasetStatus(spec.name, root, found, spec.hint()))
     return statuses
 
@@ -114,7 +115,6 @@ def register_segmentation_dataset(
             colors=None if colors is None else tuple((int(r), int(g), int(b)) for r, g, b in colors),
             label_map=_frozen(label_map),
             expected_count=expected_count,
-            labelled=label_root is not None,
         ),
         overwrite=overwrite,
     )
@@ -161,7 +161,6 @@ def register_anomaly_dataset(
             expected_count=expected_count,
             protocol=protocol,
             component_track=component_track,
-            labelled=label_root is not None,
         ),
         overwrite=overwrite,
     )

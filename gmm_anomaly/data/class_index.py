@@ -16,6 +16,7 @@ import numpy as np
 from detectron2.utils import comm
 from tqdm import tqdm
 
+from .atomic import replacing
 from .label_rule import LabelRule
 from .pairing import Record
 from .reading import read_label
@@ -83,14 +84,8 @@ def _load(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray | None:
 
 
 def _save(path: Path, key: str, counts: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, key=np.array(key), counts=counts)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, key=np.array(key), counts=counts)
 
 
 def _count(records: Sequence[Record], rule: LabelRule) -> np.ndarray:

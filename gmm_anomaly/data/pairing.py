@@ -58,7 +58,11 @@ def list_files(
 
 
 def pair(
-    images: Mapping[str, Path], labels: Mapping[str, Path] | None, *, every_image_labelled: bool = True
+    images: Mapping[str, Path],
+    labels: Mapping[str, Path] | None,
+    *,
+    every_image_labelled: bool = True,
+    short_ids: bool = False,
 ) -> list[Record]:
     """Records of the images, with the label of the same key.
 
@@ -66,6 +70,7 @@ def pair(
         images: by key, from ``list_files``.
         labels: by key; None where labels are withheld.
         every_image_labelled: whether an image without a label is an error. A label without an image always is.
+        short_ids: ``image_id`` leaves the subfolders out, because the stems alone are unique.
 
     Raises:
         LayoutError: names the files that lack their counterpart.
@@ -79,7 +84,10 @@ def pair(
     orphans = [path for key, path in labels.items() if key not in images]
     if orphans:
         raise LayoutError(f"{_named(orphans, 'label')} without an image of the same name")
-    return [make_record(key, path, labels.get(key)) for key, path in images.items()]
+    return [
+        make_record(key.rsplit("/", 1)[-1] if short_ids else key, path, labels.get(key))
+        for key, path in images.items()
+    ]
 
 
 def make_record(key: str, image: Path, label: Path | None) -> Record:
@@ -105,7 +113,7 @@ class FolderPairs:
         image_suffix: end of the images' stems that the labels' lack.
         label_suffix: end of the labels' stems that the images' lack.
         recursive: both folders have subfolders of the same names.
-        every_image_labelled: see ``pair``.
+        every_image_labelled, short_ids: see ``pair``.
     """
 
     images: str
@@ -114,6 +122,7 @@ class FolderPairs:
     label_suffix: str = ""
     recursive: bool = False
     every_image_labelled: bool = True
+    short_ids: bool = False
 
     def needs(self) -> tuple[str, ...]:
         """Folders that have to be under the root."""
@@ -126,4 +135,6 @@ class FolderPairs:
             labels = list_files(
                 root / self.labels, suffix=self.label_suffix, extensions=LABEL_EXTENSIONS, recursive=self.recursive
             )
-        return pair(images, labels, every_image_labelled=self.every_image_labelled)
+        return pair(
+            images, labels, every_image_labelled=self.every_image_labelled, short_ids=self.short_ids
+        )

@@ -86,6 +86,11 @@ def load_records(spec: DatasetSpec, *, warn: bool = True) -> list[Record]:
                 f"{spec.name}: {root} lacks {', '.join(absent)}; the data set needs {', '.join(spec.needs)} there. "
                 f"{spec.hint()}"
             )
+    for other, what in spec.companions:
+        if not other.path().is_dir():
+            raise MissingDataError(
+                f"{spec.name}: it needs {what}, but there is no folder {other.path()}; {other.advice()}"
+            )
     try:
         records = spec.layout(root)
     except LayoutError as error:

@@ -29,7 +29,7 @@ class DatasetSpec:
         protocol: metric protocol of the benchmark, see ``gmm_anomaly.metrics``.
         component_track: "anomaly", "obstacle" or None.
         source: what to download, in a sentence.
-        labelled: False where the benchmark withholds every label.
+        companions: roots of other data sets whose files the layout uses, each with what is needed of it.
     """
 
     name: str
@@ -44,7 +44,7 @@ class DatasetSpec:
     protocol: str = "pooled"
     component_track: str | None = None
     source: str = ""
-    labelled: bool = True
+    companions: tuple[tuple[DataRoot, str], ...] = ()
 
     def rule(self) -> LabelRule:
         """How labels are read. Raises ValueError for a label map that cannot be."""

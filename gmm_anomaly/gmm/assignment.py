@@ -1,4 +1,4 @@
-"""Assignment of a class's pixels to its components by Sinkhorn with a uniform component marginal (GMMSeg, Eq. 8)."""
+"""Sinkhorn assignment of a class's pixels to its components, uniform over components (GMMSeg, Eq. 8)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ def sinkhorn_assign(scores: Tensor, iterations: int = 3, epsilon: float = 0.05) 
     """Assign the pixels of one class to its components.
 
     Args:
-        scores: (n, M) floating point: the class's own component log-densities, divided by their largest magnitude.
+        scores: (n, M) floating point: the class's own component log-densities, divided by their largest
+            magnitude.
         iterations: rounds of component-then-pixel normalisation. Each ends on the pixels, so the balance over
             components is approximate, as in the released code.
         epsilon: temperature.
@@ -41,8 +42,8 @@ def sinkhorn_assign_all(
     Shapes do not depend on the data, so a GPU is never waited for.
 
     Args:
-        own_log_prob: (N, M) log-densities of each pixel under the components of its own class (any finite values
-            where the label is no class). Each class is divided by its own largest magnitude here.
+        own_log_prob: (N, M) log-densities of each pixel under the components of its own class (any finite
+            values where the label is no class). Each class is divided by its own largest magnitude here.
         labels: (N,) int64; values outside ``0 .. num_classes - 1`` are left out.
         num_classes: C.
         iterations: as in :func:`sinkhorn_assign`.
@@ -69,7 +70,7 @@ def sinkhorn_assign_all(
 
 
 def _first_best(plan: Tensor) -> Tensor:
-    """Arg-max over the components; entries equal but for rounding are ties, and go to the lowest index. (n, M) -> (n,)."""
+    """Arg-max over the components; entries equal but for rounding are ties: lowest index. (n, M) -> (n,)."""
     components = plan.shape[1]
     best = plan >= plan.amax(dim=1, keepdim=True) * (1 - 1e-6)
     index = torch.where(best, torch.arange(components, device=plan.device), components).amin(dim=1)

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from . import collectives
 from .memory import FeatureMemory
 from .mixture import GaussianMixtures
+from .reference_state import reference_sizes
 from .statistics import mean_and_variance
-from .warm_start import WarmStartBuffer, spherical_kmeans
+from .warm_start import WarmStartBuffer, start_components
 
 
 class _Recorded(NamedTuple):
@@ -24,38 +25,37 @@ class _Recorded(NamedTuple):
 class GaussianMixtureBank(GaussianMixtures):
     """Mixtures of M diagonal Gaussians for each of C classes, and the memory that EM fits them on.
 
-    ``record`` remembers a batch, ``commit`` moves what was recorded into the memory, ``update`` runs the EM step.
-    Nothing but ``update`` (and ``initialise`` inside it) changes ``means`` and ``scales``: a forward pass never does.
-    With several ranks, ``commit`` and ``update`` are collective: every rank calls them, and only counts and sums of
-    features travel.
+    ``record`` remembers a batch, ``commit`` moves what was recorded into the memory, ``update`` runs the EM
+    step. Means and scales change in ``update`` only, and where ``commit`` finds a class ready for its warm
+    start (``initialise``): a forward pass never changes them. With several ranks all but ``record`` are
+    collective: every rank calls them, and but for the warm start only counts and sums of features travel.
 
     Args:
         num_classes: C.
         num_components: M components per class.
         dim: D, dimensions of a feature.
         memory_size: K, features kept per component.
-        samples_per_update: features that may enter a component's memory per recorded batch; evenly spaced ones of
-            the correctly classified pixels, over all ranks. At most ``memory_size``.
+        samples_per_update: features that may enter a component's memory per recorded batch; evenly spaced
+            ones of the correctly classified pixels, over all ranks. At most ``memory_size``.
         momentum_mean: ``mean <- m * mean + (1 - m) * direction of the stored features``.
         momentum_scale: likewise for the standard deviations; 0 replaces them.
         variance_floor: added to every variance.
         reduction: how components make a class density, see :func:`class_log_density`.
-        fill_slots: misclassified pixels enter a component's memory as well until it holds this many (0: never, as in
-            the paper).
-        warm_start_features: a class's components start from k-means over this many of its features (0: from random
-            directions with unit scales, as in the paper).
+        fill_slots: misclassified pixels enter a component's memory as well until it holds this many (0:
+            never, as in the paper).
+        warm_start_features: a class's components start from k-means over this many of its features (0: from
+            random directions with unit scales, as in the paper).
         kmeans_rounds: rounds of that k-means.
         memory_dtype: storage type of the memory, ``torch.float32`` or ``torch.float16``.
         save_memory: write the memory (not only its statistics) into the state dict.
 
     Attributes:
-        means, scales, fitted: see :class:`GaussianMixtures`; scales are at least ``sqrt(variance_floor)`` once
-            fitted.
+        means, scales, fitted: see :class:`GaussianMixtures`; scales are at least ``sqrt(variance_floor)``
+            once fitted.
         memory: the :class:`FeatureMemory` that EM reads.
 
     Raises:
-        ValueError: sizes that are not positive, momenta outside [0, 1], a negative floor or number of features, more
-            samples than slots, another memory type.
+        ValueError: a size, momentum, floor or memory type out of range; more samples than slots.
     """
 
     started: Tensor
@@ -91,8 +91,8 @@ class GaussianMixtureBank(GaussianMixtures):
                 raise ValueError(f"{name}: expected at least {least}, found {size}")
         if samples_per_update > memory_size:
             raise ValueError(
-                f"samples_per_update ({samples_per_update}) exceeds memory_size ({memory_size}): one batch would "
-                "overwrite itself; lower MODEL.GMM.SAMPLES_PER_UPDATE or raise MODEL.GMM.MEMORY_SIZE"
+                f"samples_per_update ({samples_per_update}) exceeds memory_size ({memory_size}): one batch "
+                "would overwrite itself; lower MODEL.GMM.SAMPLES_PER_UPDATE or raise MODEL.GMM.MEMORY_SIZE"
             )
         for name, momentum in (("momentum_mean", momentum_mean), ("momentum_scale", momentum_scale)):
             if not 0 <= momentum <= 1:
@@ -134,21 +134,7 @@ class GaussianMixtureBank(GaussianMixtures):
         Raises:
             ValueError: shapes that do not fit each other, or a ``memory_size`` that is not K.
         """
-        if means.dim() != 3 or means.shape != diagonal.shape:
-            raise ValueError(
-                "means and diagonal: expected the same shape (C, M, D), "
-                f"found {tuple(means.shape)} and {tuple(diagonal.shape)}"
-            )
-        classes, components, dim = means.shape
-        if queue.dim() != 3 or queue.shape[:2] != (classes * components, dim):
-            raise ValueError(
-                f"queue: expected shape (C*M, D, K) = ({classes * components}, {dim}, K), found {tuple(queue.shape)}"
-            )
-        if queue_ptr.shape != (classes * components,):
-            raise ValueError(
-                f"queue_ptr: expected shape ({classes * components},), found {tuple(queue_ptr.shape)}"
-            )
-        slots = queue.shape[2]
+        classes, components, dim, slots = reference_sizes(means, diagonal, queue, queue_ptr)
         if options.setdefault("memory_size", slots) != slots:
             raise ValueError(f"memory_size: the queue has {slots} slots, found {options['memory_size']}")
         bank = cls(classes, components, dim, **options)
@@ -174,9 +160,10 @@ class GaussianMixtureBank(GaussianMixtures):
         Args:
             features: (N, D) floating point; a pixel with NaN or infinity in it is ignored.
             labels: (N,) integer classes; anything outside ``0 .. C-1`` is ignored.
-            assignment: (N,) integer component of each pixel inside its class; anything outside ``0 .. M-1`` does not
-                enter the memory.
-            correct: (N,) bool, pixels whose predicted class is their label; the others do not enter the memory.
+            assignment: (N,) integer component of each pixel inside its class; anything outside ``0 .. M-1``
+                does not enter the memory.
+            correct: (N,) bool, pixels whose predicted class is their label; the others do not enter the
+                memory.
 
         Raises:
             ValueError: shapes that do not fit each other.
@@ -200,8 +187,10 @@ class GaussianMixtureBank(GaussianMixtures):
 
     @torch.no_grad()
     def commit(self) -> None:
-        """Move recorded batches into the memory, oldest first. Collective over the ranks, which must have recorded
-        the same number of batches (one per forward pass)."""
+        """Move recorded batches into the memory, oldest first.
+
+        Collective over the ranks, which must have recorded the same number of batches (one per forward pass).
+        """
         for batch in self._recorded:
             present = torch.zeros(self.num_classes + 1, dtype=torch.int32, device=batch.labels.device)
             present.index_fill_(0, batch.labels, 1)
@@ -220,11 +209,12 @@ class GaussianMixtureBank(GaussianMixtures):
     def update(
         self, classes: Tensor | list[int] | None = None, *, momentum_mean: float | None = None
     ) -> None:
-        """The EM step: commit what was recorded, then move the given classes' components to their memories' content.
+        """The EM step: commit what was recorded, then move components towards their memories' content.
 
         Args:
-            classes: indices, or a (C,) bool mask, of the classes to update, the same on every rank; default: those
-                that any rank recorded since the last update. Components whose memory is empty keep their state.
+            classes: indices, or a (C,) bool mask, of the classes to update, the same on every rank; default:
+                those that any rank recorded since the last update. Components whose memory is empty keep
+                their state.
             momentum_mean: for this step, in place of the bank's own.
         """
         self.commit()
@@ -246,7 +236,7 @@ class GaussianMixtureBank(GaussianMixtures):
         means = keep * current.double() + (1 - keep) * direction
         new_scales = (variance + self.variance_floor).sqrt()
         scales = self.momentum_scale * self.scales.double() + (1 - self.momentum_scale) * new_scales
-        moved = (chosen & self.started)[:, None] & (count > 0)
+        moved = chosen[:, None] & (count > 0)
         self.means.copy_(torch.where(moved[..., None], means.float(), current))
         self.scales.copy_(torch.where(moved[..., None], scales.float(), self.scales))
         self.fitted |= moved
@@ -261,6 +251,8 @@ class GaussianMixtureBank(GaussianMixtures):
     def initialise(self, index: int, features: Tensor) -> None:
         """Start a class's components from its features by spherical k-means, and put them into its memories.
 
+        Collective over the ranks.
+
         Args:
             index: the class.
             features: (n, D) floating point, the same on every rank; n >= 1.
@@ -273,31 +265,23 @@ class GaussianMixtureBank(GaussianMixtures):
         if features.dim() != 2 or features.shape[1] != self.dim or not len(features):
             raise ValueError(f"features: expected shape (n >= 1, {self.dim}), found {tuple(features.shape)}")
         unit = F.normalize(features.float(), dim=1)
-        centres, assignment = spherical_kmeans(unit, self.num_components, self.kmeans_rounds)
-        components = torch.arange(self.num_classes * self.num_components, device=unit.device)
-        self.memory.clear(components // self.num_components == index)
-        one_hot = F.one_hot(assignment, self.num_components).double()
-        count = one_hot.sum(0)
-        double = unit.double()
-        direction, variance = mean_and_variance(count, one_hot.t() @ double, one_hot.t() @ double.square())
-        held = (count > 0)[:, None]
-        self.means[index] = torch.where(held, direction.float(), centres)
-        self.scales[index] = (torch.where(held, variance, 0.0) + self.variance_floor).sqrt().float()
-        # The ranks hold the same features here: the first one brings them.
-        brought = index * self.num_components + assignment
-        if collectives.rank() > 0:
-            unit, brought = unit[:0], brought[:0]
-        self.memory.add_batch(unit, brought, min(len(features), self.memory.slots))
+        start = start_components(unit, self.num_components, self.kmeans_rounds)
+        self.means[index] = start.means
+        self.scales[index] = (start.variance + self.variance_floor).sqrt().float()
+        for tensor in (self.means[index], self.scales[index]):
+            collectives.broadcast_from_first(tensor)
+        clusters = [unit[start.assignment == component] for component in range(self.num_components)]
+        self.memory.replace(index * self.num_components, clusters)
         self.fitted[index] = True
         self.started[index] = True
-        for tensor in (self.means, self.scales):
-            collectives.broadcast_from_first(tensor)
 
     @torch.no_grad()
     def broadcast(self) -> None:
-        """Give every rank the state of rank 0 (Detectron2's trainer neither seeds the ranks alike nor broadcasts
-        buffers). What other ranks held in their memories counts as lost; what waited for a warm start is collected
-        again. Call it once the model is built, wrapped and loaded, on every rank."""
+        """Give every rank the state of rank 0; call it once the model is built, wrapped and loaded.
+
+        Detectron2's trainer neither seeds the ranks alike nor broadcasts buffers. What other ranks held in
+        their memories counts as lost; what waited there for a warm start is collected again.
+        """
         for name, buffer in self.named_buffers():
             if not name.startswith(("memory.", "warm_start.")):
                 collectives.broadcast_from_first(buffer)

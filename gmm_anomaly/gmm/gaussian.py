@@ -40,8 +40,8 @@ class DensityTable:
         mean = means.detach().double().reshape(-1, dim)
         scale = scales.detach().double().reshape(-1, dim)
         precision = scale.pow(-2)
-        # The constants cancel large terms of the products: rounding them once, from double, keeps float32 exact
-        # to a few units in the last place.
+        # The constants cancel large terms of the products: rounding them once, from double, keeps float32
+        # exact to a few units in the last place.
         constant = (
             -0.5 * dim * math.log(2 * math.pi) - scale.log().sum(1) - 0.5 * (mean.square() * precision).sum(1)
         )
@@ -62,7 +62,7 @@ class DensityTable:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """float64 stays float64; everything else (float16 and bfloat16 of autocast included) is computed in float32."""
+    """float64 stays float64; everything else, autocast's float16 and bfloat16 too, is computed in float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -78,8 +78,8 @@ def component_log_prob(
         chunk_size: pixels per matrix product; bounds the memory beside the result.
 
     Returns:
-        (N, C, M) float32 (float64 if ``x`` is float64), also under autocast. Gradients reach ``x`` only: mixtures are
-        fitted by EM, never by the optimiser.
+        (N, C, M) float32 (float64 if ``x`` is float64), also under autocast. Gradients reach ``x`` only:
+        mixtures are fitted by EM, never by the optimiser.
 
     Raises:
         ValueError: shapes that do not fit each other.
@@ -104,8 +104,8 @@ def class_log_density(log_prob: Tensor, reduction: str = "max") -> Tensor:
 
     Args:
         log_prob: (N, C, M) floating point, from :func:`component_log_prob`.
-        reduction: ``"max"`` takes the best component, as the released GMMSeg code does; ``"logsumexp"`` is the mixture
-            of the paper, ``log(1/M sum_m N_m)`` with uniform weights.
+        reduction: ``"max"`` takes the best component, as the released GMMSeg code does; ``"logsumexp"`` is
+            the mixture of the paper, ``log(1/M sum_m N_m)`` with uniform weights.
 
     Returns:
         (N, C), same dtype.

@@ -23,8 +23,8 @@ class GaussianMixtures(nn.Module):
         reduction: how components make a class density, see :func:`class_log_density`.
 
     Attributes:
-        means: (C, M, D) float32. They are normalised to unit length whenever they are used, never in place. At first
-            random directions, as in the released GMMSeg code.
+        means: (C, M, D) float32. They are normalised to unit length whenever they are used, never in place.
+            At first random directions, as in the released GMMSeg code.
         scales: (C, M, D) float32 standard deviations, at first 1.
         fitted: (C, M) bool, components that EM has set.
 
@@ -80,9 +80,9 @@ class GaussianMixtures(nn.Module):
     def class_log_density(self, x: Tensor, chunk_size: int = PIXELS_PER_CHUNK) -> Tensor:
         """Class log-densities. x: (N, D) -> (N, C).
 
-        Under ``no_grad`` the (N, C, M) component densities exist only ``chunk_size`` pixels at a time. A class that no
-        EM step has ever set has no density: outside training it is given the lowest one of each pixel, so that it is
-        neither predicted nor takes part in the anomaly score.
+        Under ``no_grad`` the (N, C, M) component densities exist only ``chunk_size`` pixels at a time. A
+        class that no EM step has ever set has no density: outside training it is given the lowest one of each
+        pixel, so that it is neither predicted nor takes part in the anomaly score.
         """
         self._require_fitted()
         means = self.unit_means
@@ -103,8 +103,8 @@ class GaussianMixtures(nn.Module):
     def _require_fitted(self) -> None:
         if not self.training and not self.is_fitted:
             raise UnfittedMixtureError(
-                "the Gaussian mixtures have never been fitted, so they have no densities: load a checkpoint of a "
-                "trained gmm model (MODEL.WEIGHTS), or train first"
+                "the Gaussian mixtures have never been fitted, so they have no densities: load a checkpoint "
+                "of a trained gmm model (MODEL.WEIGHTS), or train first"
             )
 
     @torch.no_grad()
@@ -116,13 +116,13 @@ class GaussianMixtures(nn.Module):
         noise_scale: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw unit vectors from the mixtures: a uniform component, ``mean + noise_scale * scale * eps``, normalised.
+        """Draw unit vectors: a uniform component, ``mean + noise_scale * scale * eps``, normalised.
 
         Args:
             classes: (R,) class indices.
             n: draws per class.
-            noise_scale: 1 draws from the mixture itself; smaller values stay closer to the means (at the variance
-                floor a full draw has a cosine of only about 0.76 with its mean).
+            noise_scale: 1 draws from the mixture itself; smaller values stay closer to the means (at the
+                variance floor a full draw has a cosine of only about 0.76 with its mean).
             generator: random state, on the bank's device.
 
         Returns:

@@ -10,7 +10,7 @@ def evenly_spaced_indices(counts: Tensor, samples: int) -> tuple[Tensor, Tensor]
     """Positions to take from sequences of given lengths.
 
     A sequence no longer than ``samples`` is taken whole; of a longer one the positions
-    ``linspace(0, n - 1, samples)`` truncated to integers, in single precision, as the released GMMSeg code does.
+    ``linspace(0, n - 1, samples)`` truncated to integers, in single precision, as the GMMSeg code does.
 
     Args:
         counts: (...,) int64 lengths.
@@ -48,7 +48,7 @@ class ComponentGroups:
         self.counts = counts[:-1]
 
     def pixel_at(self, within: Tensor) -> Tensor:
-        """within: (num_components, S) positions inside each group -> (num_components, S) pixel indices, int64.
+        """Pixels at positions of each group. within: (num_components, S) -> indices of the same shape, int64.
 
         Positions outside a group give some pixel's index: mask them.
         """

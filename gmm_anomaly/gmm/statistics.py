@@ -16,8 +16,8 @@ def mean_and_variance(count: Tensor, total: Tensor, total_square: Tensor) -> tup
         total_square: (..., D) float64 sum of their squares.
 
     Returns:
-        direction: (..., D), the sum normalised to length one; variance: (..., D), the biased mean of the squared
-        deviation from ``direction`` (not from the mean), without any floor. Rows with count 0 are zero.
+        direction: (..., D), the sum normalised to length one; variance: (..., D), the biased mean of the
+        squared deviation from ``direction`` (not from the mean), without any floor. Zero where count is 0.
     """
     n = count.clamp(min=1)[..., None].to(total.dtype)
     direction = F.normalize(total, dim=-1, eps=1e-12)

@@ -1,11 +1,13 @@
 """Starting a class's mixture from its data instead of at random.
 
-Random first means attract whatever lies near them, classes without a correct pixel never store one, and so rare
-classes stay random. Here a class waits until it has seen enough labelled features; spherical k-means then gives
-its components means, scales and a first content of their memories.
+Random first means attract whatever lies near them, classes without a correct pixel never store one, and so
+rare classes stay random. Here a class waits until it has seen enough labelled features; spherical k-means
+then gives its components means, scales and a first content of their memories.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 
 from . import collectives
 from .selection import ComponentGroups, evenly_spaced_indices
+from .statistics import mean_and_variance
 
 
 def kmeans_plus_plus(features: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
@@ -61,6 +64,27 @@ def spherical_kmeans(
     return centres, assignment
 
 
+class ComponentStart(NamedTuple):
+    """means: (M, D) float32 of unit length; variance: (M, D) float64, no floor; assignment: (n,) int64."""
+
+    means: Tensor
+    variance: Tensor
+    assignment: Tensor
+
+
+def start_components(features: Tensor, components: int, rounds: int) -> ComponentStart:
+    """Components for the features of a class. features: (n, D) float32, of unit length, n >= 1.
+
+    A component that gets no feature has a mean at one of them and no variance.
+    """
+    centres, assignment = spherical_kmeans(features, components, rounds)
+    one_hot = F.one_hot(assignment, components).double()
+    count, double = one_hot.sum(0), features.double()
+    direction, variance = mean_and_variance(count, one_hot.t() @ double, one_hot.t() @ double.square())
+    means = torch.where((count > 0)[:, None], direction.float(), centres)
+    return ComponentStart(means, variance, assignment)
+
+
 class WarmStartBuffer(nn.Module):
     """Collects the first features of every class, until the class can be initialised.
 
@@ -80,7 +104,7 @@ class WarmStartBuffer(nn.Module):
 
     @torch.no_grad()
     def add_batch(self, features: Tensor, labels: Tensor, samples: int) -> None:
-        """Keep at most ``samples`` evenly spaced features of each class. features: (N, D), labels: (N,) int64."""
+        """Keep at most ``samples`` evenly spaced features a class. features: (N, D); labels: (N,) int64."""
         if not len(features):
             return
         groups = ComponentGroups(labels, len(self.count))
@@ -93,7 +117,7 @@ class WarmStartBuffer(nn.Module):
 
     @torch.no_grad()
     def ready_classes(self, waiting: Tensor) -> list[int]:
-        """Classes out of ``waiting`` ((C,) bool, the same on every rank) that the ranks together can initialise."""
+        """Classes that the ranks together can initialise. waiting: (C,) bool, the same on every rank."""
         total = collectives.sum_over_ranks(self.count.clone())
         return (waiting & (total >= self.capacity)).nonzero().flatten().tolist()
 

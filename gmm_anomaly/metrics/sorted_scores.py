@@ -7,7 +7,7 @@ import numpy as np
 from gmm_anomaly.metrics.runs import Runs
 
 # So many neighbouring questions are looked up in one short stretch of the scores, which stays in the cache.
-_BLOCK = 1024
+_BLOCK = 2048
 
 
 class SortedScores:
@@ -26,18 +26,23 @@ class SortedScores:
 
     def ranks(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How many scores are below, and how many at or below each of ``at`` (ascending); int64."""
-        below, up_to = np.empty(len(at), np.int64), np.empty(len(at), np.int64)
-        if not len(at):
-            return below, up_to
         first = np.arange(0, len(at), _BLOCK)
         last = np.minimum(first + _BLOCK, len(at)) - 1
         starts = np.searchsorted(self.scores, at[first], side="left")
         ends = np.searchsorted(self.scores, at[last], side="right")
+        below = np.repeat(starts, last - first + 1)
+        up_to = below.copy()
         for block, start, end in zip(first, starts, ends, strict=True):
+            if start == end:
+                continue
             here = slice(block, block + _BLOCK)
-            near = self.scores[start:end]
-            np.add(near.searchsorted(at[here], side="left"), start, out=below[here])
-            np.add(near.searchsorted(at[here], side="right"), start, out=up_to[here])
+            near, wanted = self.scores[start:end], at[here]
+            before = near.searchsorted(wanted, side="left")
+            below[here] += before
+            up_to[here] += before
+            # Few are equal to a score as a rule; the others need no second search.
+            equal = np.flatnonzero(near.take(before, mode="clip") == wanted)
+            up_to[block + equal] = start + near.searchsorted(wanted[equal], side="right")
         return below, up_to
 
     def at_rank(self, rank: np.ndarray) -> np.ndarray:

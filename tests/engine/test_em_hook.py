@@ -29,7 +29,7 @@ def run_hook(hook, bank, iterations):
     moved = []
     generator = torch.Generator().manual_seed(0)
     with EventStorage() as storage:
-        hook.trainer = SimpleNamespace(iter=0, max_iter=iterations, storage=storage)
+        hook.trainer = SimpleNamespace(iter=0, start_iter=0, max_iter=iterations, storage=storage)
         hook.before_train()
         for iteration in range(iterations):
             hook.trainer.iter = iteration
@@ -59,6 +59,23 @@ def test_momentum_ramps_from_start_to_final():
     assert hook.momentum(0.25) == pytest.approx(1 - (0.5 * 0.001) ** 0.5)
     assert hook.momentum(0.5) == hook.momentum(1.0) == 0.999
     assert EMHook(bank).momentum(0.0) == 0.999
+
+
+def test_memory_takes_every_labelled_pixel_while_the_momentum_ramps():
+    bank = GaussianMixtureBank(2, 1, 4, memory_size=50, fill_slots=3)
+    hook = EMHook(bank, interval=1, start_momentum=0.5, ramp=0.5)
+    open_until = []
+    with EventStorage() as storage:
+        hook.trainer = SimpleNamespace(iter=0, start_iter=0, max_iter=10, storage=storage)
+        hook.before_train()
+        for iteration in range(10):
+            hook.trainer.iter = iteration
+            if bank.fill_slots > bank.memory.slots:
+                open_until.append(iteration)
+            hook.after_step()
+    assert open_until == [0, 1, 2, 3, 4] and bank.fill_slots == 3
+    run_hook(EMHook(bank, interval=1), bank, 1)
+    assert bank.fill_slots == 3, "without a warm start the rule never changes"
 
 
 def test_hook_follows_the_config():

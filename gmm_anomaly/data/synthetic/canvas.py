@@ -74,7 +74,7 @@ class Canvas:
 
     def tint(self, colour: Colour) -> None:
         """Gives the transparent ground a colour, for shapes whose outline is frayed later."""
-        self.rgba[..., :3] = _rgba(colour)[:3]
+        self.rgba[..., :3] = np.clip(colour, 0, 255)
 
     def polygon(self, points: np.ndarray, colour: Colour) -> None:
         """Filled polygon; points: (N, 2) frame pixels."""
@@ -161,5 +161,6 @@ class Canvas:
 
 
 def _rgba(colour: Colour) -> tuple[float, float, float, float]:
-    red, green, blue = (min(max(float(value), 0.0), 255.0) for value in colour)
-    return red, green, blue, 255.0
+    # cv2 saturates what lies outside 0..255.
+    red, green, blue = colour
+    return float(red), float(green), float(blue), 255.0

@@ -15,8 +15,8 @@ from .labels import CAR
 Face = tuple[np.ndarray, np.ndarray]  # corners (n, 3) in car coordinates, RGB
 Group = tuple[np.ndarray, np.ndarray, Callable[[], list[Face]] | None]  # a face and what is painted on it
 
-# name: length, height of the body side, total height, and where the cabin starts and ends (shares of the length)
-# at its foot and at the roof
+# name: length, height of the body side, total height, and where the cabin starts and ends (shares of the
+# length) at its foot and at the roof
 _SHAPES = {
     "hatch": (3.9, 0.92, 1.48, (0.01, 0.74), (0.08, 0.56)),
     "sedan": (4.6, 0.92, 1.44, (0.13, 0.73), (0.27, 0.56)),

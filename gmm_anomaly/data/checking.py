@@ -1,0 +1,177 @@
+"""Whether data sets are on disk, complete and sound; ``tools/check_datasets.py`` prints it."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import runpy
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+
+from tqdm import tqdm
+
+from .errors import MissingDataError
+from .label_rule import LabelRule
+from .pairing import Record
+from .reading import read_image, read_label
+from .registration import load_records, registered_specs
+
+PRESENT = "present"
+WRONG_COUNT = "wrong count"
+WRONG_LAYOUT = "wrong layout"
+MISSING = "missing"
+BAD_FILES = "bad files"
+
+
+@dataclass(frozen=True)
+class DatasetCheck:
+    """What was found of one data set.
+
+    Attributes:
+        state: PRESENT, WRONG_COUNT, WRONG_LAYOUT, MISSING or (deep checks) BAD_FILES.
+        root: where it was looked for; None for data that need no files.
+        count, labelled: frames found, and how many of them have labels.
+        expected: frames of the complete data set; None: any number.
+        message: what is wrong; "" if nothing is.
+        bad_files: one line for each file that cannot be used (deep checks).
+        hint: what to download and where to put it.
+    """
+
+    name: str
+    state: str
+    root: str | None
+    count: int
+    labelled: int
+    expected: int | None
+    message: str
+    hint: str
+    bad_files: list[str] = field(default_factory=list)
+
+
+def check_dataset(name: str, *, deep: bool = False, progress: bool = False) -> DatasetCheck:
+    """Check one registered data set.
+
+    Args:
+        deep: open every image and label and check the labels' values and sizes.
+        progress: show a bar meanwhile, on the standard error stream.
+    """
+    spec = registered_specs()[name]
+    root = None if spec.root is None else str(spec.root.path())
+
+    def found(state: str, records: Sequence[Record] = (), message: str = "", bad: Sequence[str] = ()):
+        labelled = sum("sem_seg_file_name" in record or "render" in record for record in records)
+        return DatasetCheck(
+            name, state, root, len(records), labelled, spec.expected_count, message, spec.hint(), list(bad)
+        )
+
+    try:
+        records = load_records(spec, warn=False)
+    except MissingDataError as error:
+        return found(MISSING, message=str(error))
+    except (OSError, ValueError) as error:
+        return found(WRONG_LAYOUT, message=str(error))
+    bad = _bad_files(records, spec.rule(), progress) if deep else []
+    if bad:
+        return found(BAD_FILES, records, f"{name}: {len(bad)} of {len(records)} frames cannot be used", bad)
+    if spec.expected_count not in (None, len(records)):
+        message = f"{name}: {len(records)} frames in {root}, expected {spec.expected_count}"
+        return found(WRONG_COUNT, records, message)
+    return found(PRESENT, records)
+
+
+def _bad_files(records: Sequence[Record], rule: LabelRule, progress: bool) -> list[str]:
+    def problem(record: Record) -> str:
+        try:
+            read_image(record, "RGB")
+            if "sem_seg_file_name" in record or "render" in record:
+                read_label(record, rule)
+        except (OSError, ValueError) as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        problems = tqdm(
+            pool.map(problem, records),
+            total=len(records),
+            desc=rule.dataset,
+            unit="frame",
+            disable=not progress,
+        )
+        return [text for text in problems if text]
+
+
+def chosen_names(patterns: Sequence[str]) -> list[str]:
+    """Registered names that match any of the patterns (``camvid*``), all without patterns.
+
+    Raises:
+        ValueError: a pattern that matches none.
+    """
+    known = list(registered_specs())
+    chosen: list[str] = []
+    for pattern in patterns or ["*"]:
+        matching = fnmatch.filter(known, pattern)
+        if not matching:
+            raise ValueError(f"no data set matches {pattern!r}; known: {', '.join(known)}")
+        chosen += [name for name in matching if name not in chosen]
+    return chosen
+
+
+def render(checks: Iterable[DatasetCheck]) -> str:
+    """The checks as text: a line for each data set, then once per place what is wrong and what to do."""
+    checks = list(checks)
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        frames = f"{check.count} frames" if check.count else ""
+        if check.state == WRONG_COUNT:
+            frames = f"{check.count} of {check.expected} frames"
+        if check.count and check.labelled != check.count:
+            frames += f", {check.labelled} with labels"
+        line = f"{check.name:<{width}}  {check.state:<12}  {frames}"
+        lines.append(line.rstrip())
+        lines += [f"  {text}" for text in check.bad_files]
+    advice: dict[tuple[str, str], list[str]] = {}
+    for check in checks:
+        if check.state == PRESENT:
+            continue
+        # Splits of one data set lack the same folder for the same reason.
+        reason = f"no folder {check.root}" if check.state == MISSING else check.message
+        advice.setdefault((reason, check.hint), []).append(check.name)
+    for (reason, hint), names in advice.items():
+        lines += ["", f"{', '.join(names)}:", f"  {reason}"]
+        if hint not in reason:
+            lines.append(f"  {hint}")
+    fine = sum(check.state == PRESENT for check in checks)
+    return "\n".join([*lines, "", f"{fine} of {len(checks)} data sets are present and complete."])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when all data sets that were asked for are present and complete, 1 when one is not, 2 for a bad argument."""
+    parser = argparse.ArgumentParser(
+        description="Say for each data set whether it is there, what to download and where to put it.",
+        epilog="Exit status: 0 if all that were asked for are present and complete, 1 if not, 2 for a bad argument.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets, or patterns such as 'camvid*'; none: all")
+    parser.add_argument("--deep", action="store_true", help="open every file, and check label values and sizes")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument(
+        "--register",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="Python file that registers data sets of your own (may be repeated)",
+    )
+    options = parser.parse_args(arguments)
+    for path in options.register:
+        runpy.run_path(path)
+    try:
+        names = chosen_names(options.names)
+    except ValueError as error:
+        parser.error(str(error))
+    checks = [check_dataset(name, deep=options.deep, progress=sys.stderr.isatty()) for name in names]
+    print(json.dumps([asdict(check) for check in checks], indent=2) if options.json else render(checks))
+    return 0 if all(check.state == PRESENT for check in checks) else 1

@@ -1,0 +1,299 @@
+"""The feature memory against plain Python queues, and what a checkpoint keeps of it."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gmm_anomaly.gmm import FeatureMemory
+from gmm_anomaly.gmm.memory import HELD
+
+DIM = 3
+
+
+class QueueOracle:
+    """One ``deque`` of float64 vectors per component, and the pixels that ``torch.linspace`` chooses."""
+
+    def __init__(self, components: int, slots: int, dtype: torch.dtype = torch.float32) -> None:
+        self.queues: list[deque[Tensor]] = [deque(maxlen=slots) for _ in range(components)]
+        self.entered = [0] * components
+        self.slots, self.dtype = slots, dtype
+
+    def add_batch(self, features: Tensor, component: Tensor, samples: int) -> None:
+        for index, queue in enumerate(self.queues):
+            own = features[component == index].to(self.dtype).double()
+            if len(own) > samples:
+                own = own[torch.linspace(0, len(own) - 1, samples).long()]
+            queue.extend(own)
+            self.entered[index] += len(own)
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        stacked = [
+            torch.stack(list(queue)) if queue else torch.zeros(1, DIM).double() for queue in self.queues
+        ]
+        return torch.stack([s.sum(0) for s in stacked]), torch.stack([s.square().sum(0) for s in stacked])
+
+
+def content(memory: FeatureMemory, index: int) -> Tensor:
+    """A component's features, oldest first, float64."""
+    count, pointer = int(memory.count[index]), int(memory.pointer[index])
+    order = (torch.arange(count) + pointer - count) % memory.slots
+    return memory.ring[index, order].double()
+
+
+def assert_equal_to_oracle(memory: FeatureMemory, oracle: QueueOracle) -> None:
+    assert memory.count.tolist() == [len(queue) for queue in oracle.queues]
+    assert memory.pointer.tolist() == [entered % oracle.slots for entered in oracle.entered]
+    total, total_square = oracle.sums()
+    torch.testing.assert_close(memory.total, total, rtol=0, atol=1e-12)
+    torch.testing.assert_close(memory.total_square, total_square, rtol=0, atol=1e-12)
+    for index, queue in enumerate(oracle.queues):
+        assert torch.equal(
+            content(memory, index), torch.stack(list(queue)) if queue else torch.zeros(0, DIM).double()
+        )
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[int, int, int, list[list[int]]]:
+    slots = draw(st.integers(1, 7))
+    samples = draw(st.integers(1, slots))
+    components = draw(st.integers(1, 3))
+    batch = st.lists(st.integers(-1, components), max_size=3 * samples)
+    return slots, samples, components, draw(st.lists(batch, max_size=12))
+
+
+@settings(max_examples=50, deadline=None)
+@given(histories(), st.sampled_from([torch.float32, torch.float16]), st.integers(0, 1000))
+@example(
+    (4, 4, 1, [[0] * 4, [], [0] * 4, [0] * 9]), torch.float32, 0
+)  # S == K: exact fit, nothing, wrap, choice
+@example(
+    (1, 1, 2, [[0, 1], [1, 1, 0], [-1, 2]]), torch.float16, 0
+)  # a ring of a single slot; no component at all
+@example(
+    (5, 3, 1, [[0] * 3, [0] * 2, [0], [0] * 3]), torch.float32, 0
+)  # full without a wrap, then over the end
+def test_memory_is_a_queue(history, dtype, seed):
+    slots, samples, components, batches = history
+    generator = torch.Generator().manual_seed(seed)
+    memory = FeatureMemory(components, slots, DIM, dtype=dtype)
+    oracle = QueueOracle(components, slots, dtype)
+    for batch in batches:
+        component = torch.tensor(batch, dtype=torch.int64)
+        features = torch.randn(len(batch), DIM, generator=generator)
+        memory.add_batch(features, component, samples)
+        oracle.add_batch(features, component, samples)
+        assert_equal_to_oracle(memory, oracle)
+
+
+def test_running_sums_do_not_drift():
+    slots, samples, dim = 50, 4, 8
+    memory = FeatureMemory(2, slots, dim)
+    generator = torch.Generator().manual_seed(0)
+    pool = (
+        torch.randn(64, 2, samples, dim, generator=generator) * torch.logspace(-4, 2, 64)[:, None, None, None]
+    )
+    everything = torch.ones(2, samples, dtype=torch.bool)
+    entering = torch.randint(0, samples + 1, (97, 2), generator=generator)
+    for step in range(20_000):
+        number = entering[step % 97]
+        memory.add(pool[step % 64], everything & (torch.arange(samples) < number[:, None]), number)
+    held = memory.ring[:, :slots].double()
+    assert memory.count.tolist() == [slots, slots]
+    torch.testing.assert_close(memory.total, held.sum(1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(memory.total_square, held.square().sum(1), rtol=0, atol=1e-6)
+
+
+def test_pixels_that_do_not_enter_leave_no_trace_even_as_nan():
+    memory, oracle = FeatureMemory(2, 4, DIM), QueueOracle(2, 4)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        features = torch.randn(6, DIM, generator=generator)
+        component = torch.tensor([0, -1, 1, 2, 0, -1])
+        oracle.add_batch(features, component, 2)
+        features[(component < 0) | (component > 1)] = torch.nan
+        memory.add_batch(features, component, 2)
+        assert_equal_to_oracle(memory, oracle)
+
+
+@pytest.mark.parametrize("first, sizes", [(1, [0]), (0, [3, 4]), (1, [9, 1]), (0, [])])
+def test_a_new_content_replaces_that_of_the_given_components_only(first, sizes):
+    memory, oracle = FeatureMemory(3, 4, DIM), QueueOracle(3, 4)
+    features, component = torch.randn(9, DIM, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
+    for part in (slice(0, 9), slice(0, 6)):
+        memory.add_batch(features[part], component[part], 4)
+        oracle.add_batch(features[part], component[part], 4)
+    contents = [torch.randn(number, DIM, generator=torch.Generator().manual_seed(1)) for number in sizes]
+    memory.replace(first, contents)
+    for index, content in enumerate(contents, first):
+        kept = content if len(content) <= 4 else content[torch.linspace(0, len(content) - 1, 4).long()]
+        oracle.queues[index] = deque(kept.double(), maxlen=4)
+        oracle.entered[index] = len(kept)
+    assert_equal_to_oracle(memory, oracle)
+    memory.add_batch(features, component, 4)
+    oracle.add_batch(features, component, 4)
+    assert_equal_to_oracle(memory, oracle)
+
+
+def test_filled_rings_go_on_at_their_pointer():
+    slots = 5
+    queues = torch.randn(2, slots, DIM, generator=torch.Generator().manual_seed(0))
+    pointer = torch.tensor([0, 3])
+    memory, oracle = FeatureMemory(2, slots, DIM), QueueOracle(2, slots)
+    memory.fill(queues, pointer)
+    for index in range(2):
+        oracle.queues[index].extend(queues[index].roll(-int(pointer[index]), 0).double())
+        oracle.entered[index] = slots + int(pointer[index])
+    assert_equal_to_oracle(memory, oracle)
+    memory.add_batch(queues[0] + 1, torch.tensor([1, 0, 1, 1, 0]), 3)
+    oracle.add_batch(queues[0] + 1, torch.tensor([1, 0, 1, 1, 0]), 3)
+    assert_equal_to_oracle(memory, oracle)
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match=r"dtype of the memory: .*found torch.int64"):
+        FeatureMemory(2, 4, DIM, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"samples \(5\) exceed the 4 slots"):
+        FeatureMemory(2, 4, DIM).add_batch(torch.zeros(6, DIM), torch.zeros(6, dtype=torch.int64), 5)
+
+
+def saved(memory: FeatureMemory) -> dict[str, Tensor]:
+    """The state dict, once through a file."""
+    file = io.BytesIO()
+    torch.save(memory.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def random_batch(step: int, size: int, components: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(size, DIM, generator=generator), torch.randint(
+        0, components, (size,), generator=generator
+    )
+
+
+def trained(slots: int, steps: int, **options: object) -> FeatureMemory:
+    memory = FeatureMemory(2, slots, DIM, **options)
+    for step in range(steps):
+        memory.add_batch(*random_batch(step, 7, 2), 3)
+    return memory
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("steps", [1, 20])
+def test_with_the_ring_a_checkpoint_continues_bit_for_bit(dtype, steps):
+    memory = trained(9, steps, dtype=dtype, save_ring=True)
+    resumed = trained(9, 5, dtype=dtype, save_ring=True)
+    resumed.load_state_dict(saved(memory))
+    for step in range(100, 110):
+        for each in (memory, resumed):
+            each.add_batch(*random_batch(step, 7, 2), 3)
+        expected, found = memory.state_dict(), resumed.state_dict()
+        # The last slot takes what must not be stored: its content means nothing.
+        expected["ring"], found["ring"] = expected["ring"][:, :9], found["ring"][:, :9]
+        for name, value in expected.items():
+            assert torch.equal(value, found[name]), name
+
+
+@pytest.mark.parametrize("steps", [1, 20], ids=["partly filled", "full"])
+def test_without_the_ring_old_features_leave_as_their_average(steps):
+    slots = 9
+    memory = trained(slots, steps)
+    state = saved(memory)
+    assert set(state) == {"count", "pointer", "total", "total_square"}
+    resumed = FeatureMemory(2, slots, DIM)
+    resumed.load_state_dict(state)
+    first_count = memory.count.clone()
+    live: list[list[Tensor]] = [[], []]
+    for step in range(200, 212):
+        features, component = random_batch(step, 3, 2)
+        resumed.add_batch(features, component, 3)
+        for index in range(2):
+            live[index].extend(features[component == index].double())
+            newer = live[index][-slots:]
+            kept = min(int(first_count[index]), slots - len(newer))
+            assert resumed.count[index] == kept + len(newer)
+            share = kept / int(first_count[index])
+            zero = torch.zeros(DIM, dtype=torch.float64)
+            expected = share * memory.total[index] + sum(newer, zero)
+            expected_square = share * memory.total_square[index] + sum((x.square() for x in newer), zero)
+            torch.testing.assert_close(resumed.total[index], expected, rtol=0, atol=1e-9)
+            torch.testing.assert_close(resumed.total_square[index], expected_square, rtol=0, atol=1e-9)
+    assert min(len(features) for features in live) >= slots
+    assert resumed.lost_count.tolist() == [0, 0]
+    assert not resumed.lost_total.any() and not resumed.lost_total_square.any()
+
+
+@pytest.mark.parametrize("save_ring", [False, True])
+def test_a_second_interruption_before_the_old_features_have_left(save_ring):
+    slots = 9
+    first = FeatureMemory(2, slots, DIM, save_ring=save_ring)
+    first.load_state_dict(saved(trained(slots, 20)), strict=True)
+    first.add_batch(*random_batch(300, 4, 2), 3)
+    second = FeatureMemory(2, slots, DIM, save_ring=save_ring)
+    second.load_state_dict(saved(first))
+    for name in ("count", "pointer", "total", "total_square"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+    held = (first.slot_state == HELD).sum(1) if save_ring else torch.zeros(2, dtype=torch.int64)
+    assert torch.equal(second.lost_count, first.count - held)
+    component = torch.arange(2).repeat(slots)
+    features = torch.randn(2 * slots, DIM, generator=torch.Generator().manual_seed(1))
+    second.add_batch(features, component, slots)
+    torch.testing.assert_close(
+        second.total,
+        torch.stack([features[component == i].double().sum(0) for i in (0, 1)]),
+        rtol=0,
+        atol=1e-9,
+    )
+
+
+@pytest.mark.parametrize("old_options, new_options", [({}, {"save_ring": True}), ({"save_ring": True}, {})])
+def test_checkpoints_with_and_without_a_ring_are_interchangeable(old_options, new_options):
+    memory = trained(9, 20, **old_options)
+    resumed = trained(9, 6, **new_options)  # what it held itself must not count any more
+    resumed.load_state_dict(saved(memory), strict=True)
+    assert torch.equal(resumed.lost_count, memory.count)
+    assert torch.equal(resumed.lost_total, memory.total)
+    features = torch.randn(18, DIM, generator=torch.Generator().manual_seed(2))
+    component = torch.arange(2).repeat(9)
+    resumed.add_batch(features, component, 9)
+    expected = torch.stack([features[component == i].double().sum(0) for i in (0, 1)])
+    torch.testing.assert_close(resumed.total, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("save_ring", [False, True])
+@pytest.mark.parametrize("slots", [4, 12], ids=["smaller", "larger"])
+def test_a_memory_of_another_size_keeps_the_averages(slots, save_ring):
+    old = trained(9, 20, save_ring=save_ring)
+    new = FeatureMemory(2, slots, DIM, save_ring=save_ring)
+    new.load_state_dict(saved(old), strict=True)
+    assert new.count.tolist() == [min(9, slots)] * 2
+    for name in ("total", "total_square"):
+        average = getattr(new, name) / new.count[:, None]
+        torch.testing.assert_close(average, getattr(old, name) / 9, rtol=0, atol=1e-12)
+    for step in range(3):
+        new.add_batch(*random_batch(400 + step, 9, 2), slots // 2)
+        restored = FeatureMemory(2, slots, DIM, save_ring=save_ring)
+        restored.load_state_dict(saved(new))
+        assert restored.lost_count.ge(0).all()
+    features = torch.randn(2 * slots, DIM, generator=torch.Generator().manual_seed(3))
+    component = torch.arange(2).repeat(slots)
+    new.add_batch(features, component, slots)
+    expected = torch.stack([features[component == i].double().sum(0) for i in (0, 1)])
+    assert new.count.tolist() == [slots] * 2
+    torch.testing.assert_close(new.total, expected, rtol=0, atol=1e-9)
+
+
+def test_a_ring_of_another_type_is_not_taken_for_what_was_summed():
+    old = trained(9, 20, save_ring=True)
+    new = FeatureMemory(2, 9, DIM, dtype=torch.float16, save_ring=True)
+    new.load_state_dict(saved(old), strict=True)
+    features = torch.randn(18, DIM, generator=torch.Generator().manual_seed(4))
+    new.add_batch(features, torch.arange(2).repeat(9), 9)
+    torch.testing.assert_close(new.total, new.ring[:, :9].double().sum(1), rtol=0, atol=1e-9)
