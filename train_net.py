@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate a model by config: python train_net.py --config-file FILE [--eval-only] [KEY VALUE ...]."""
+"""Train or evaluate a model: python train_net.py --config-file FILE [--eval-only] [KEY VALUE ...]."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def parser() -> ArgumentParser:
         action="append",
         default=[],
         metavar="FILE.py",
-        help="Python file that registers data sets of your own; run before the config is read (may be repeated)",
+        help="Python file that registers data sets of your own, run before the config is read; repeatable",
     )
     return arguments
 

@@ -18,13 +18,14 @@ def _add_model(cfg: CN) -> None:
     # The meta-architecture: backbone, then decoder, then classifier.
     cfg.MODEL.META_ARCHITECTURE = "AnomalySegmentor"
 
-    # Weights and activations in channels-last order; faster convolutions on CPUs and tensor cores, same results.
+    # Weights and activations in channels-last order; faster convolutions on CPUs and tensor cores, same
+    # results.
     cfg.MODEL.CHANNELS_LAST = False
 
     # Detectron2's ResNet gives its features of strides 4 to 32.
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # Keys that Detectron2's dilated ResNet ("build_resnet_deeplab_backbone") reads: dilation of res4 (2: output
-    # stride 8, with RES5_DILATION 4), multi-grid dilations of res5, and "basic" or "deeplab" stem.
+    # Keys that Detectron2's dilated ResNet ("build_resnet_deeplab_backbone") reads: dilation of res4 (2:
+    # output stride 8, with RES5_DILATION 4), multi-grid dilations of res5, and "basic" or "deeplab" stem.
     cfg.MODEL.RESNETS.RES4_DILATION = 1
     cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
     cfg.MODEL.RESNETS.STEM_TYPE = "basic"
@@ -40,7 +41,8 @@ def _add_model(cfg: CN) -> None:
     # Where ImageNet weights come from: "" (random), "hub" (timm's hub download), a local file, or
     # "package:NAME/FILE" (a weight file shipped inside an installed Python package).
     cfg.MODEL.TIMM.WEIGHTS = ""
-    # With True, weights that cannot be found are an error; with False training starts from scratch with a warning.
+    # With True, weights that cannot be found are an error; with False training starts from scratch with a
+    # warning.
     cfg.MODEL.TIMM.WEIGHTS_REQUIRED = True
 
     cfg.MODEL.DECODER = CN()
@@ -69,8 +71,8 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.CLASSIFIER.NUM_CLASSES = 19
     # Dropout on the decoder's features before the classifier.
     cfg.MODEL.CLASSIFIER.DROPOUT = 0.1
-    # Pixels over which the mean of the cross-entropy is taken: "valid" (labelled pixels) or "all" (ignored pixels
-    # count as zero loss, as in the released GMMSeg code).
+    # Pixels over which the mean of the cross-entropy is taken: "valid" (labelled pixels) or "all" (ignored
+    # pixels count as zero loss, as in the released GMMSeg code).
     cfg.MODEL.CLASSIFIER.LOSS_AVERAGE = "valid"
 
 
@@ -80,12 +82,16 @@ def _add_gmm(cfg: CN) -> None:
     cfg.MODEL.GMM.NUM_COMPONENTS = 5
     # Dimensions of the pixel embedding (D).
     cfg.MODEL.GMM.EMBED_DIM = 64
+    # "": the embedding is a linear projection of the decoder's features. A norm ("BN", "SyncBN", "GN") adds
+    # that norm and a ReLU, as in the released code, which keeps the embedding in one orthant before its
+    # LayerNorm.
+    cfg.MODEL.GMM.PROJECTION_NORM = ""
     # Slots of each component's feature memory (K).
     cfg.MODEL.GMM.MEMORY_SIZE = 32000
     # Storage type of the memory: "float32" or "float16".
     cfg.MODEL.GMM.MEMORY_DTYPE = "float32"
-    # Write the memory into checkpoints. Its statistics are always there, so a resumed run continues without it;
-    # with it the continuation is exact.
+    # Write the memory into checkpoints. Its statistics are always there, so a resumed run continues without
+    # it; with it the continuation is exact.
     cfg.MODEL.GMM.SAVE_MEMORY = False
     # Features that may enter a component's memory per iteration.
     cfg.MODEL.GMM.SAMPLES_PER_UPDATE = 20
@@ -110,11 +116,10 @@ def _add_gmm(cfg: CN) -> None:
     cfg.MODEL.GMM.WARM_START_FEATURES = 300
     # ... with this many rounds of spherical k-means.
     cfg.MODEL.GMM.WARM_START_KMEANS_ROUNDS = 10
-    # Misclassified pixels enter the memory too while the momentum ramps up, and afterwards a component's memory until
-    # it holds this many features.
+    # Misclassified pixels enter a component's memory too until it holds this many features.
     cfg.MODEL.GMM.WARM_START_FILL = 400
-    # Momentum of the means at the first iteration; it reaches MOMENTUM_MEAN when WARM_START_RAMP of the schedule
-    # is over (1 - momentum falls geometrically).
+    # Momentum of the means at the first iteration; it reaches MOMENTUM_MEAN when WARM_START_RAMP of the
+    # schedule is over (1 - momentum falls geometrically).
     cfg.MODEL.GMM.WARM_START_MOMENTUM = 0.5
     cfg.MODEL.GMM.WARM_START_RAMP = 0.5
     # First weight of the LayerNorm over classes that turns densities into logits.
@@ -132,8 +137,8 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
     # Keep decoded images and labels in memory (per worker process) after the first read.
     cfg.INPUT.CACHE_DECODED = False
-    # DATALOADER.SAMPLER_TRAIN also knows "ClassBalancedSampler": a class is drawn, then an image that has it. Its
-    # index of classes per image is kept in this folder ("": OUTPUT_DIR).
+    # DATALOADER.SAMPLER_TRAIN also knows "ClassBalancedSampler": a class is drawn, then an image that has it.
+    # Its index of classes per image is kept in this folder ("": OUTPUT_DIR).
     cfg.DATALOADER.CLASS_INDEX_DIR = ""
 
     # The synthetic streets (data sets synthetic_street_train, _val and _anomaly).

@@ -20,7 +20,17 @@ ALLOWED = {
     "modeling": {"gmm", "metrics", "compat", "config"},
     "data": {"metrics", "compat", "config"},
     "evaluation": {"gmm", "scores", "metrics", "data", "compat", "visualization"},
-    "engine": {"gmm", "scores", "metrics", "modeling", "data", "evaluation", "compat", "config", "visualization"},
+    "engine": {
+        "gmm",
+        "scores",
+        "metrics",
+        "modeling",
+        "data",
+        "evaluation",
+        "compat",
+        "config",
+        "visualization",
+    },
 }
 
 
@@ -36,7 +46,9 @@ def imported_parts(path: Path) -> set[str]:
             base = list(package[: len(package) - node.level + 1]) if node.level else []
             module = ".".join(base + ([node.module] if node.module else []))
             names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
-        parts |= {name.split(".")[1] for name in names if name.startswith("gmm_anomaly.") and name.count(".") >= 1}
+        parts |= {
+            name.split(".")[1] for name in names if name.startswith("gmm_anomaly.") and name.count(".") >= 1
+        }
     return parts
 
 
@@ -51,10 +63,8 @@ def test_imports_follow_the_table(part):
 
 
 def test_pure_packages_import_without_detectron2():
-    code = (
-        "import sys\n"
-        "for name in ('detectron2', 'torchvision'):\n"
-        "    sys.modules[name] = None\n" + "".join(f"import gmm_anomaly.{part}\n" for part in PURE)
+    code = "import sys\nfor name in ('detectron2', 'torchvision'):\n    sys.modules[name] = None\n" + "".join(
+        f"import gmm_anomaly.{part}\n" for part in PURE
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=PACKAGE.parent)
 

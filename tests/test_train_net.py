@@ -1,4 +1,4 @@
-"""The command line, end to end on tiny synthetic streets: train, evaluate, resume, two processes, bad input."""
+"""The command line on tiny synthetic streets: train, evaluate, resume, two processes, bad input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "synthetic" / "effnetlite0_deeplabv3plus_{}.yaml"
 
 
-def command_line(output: Path, *overrides: object, classifier: str = "gmm", flags: tuple[str, ...] = ()) -> list[str]:
+def command_line(
+    output: Path, *overrides: object, classifier: str = "gmm", flags: tuple[str, ...] = ()
+) -> list[str]:
     tiny = {
         "OUTPUT_DIR": output,
         "DATASETS.SYNTHETIC.CACHE_DIR": output.parent / "frames",
@@ -41,7 +43,8 @@ def command_line(output: Path, *overrides: object, classifier: str = "gmm", flag
     }
     pairs = [str(part) for pair in tiny.items() for part in pair]
     return [
-        "--num-gpus", "0", "--config-file", str(CONFIG).format(classifier), *flags, *pairs, *map(str, overrides)
+        "--num-gpus", "0", "--config-file", str(CONFIG).format(classifier), *flags,
+        *pairs, *map(str, overrides),
     ]  # fmt: skip
 
 
@@ -84,7 +87,9 @@ def test_tensorboard_has_scalars_and_pictures(trained):
     events = EventAccumulator(str(trained)).Reload()
     tags = events.Tags()
     assert {"loss_ce", "loss_contrast", "lr", "gmm/momentum", "gmm/memory_fill"} <= set(tags["scalars"])
-    assert any("synthetic_street_anomaly" in tag and "AP" in tag and "pooled" in tag for tag in tags["scalars"])
+    assert any(
+        "synthetic_street_anomaly" in tag and "AP" in tag and "pooled" in tag for tag in tags["scalars"]
+    )
     assert any(tag.startswith("synthetic_street_anomaly/") for tag in tags["images"])
 
 
@@ -97,7 +102,9 @@ def test_eval_only_gives_the_same_numbers(trained, train_net, tmp_path):
             flags=("--eval-only",),
         )
     )  # fmt: skip
-    first, again = (json.loads((folder / "results.json").read_text())["datasets"] for folder in (trained, output))
+    first, again = (
+        json.loads((folder / "results.json").read_text())["datasets"] for folder in (trained, output)
+    )
     for metric in ("AP", "AUROC", "FPR95"):
         for score, numbers in first["synthetic_street_anomaly"]["anomaly"].items():
             found = again["synthetic_street_anomaly"]["anomaly"][score][metric]
@@ -153,7 +160,9 @@ def test_killed_run_resumes_where_it_saved(tmp_path):
             cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         deadline = time.time() + 240
-        while not (output / "model_0000005.pth").is_file() and process.poll() is None and time.time() < deadline:
+        while (
+            not (output / "model_0000005.pth").is_file() and process.poll() is None and time.time() < deadline
+        ):
             time.sleep(0.2)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -161,7 +170,8 @@ def test_killed_run_resumes_where_it_saved(tmp_path):
     saved = torch.load(output / last, weights_only=True)["iteration"]
     assert saved >= 5
     finished = run(
-        command_line(output, "SOLVER.MAX_ITER", saved + 3, "DATASETS.TEST", "()", flags=("--resume",)), timeout=240
+        command_line(output, "SOLVER.MAX_ITER", saved + 3, "DATASETS.TEST", "()", flags=("--resume",)),
+        timeout=240,
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert f"Starting training from iteration {saved + 1}" in finished.stdout + finished.stderr

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a GMM segmentor and its softmax twin on the embedded synthetic streets, and print them side by side."""
+"""Train a GMM segmentor and its softmax twin on the synthetic streets, and print them side by side."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def train(classifier: str, config_set: str, output: Path, overrides: list[str]) 
     print(f"$ {' '.join(command)}", flush=True)
     status = subprocess.run(command, cwd=ROOT).returncode
     if status:
-        raise SystemExit(f"training the {classifier} twin failed (exit status {status}); its log is {output}/log.txt")
+        raise SystemExit(
+            f"training the {classifier} twin failed (exit status {status}); its log is {output}/log.txt"
+        )
     return json.loads((output / "results.json").read_text())
 
 
@@ -42,14 +44,18 @@ def rows(classifier: str, results: dict) -> list[list]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--set", default="synthetic", choices=("synthetic", "camvid"), help="folder under configs/")
+    parser.add_argument(
+        "--set", default="synthetic", choices=("synthetic", "camvid"), help="folder under configs/"
+    )
     parser.add_argument("--output", type=Path, default=None, help="default: output/<set>")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="KEY VALUE pairs for both configs")
     args = parser.parse_args()
     output = args.output or ROOT / "output" / args.set
     table = []
     for classifier in CLASSIFIERS:
-        results = train(classifier, args.set, output / f"effnetlite0_deeplabv3plus_{classifier}", args.overrides)
+        results = train(
+            classifier, args.set, output / f"effnetlite0_deeplabv3plus_{classifier}", args.overrides
+        )
         table += rows(classifier, results)
     headers = ["classifier", "score", "mIoU %", "AP", "AUROC", "FPR95"]
     print(f"\n{args.set}: known classes (mIoU) and anomalies (pooled over all pixels)")

@@ -34,6 +34,6 @@ def register_ade20k() -> None:
                 classes=CLASSES,
                 label_map=LABEL_MAP,
                 expected_count=count,
-                source="Download ADEChallengeData2016.zip (the address is in datasets/README.md) and unpack it.",
+                source="Download ADEChallengeData2016.zip (address: datasets/README.md) and unpack it.",
             )
         )

@@ -15,8 +15,8 @@ from .atomic import replacing
 def unpack_flat(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> list[Path]:
     """Unpack the wanted files of a zip archive into one folder, without the archive's own folders.
 
-    Resumable: a file that is there with the archive's size is kept. Each file's checksum is verified while it is
-    unpacked, and it gets its name only then.
+    Resumable: a file that is there with the archive's size is kept. Each file's checksum is verified while it
+    is unpacked, and it gets its name only then.
 
     Args:
         archive: zip file.
@@ -28,8 +28,8 @@ def unpack_flat(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> l
 
     Raises:
         FileNotFoundError: no such archive.
-        ValueError: not a zip file, a damaged one, one with a member that points outside of it, or with two wanted
-            files of one name.
+        ValueError: not a zip file, a damaged one, one with a member that points outside of it, or with two
+            wanted files of one name.
     """
     if not archive.is_file():
         raise FileNotFoundError(f"no archive {archive}")
@@ -47,7 +47,9 @@ def _unpack(
     for member in stored.infolist():
         path = PurePosixPath(member.filename.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-            raise ValueError(f"{archive} has the member {member.filename!r}, which points outside of the archive")
+            raise ValueError(
+                f"{archive} has the member {member.filename!r}, which points outside of the archive"
+            )
         if member.is_dir() or path.name.startswith(".") or not wanted(path.name):
             continue
         if path.name in chosen:

@@ -55,14 +55,14 @@ class WindowResize(_PixelTransform):
 class RandomScaledCrop(Augmentation):
     """Scale by a random factor and crop, without scaling what the crop leaves out.
 
-    A crop of the scaled image is a smaller or larger window of the source, so only the window is resized. Where the
-    scaled image is smaller than the crop it is kept whole (``PadTo`` fills the rest).
+    A crop of the scaled image is a smaller or larger window of the source, so only the window is resized.
+    Where the scaled image is smaller than the crop it is kept whole (``PadTo`` fills the rest).
 
     Args:
         scale_range: the factor is drawn uniformly from it.
         crop_size: height and width; None: no crop, the whole image is scaled.
-        max_area: a window is drawn again, up to ten times, while one class covers more than this share of its labelled
-            pixels or none is labelled; 1.0 takes the first one.
+        max_area: a window is drawn again, up to ten times, while one class covers more than this share of its
+            labelled pixels or none is labelled; 1.0 takes the first one.
     """
 
     redraws = 10
@@ -77,7 +77,9 @@ class RandomScaledCrop(Augmentation):
         if crop_size is not None and min(crop_size) < 1:
             raise ValueError(f"INPUT.CROP.SIZE: expected positive pixels, found {list(crop_size)}")
         if not 0 < max_area <= 1:
-            raise ValueError(f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA: expected 0 < share <= 1, found {max_area}")
+            raise ValueError(
+                f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA: expected 0 < share <= 1, found {max_area}"
+            )
         self.scale_range = (float(low), float(high))
         self.crop_size = crop_size
         self.max_area = max_area

@@ -31,7 +31,8 @@ SAMPLERS = ("TrainingSampler", "ClassBalancedSampler")
 def build_train_loader(cfg: CfgNode) -> Any:
     """Endless loader of lists of training inputs over all of ``DATASETS.TRAIN``.
 
-    A ``SEED`` of 0 or more fixes the order of the images; random augmentations follow from Detectron2's seeding.
+    A ``SEED`` of 0 or more fixes the order of the images; random augmentations follow from Detectron2's
+    seeding.
 
     Raises:
         ValueError: a data set is unknown, empty or without labels, or a key has a bad value.
@@ -57,7 +58,8 @@ def build_train_loader(cfg: CfgNode) -> Any:
 
 
 def train_records(cfg: CfgNode) -> dict[str, list[Record]]:
-    """Records of each data set in ``DATASETS.TRAIN``, each with its "dataset_name". Errors as ``build_train_loader``."""
+    """Records of each data set in ``DATASETS.TRAIN``, each with its "dataset_name". Errors as
+    ``build_train_loader``."""
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN: expected at least one data set, found none")
     by_name = {}
@@ -66,8 +68,8 @@ def train_records(cfg: CfgNode) -> dict[str, list[Record]]:
         for record in records:
             if "sem_seg_file_name" not in record and "render" not in record:
                 raise ValueError(
-                    f"DATASETS.TRAIN: {name} has images without labels, for example {record['file_name']}; train on "
-                    "a split whose labels are public"
+                    f"DATASETS.TRAIN: {name} has images without labels, for example {record['file_name']}; "
+                    "train on a split whose labels are public"
                 )
         by_name[name] = [record | {"dataset_name": name} for record in records]
     return by_name
@@ -109,9 +111,11 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
 
 
 def check_num_classes(cfg: CfgNode) -> None:
-    """Raise ValueError unless ``MODEL.CLASSIFIER.NUM_CLASSES`` is that of every closed set named in ``DATASETS``.
+    """Raise ValueError unless ``MODEL.CLASSIFIER.NUM_CLASSES`` is that of every closed set named in
+    ``DATASETS``.
 
-    Also refused: an unknown name, training on an anomaly set, training sets with different classes. Touches no files.
+    Also refused: an unknown name, training on an anomaly set, training sets with different classes. Touches
+        no files.
     """
     expected = cfg.MODEL.CLASSIFIER.NUM_CLASSES
     first: list[str] | None = None
@@ -130,13 +134,13 @@ def check_num_classes(cfg: CfgNode) -> None:
             classes = list(metadata.get("stuff_classes") or ())
             if len(classes) != expected:
                 raise ValueError(
-                    f"{key}: {name} has {len(classes)} classes, MODEL.CLASSIFIER.NUM_CLASSES is {expected}; set it to "
-                    f"{len(classes)}"
+                    f"{key}: {name} has {len(classes)} classes, MODEL.CLASSIFIER.NUM_CLASSES is "
+                    f"{expected}; set it to {len(classes)}"
                 )
             if key == "DATASETS.TRAIN":
                 first = first or classes
                 if classes != first:
                     raise ValueError(
-                        f"{key}: {cfg.DATASETS.TRAIN[0]} and {name} have different classes ({', '.join(first)}; "
-                        f"{', '.join(classes)}); they cannot be trained on together"
+                        f"{key}: {cfg.DATASETS.TRAIN[0]} and {name} have different classes "
+                        f"({', '.join(first)}; {', '.join(classes)}); they cannot be trained on together"
                     )

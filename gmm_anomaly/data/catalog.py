@@ -57,7 +57,9 @@ class _OwnLayout:
             return [_record(root, Path(image), label) for image, label in self.pair_files(root, labels_in)]
         labels = None
         if labels_in is not None:
-            labels = list_files(labels_in, suffix=self.label_suffix, extensions=LABEL_EXTENSIONS, recursive=True)
+            labels = list_files(
+                labels_in, suffix=self.label_suffix, extensions=LABEL_EXTENSIONS, recursive=True
+            )
         # Both kinds may lie in one folder.
         others = set() if labels is None else set(labels.values())
         images = list_files(root, suffix=self.image_suffix, recursive=True, exclude=others)
@@ -97,13 +99,15 @@ def register_segmentation_dataset(
         colors: RGB of each class, for overlays.
         label_map: raw label value to train id or 255 (ignored). Values it lacks, except 255, are errors.
             None: raw values are train ids.
-        image_suffix, label_suffix: ends of the stems that differ between an image and its label, such as "_labels".
+        image_suffix, label_suffix: ends of the stems that differ between an image and its label, such as
+            "_labels".
         pair_files: a function from the two folders to (image, label or None) paths, for any other layout.
         expected_count: number of frames; another number is a warning.
         overwrite: replace a data set of the same name.
 
     Raises:
-        ValueError: the name is taken by another data set, or ``label_map`` or ``colors`` do not fit the classes.
+        ValueError: the name is taken by another data set, or ``label_map`` or ``colors`` do not fit the
+            classes.
     """
     register(
         DatasetSpec(
@@ -137,8 +141,8 @@ def register_anomaly_dataset(
     """Register images with anomaly labels, for ``--eval-only``. No file is touched.
 
     Args:
-        label_map: raw label value to 0 (known), 1 (anomaly) or 255 (ignored); values it lacks, except 255, are
-            errors. None: the labels hold 0, 1 and 255 themselves.
+        label_map: raw label value to 0 (known), 1 (anomaly) or 255 (ignored); values it lacks, except 255,
+            are errors. None: the labels hold 0, 1 and 255 themselves.
         protocol: metric protocol: "pooled", "fishyscapes", "smiyc" or "per_image".
         component_track: object sizes of the component metrics: "anomaly", "obstacle" or None (none computed).
         name, image_root, label_root, image_suffix, label_suffix, pair_files, expected_count, overwrite: as in
@@ -150,7 +154,9 @@ def register_anomaly_dataset(
     if protocol not in PROTOCOLS:
         raise ValueError(f"{name}: protocol must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
     if component_track not in COMPONENT_TRACKS:
-        raise ValueError(f"{name}: component_track must be 'anomaly', 'obstacle' or None, found {component_track!r}")
+        raise ValueError(
+            f"{name}: component_track must be 'anomaly', 'obstacle' or None, found {component_track!r}"
+        )
     register(
         DatasetSpec(
             name=name,

@@ -139,7 +139,7 @@ def render(checks: Iterable[DatasetCheck]) -> str:
         if check.state == PRESENT:
             continue
         # Splits of one data set lack the same folder for the same reason.
-        reason = f"no folder {check.root}" if check.state == MISSING else check.message
+        reason = check.message.removeprefix(f"{check.name}: ")
         advice.setdefault((reason, check.hint), []).append(check.name)
     for (reason, hint), names in advice.items():
         lines += ["", f"{', '.join(names)}:", f"  {reason}"]
@@ -150,13 +150,18 @@ def render(checks: Iterable[DatasetCheck]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when all data sets that were asked for are present and complete, 1 when one is not, 2 for a bad argument."""
+    """0 when all data sets that were asked for are present and complete, 1 when one is not, 2 for a bad
+    argument."""
     parser = argparse.ArgumentParser(
         description="Say for each data set whether it is there, what to download and where to put it.",
-        epilog="Exit status: 0 if all that were asked for are present and complete, 1 if not, 2 for a bad argument.",
+        epilog="Exit status: 0 if all that were asked for are there and complete, 1 if not, 2: bad argument.",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets, or patterns such as 'camvid*'; none: all")
-    parser.add_argument("--deep", action="store_true", help="open every file, and check label values and sizes")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="data sets, or patterns such as 'camvid*'; none: all"
+    )
+    parser.add_argument(
+        "--deep", action="store_true", help="open every file, and check label values and sizes"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument(
         "--register",

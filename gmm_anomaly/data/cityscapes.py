@@ -37,8 +37,8 @@ _LAST_LABEL_ID = 33
 COUNTS = {"train": 2975, "val": 500, "test": 1525}
 
 _SOURCE = (
-    "Download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip (cityscapes-dataset.com, free registration) "
-    "and unpack both into one folder."
+    "Download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip (cityscapes-dataset.com, free "
+    "registration) and unpack both into one folder."
 )
 
 

@@ -25,7 +25,9 @@ from .synthetic import RENDERER_VERSION
 logger = logging.getLogger(__name__)
 
 
-def class_pixel_counts(name: str, records: Sequence[Record], rule: LabelRule, folder: str | Path) -> np.ndarray:
+def class_pixel_counts(
+    name: str, records: Sequence[Record], rule: LabelRule, folder: str | Path
+) -> np.ndarray:
     """Pixel counts per image and class; rank 0 reads or makes them, the other ranks receive them.
 
     Args:
@@ -95,7 +97,9 @@ def _count(records: Sequence[Record], rule: LabelRule) -> np.ndarray:
     # Decoding leaves the interpreter lock, so threads are enough.
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
     try:
-        rows = tqdm(pool.map(one, records), total=len(records), desc=f"classes of {rule.dataset}", unit="label")
+        rows = tqdm(
+            pool.map(one, records), total=len(records), desc=f"classes of {rule.dataset}", unit="label"
+        )
         return np.stack(list(rows)).astype(np.int64)
     finally:
         pool.shutdown(cancel_futures=True)

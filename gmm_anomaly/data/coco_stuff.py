@@ -1,4 +1,5 @@
-"""COCO-Stuff 10k (Caesar et al., CVPR 2018) as MMSegmentation prepares it: 80 things and 91 kinds of stuff."""
+"""COCO-Stuff 10k (Caesar et al., CVPR 2018) as MMSegmentation prepares it: 80 things and 91 kinds of
+stuff."""
 
 from __future__ import annotations
 
@@ -14,13 +15,14 @@ ROOT = DataRoot(("coco_stuff10k",), "GMM_ANOMALY_COCO_STUFF10K")
 
 THINGS = tuple(str(category["name"]) for category in COCO_CATEGORIES if category["isthing"])
 STUFF = tuple(
-    "banner blanket branch bridge building-other bush cabinet cage cardboard carpet ceiling-other ceiling-tile cloth "
-    "clothes clouds counter cupboard curtain desk-stuff dirt door-stuff fence floor-marble floor-other floor-stone "
-    "floor-tile floor-wood flower fog food-other fruit furniture-other grass gravel ground-other hill house leaves "
-    "light mat metal mirror-stuff moss mountain mud napkin net paper pavement pillow plant-other plastic platform "
-    "playingfield railing railroad river road rock roof rug salad sand sea shelf sky-other skyscraper snow "
-    "solid-other stairs stone straw structural-other table tent textile-other towel tree vegetable wall-brick "
-    "wall-concrete wall-other wall-panel wall-stone wall-tile wall-wood water-other waterdrops window-blind "
+    "banner blanket branch bridge building-other bush cabinet cage cardboard carpet ceiling-other "
+    "ceiling-tile cloth clothes clouds counter cupboard curtain desk-stuff dirt door-stuff fence "
+    "floor-marble floor-other floor-stone floor-tile floor-wood flower fog food-other fruit "
+    "furniture-other grass gravel ground-other hill house leaves light mat metal mirror-stuff moss "
+    "mountain mud napkin net paper pavement pillow plant-other plastic platform playingfield railing "
+    "railroad river road rock roof rug salad sand sea shelf sky-other skyscraper snow solid-other stairs "
+    "stone straw structural-other table tent textile-other towel tree vegetable wall-brick wall-concrete "
+    "wall-other wall-panel wall-stone wall-tile wall-wood water-other waterdrops window-blind "
     "window-other wood".split()
 )
 CLASSES = (*THINGS, *STUFF)
@@ -29,7 +31,8 @@ CLASSES = (*THINGS, *STUFF)
 UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 # Original id to the value in the prepared PNG: 0 unlabelled, 1 to 171 the classes.
 PREPARED_VALUES = {
-    original: value for value, original in enumerate(number for number in range(183) if number not in UNUSED_IDS)
+    original: value
+    for value, original in enumerate(number for number in range(183) if number not in UNUSED_IDS)
 }
 LABEL_MAP = ((0, IGNORE_LABEL), *((value, value - 1) for value in range(1, len(CLASSES) + 1)))
 

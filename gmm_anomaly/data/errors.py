@@ -1,4 +1,5 @@
-"""What can be wrong with a data set on disk, as exceptions that ``tools/check_datasets.py`` can tell apart."""
+"""What can be wrong with a data set on disk, as exceptions that ``tools/check_datasets.py`` can tell
+apart."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from .spec import DatasetSpec
 
 LOST_AND_FOUND_ROOT = DataRoot(("fishyscapes_lostandfound",), "GMM_ANOMALY_FISHYSCAPES_LOST_AND_FOUND")
 STATIC_ROOTS = {
-    version: DataRoot((f"fs_val_v{version}",), f"GMM_ANOMALY_FISHYSCAPES_STATIC_V{version}") for version in (1, 2, 3)
+    version: DataRoot((f"fs_val_v{version}",), f"GMM_ANOMALY_FISHYSCAPES_STATIC_V{version}")
+    for version in (1, 2, 3)
 }
 
 LOST_AND_FOUND_COUNT = 100
@@ -31,7 +32,8 @@ STATIC_IMAGES = "images"
 
 
 def list_labels(folder: Path) -> dict[str, Path]:
-    """The benchmark's flat ``NUMBER_BASE_labels.png`` by "NUMBER_BASE". Raises LayoutError for another name."""
+    """The benchmark's flat ``NUMBER_BASE_labels.png`` by "NUMBER_BASE". Raises LayoutError for another
+    name."""
     labels = list_files(folder, suffix="_labels", extensions=LABEL_EXTENSIONS)
     for key, path in labels.items():
         if not NUMBERED.fullmatch(key):
@@ -60,7 +62,9 @@ class LostAndFoundMasks:
         records = []
         for key, label in list_labels(root).items():
             if base_id(key) not in frames:
-                raise LayoutError(f"{label} belongs to the frame {base_id(key)}, which {base}/leftImg8bit lacks")
+                raise LayoutError(
+                    f"{label} belongs to the frame {base_id(key)}, which {base}/leftImg8bit lacks"
+                )
             records.append(make_record(key, frames[base_id(key)], label))
         return records
 
@@ -81,7 +85,9 @@ class StaticFrames:
         images = list_files(root / STATIC_IMAGES)
         unmade = [key for key in labels if key not in images]
         if unmade:
-            raise LayoutError(f"{len(unmade)} of {len(labels)} images are not made, first {unmade[0]}; run {command}")
+            raise LayoutError(
+                f"{len(unmade)} of {len(labels)} images are not made, first {unmade[0]}; run {command}"
+            )
         return pair(images, labels)
 
 
@@ -97,7 +103,7 @@ def register_fishyscapes() -> None:
             layout=LostAndFoundMasks(),
             root=LOST_AND_FOUND_ROOT,
             expected_count=LOST_AND_FOUND_COUNT,
-            source="Download fishyscapes_lostandfound.zip (fishyscapes.com/dataset) and unpack it into one folder.",
+            source="Download fishyscapes_lostandfound.zip (fishyscapes.com/dataset), unpack it in one folder.",
             companions=((lost_and_found.ROOT, "the images of LostAndFound (leftImg8bit, train and test)"),),
             **shared,
         )
@@ -110,9 +116,9 @@ def register_fishyscapes() -> None:
                 root=root,
                 expected_count=STATIC_COUNTS[version],
                 source=(
-                    f"Download fs_val_v{version}.zip (the address is in datasets/README.md), unpack it and make its "
-                    f"images with `python datasets/prepare_fishyscapes_static.py --version {version}`, which needs "
-                    f"Cityscapes' validation images ({cityscapes.ROOT.variable})."
+                    f"Download fs_val_v{version}.zip (address: datasets/README.md), unpack it and "
+                    "make its images with `python datasets/prepare_fishyscapes_static.py --version "
+                    f"{version}`, which needs Cityscapes' validation images ({cityscapes.ROOT.variable})."
                 ),
                 **shared,
             )

@@ -45,7 +45,9 @@ class LabelRule:
             return cls.build(metadata.name, label_map or ANOMALY_LABEL_MAP, num_classes=2)
         classes = metadata.get("stuff_classes")
         if not classes:
-            raise ValueError(f"{metadata.name}: its metadata have no stuff_classes, so its labels cannot be read")
+            raise ValueError(
+                f"{metadata.name}: its metadata have no stuff_classes, so its labels cannot be read"
+            )
         return cls.build(metadata.name, label_map, num_classes=len(classes))
 
     @classmethod
@@ -57,10 +59,15 @@ class LabelRule:
             label_map = {value: value for value in range(num_classes)}
         for raw, target in label_map.items():
             if not isinstance(raw, int | np.integer) or not 0 <= raw <= 255:
-                raise ValueError(f"{dataset}: label_map has the raw value {raw!r}; expected integers in 0 .. 255")
-            if not isinstance(target, int | np.integer) or not (0 <= target < num_classes or target == IGNORE_LABEL):
                 raise ValueError(
-                    f"{dataset}: label_map maps {raw} to {target!r}; expected 0 .. {num_classes - 1} or {IGNORE_LABEL}"
+                    f"{dataset}: label_map has the raw value {raw!r}; expected integers in 0 .. 255"
+                )
+            if not isinstance(target, int | np.integer) or not (
+                0 <= target < num_classes or target == IGNORE_LABEL
+            ):
+                raise ValueError(
+                    f"{dataset}: label_map maps {raw} to {target!r}; expected 0 .. {num_classes - 1} or "
+                    f"{IGNORE_LABEL}"
                 )
         pairs = {IGNORE_LABEL: IGNORE_LABEL} | {int(raw): int(target) for raw, target in label_map.items()}
         return cls(dataset, tuple(sorted(pairs.items())), num_classes)

@@ -36,8 +36,8 @@ KNOWN_KINDS = (
 )
 
 _SOURCE = (
-    "Download leftImg8bit.zip and gtCoarse.zip of LostAndFound (6d-vision.com/lostandfounddataset) and unpack both "
-    "into one folder."
+    "Download leftImg8bit.zip and gtCoarse.zip of LostAndFound (6d-vision.com/lostandfounddataset) and "
+    "unpack both into one folder."
 )
 
 
@@ -61,8 +61,8 @@ class NoKnown:
         records = sorted(split_layout("test")(root), key=lambda record: record["image_id"])
         if len(records) != COUNTS["test"]:
             raise LayoutError(
-                f"NoKnown leaves frames out by their position among all {COUNTS['test']} test frames, but {root} has "
-                f"{len(records)}; unpack the complete test split"
+                f"NoKnown leaves frames out by their position among all {COUNTS['test']} test frames, but "
+                f"{root} has {len(records)}; unpack the complete test split"
             )
         return [
             record

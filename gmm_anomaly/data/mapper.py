@@ -21,8 +21,10 @@ class SegmentationMapper:
 
     Args:
         image_format: "RGB" or "BGR".
-        augmentations: Detectron2 augmentations of image and label. For evaluation they apply to the image alone.
-        label_rules: by data set name, as in the records' "dataset_name"; None for evaluation: no label is read.
+        augmentations: Detectron2 augmentations of image and label. For evaluation they apply to the image
+            alone.
+        label_rules: by data set name, as in the records' "dataset_name"; None for evaluation: no label is
+            read.
         cache_decoded: keep decoded images and labels in this process after the first read.
     """
 
@@ -39,11 +41,12 @@ class SegmentationMapper:
         self.augmentations = T.AugmentationList(list(augmentations))
         self.label_rules = None if label_rules is None else dict(label_rules)
         self.cache_decoded = cache_decoded
-        self._decoded: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+        self._decoded: dict[tuple[str, str], tuple[np.ndarray, np.ndarray | None]] = {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Arguments for training on ``DATASETS.TRAIN`` or for evaluation. Raises ValueError for a key's bad value."""
+        """Arguments for training on ``DATASETS.TRAIN`` or for evaluation. Raises ValueError for a key's bad
+        value."""
         require_format(cfg.INPUT.FORMAT)
         rules = None
         if is_train:
@@ -62,8 +65,8 @@ class SegmentationMapper:
         """One input of the model.
 
         Returns:
-            "image" (3, H, W) uint8; "sem_seg" (H, W) int64 with 255 = ignored, if labels are read; "height" and
-            "width" of the image as stored; "file_name" and "image_id".
+            "image" (3, H, W) uint8; "sem_seg" (H, W) int64 with 255 = ignored, if labels are read; "height"
+            and "width" of the image as stored; "file_name" and "image_id".
 
         Raises:
             FileNotFoundError, ValueError: see ``read_image`` and ``read_label``.
@@ -84,7 +87,7 @@ class SegmentationMapper:
         return mapped
 
     def _read(self, record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
-        key = record["file_name"]
+        key = record.get("dataset_name", ""), record["file_name"]
         if key in self._decoded:
             return self._decoded[key]
         image = read_image(record, self.image_format)

@@ -52,7 +52,9 @@ def list_files(
                 continue
             key = (path.parent.relative_to(folder) / stem.removesuffix(suffix)).as_posix()
             if key in found:
-                raise LayoutError(f"two files stand for one frame: {found[key]} and {path}; remove one of them")
+                raise LayoutError(
+                    f"two files stand for one frame: {found[key]} and {path}; remove one of them"
+                )
             found[key] = path
     return dict(sorted(found.items()))
 
@@ -69,7 +71,8 @@ def pair(
     Args:
         images: by key, from ``list_files``.
         labels: by key; None where labels are withheld.
-        every_image_labelled: whether an image without a label is an error. A label without an image always is.
+        every_image_labelled: whether an image without a label is an error. A label without an image always
+            is.
         short_ids: ``image_id`` leaves the subfolders out, because the stems alone are unique.
 
     Raises:
@@ -133,8 +136,9 @@ class FolderPairs:
         labels = None
         if self.labels is not None:
             labels = list_files(
-                root / self.labels, suffix=self.label_suffix, extensions=LABEL_EXTENSIONS, recursive=self.recursive
+                root / self.labels,
+                suffix=self.label_suffix,
+                extensions=LABEL_EXTENSIONS,
+                recursive=self.recursive,
             )
-        return pair(
-            images, labels, every_image_labelled=self.every_image_labelled, short_ids=self.short_ids
-        )
+        return pair(images, labels, every_image_labelled=self.every_image_labelled, short_ids=self.short_ids)

@@ -47,7 +47,8 @@ def convert_labels(original: np.ndarray, where: str) -> np.ndarray:
 
 
 def prepare(root: Path) -> int:
-    """Make ``images/{train,test}2014`` and ``annotations/{train,test}2014`` under ``root``; finished ones are kept.
+    """Make ``images/{train,test}2014`` and ``annotations/{train,test}2014`` under ``root``; finished ones are
+    kept.
 
     Returns:
         How many labels were made.
@@ -104,7 +105,9 @@ def _scipy_io():
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--root", type=Path, help="folder of the unpacked download (default: where it is looked for)")
+    parser.add_argument(
+        "--root", type=Path, help="folder of the unpacked download (default: where it is looked for)"
+    )
     options = parser.parse_args(arguments)
     root = options.root or ROOT.path()
     try:

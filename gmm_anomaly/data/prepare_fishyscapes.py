@@ -1,4 +1,5 @@
-"""Making the images of Fishyscapes Static: a Cityscapes validation frame plus the benchmark's signed overlay."""
+"""Making the images of Fishyscapes Static: a Cityscapes validation frame plus the benchmark's signed
+overlay."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def read_overlay(path: Path) -> np.ndarray:
         with np.load(path, allow_pickle=False) as stored:
             overlay = stored["rgb"]
     except Exception as error:  # zipfile, zlib, numpy and the missing key each raise their own
-        raise ValueError(f"{path} is no overlay with the key 'rgb' ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"{path} is no overlay with the key 'rgb' ({type(error).__name__}: {error})"
+        ) from error
     if overlay.ndim != 3 or overlay.shape[2] != 3 or not np.issubdtype(overlay.dtype, np.integer):
         raise ValueError(
             f"{path}: expected integers of shape (height, width, 3), found {overlay.dtype} {overlay.shape}"
@@ -109,11 +112,21 @@ def _make(label: Path, overlay_path: Path, base_path: Path) -> np.ndarray:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--version", type=int, choices=sorted(STATIC_ROOTS), required=True, help="of the overlays")
-    parser.add_argument("--root", type=Path, help="folder of the unpacked download (default: where it is looked for)")
-    parser.add_argument("--cityscapes", type=Path, help="folder of Cityscapes (default: where it is looked for)")
-    parser.add_argument("--archive", type=Path, metavar="ZIP", help="fs_val_v*.zip, to be unpacked into ROOT first")
-    parser.add_argument("--check", action="store_true", help="compare finished images with what they should be")
+    parser.add_argument(
+        "--version", type=int, choices=sorted(STATIC_ROOTS), required=True, help="of the overlays"
+    )
+    parser.add_argument(
+        "--root", type=Path, help="folder of the unpacked download (default: where it is looked for)"
+    )
+    parser.add_argument(
+        "--cityscapes", type=Path, help="folder of Cityscapes (default: where it is looked for)"
+    )
+    parser.add_argument(
+        "--archive", type=Path, metavar="ZIP", help="fs_val_v*.zip, to be unpacked into ROOT first"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="compare finished images with what they should be"
+    )
     options = parser.parse_args(arguments)
     root = options.root or STATIC_ROOTS[options.version].path()
     base = options.cityscapes or cityscapes.ROOT.path()

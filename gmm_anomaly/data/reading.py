@@ -38,7 +38,8 @@ def read_image(record: Mapping[str, Any], format: str) -> np.ndarray:
         (H, W, 3) uint8, contiguous, the caller's own.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: the file cannot be decoded (names it), or an unknown format.
+        FileNotFoundError: no such file. ValueError: the file cannot be decoded (names it), or an unknown
+            format.
     """
     require_format(format)
     if "render" in record:
@@ -73,12 +74,13 @@ def read_label(record: Mapping[str, Any], metadata: Any) -> np.ndarray:
         return rule.apply(_render(**record["render"])[1], str(record["file_name"]))
     if "sem_seg_file_name" not in record:
         raise ValueError(
-            f"{rule.dataset}: the label of {record['file_name']} is withheld by the benchmark; the image can be "
-            "predicted, but not evaluated or trained on"
+            f"{rule.dataset}: the label of {record['file_name']} is withheld by the benchmark; the image "
+            "can be predicted, but not evaluated or trained on"
         )
     path = record["sem_seg_file_name"]
     label = rule.apply(read_raw_label(path), path)
-    # Labels may be read without their images (scores of other programs); a missing image is its reader's error.
+    # Labels may be read without their images (scores of other programs); a missing image is its reader's
+    # error.
     image = record["file_name"]
     if Path(image).is_file() and image_size(image) != label.shape:
         height, width = image_size(image)
@@ -90,7 +92,8 @@ def read_label(record: Mapping[str, Any], metadata: Any) -> np.ndarray:
 
 
 def read_raw_label(path: str) -> np.ndarray:
-    """(H, W) uint8 values of a label PNG as stored; palette images give their indices. Errors as ``read_label``."""
+    """(H, W) uint8 values of a label PNG as stored; palette images give their indices. Errors as
+    ``read_label``."""
     try:
         with Image.open(path) as image:
             kind = image.format
@@ -104,8 +107,9 @@ def read_raw_label(path: str) -> np.ndarray:
     # PIL stretches the values of 1-, 2- and 4-bit grey images over 0 .. 255.
     if kind != "PNG" or mode not in ("L", "P") or (mode == "L" and _bit_depth(path) != 8):
         raise ValueError(
-            f"{path}: a label must be a single-channel 8-bit PNG whose pixels are label values (mode L, or P with a "
-            f"palette); this is a {_bit_depth(path) if kind == 'PNG' else 8}-bit {kind} of mode {mode}"
+            f"{path}: a label must be a PNG of one 8-bit channel whose pixels are label values (mode L, or P "
+            f"with a palette); found {kind} of mode {mode}"
+            + (f" with {_bit_depth(path)} bits" if kind == "PNG" else "")
         )
     return values
 
@@ -133,8 +137,8 @@ def _undecodable(kind: str, path: str, error: Exception) -> str:
     return f"{kind} {path} cannot be decoded, it is corrupt or cut off ({type(error).__name__}: {error})"
 
 
-# Image and label of a frame are asked for one after the other.
-@lru_cache(maxsize=2)
+# Image and label of a frame are asked for one after the other, in several threads at once in deep checks.
+@lru_cache(maxsize=8)
 def _render(seed: int, index: int, height: int, width: int, anomalies: bool) -> tuple[np.ndarray, np.ndarray]:
     image, label = render_street(seed, index, height=height, width=width, anomalies=anomalies)
     for array in (image, label):

@@ -24,7 +24,8 @@ def register(spec: DatasetSpec, *, overwrite: bool = False) -> None:
     The same registration twice is no error.
 
     Raises:
-        ValueError: the name is taken by another data set and ``overwrite`` is False, or the spec contradicts itself.
+        ValueError: the name is taken by another data set and ``overwrite`` is False, or the spec contradicts
+            itself.
     """
     spec.rule()
     if spec.colors is not None and len(spec.colors) != len(spec.classes):
@@ -34,8 +35,8 @@ def register(spec: DatasetSpec, *, overwrite: bool = False) -> None:
     if spec.name in DatasetCatalog:
         if not overwrite:
             raise ValueError(
-                f"a data set named {spec.name!r} is registered already, with other arguments; choose another name or "
-                "pass overwrite=True"
+                f"a data set named {spec.name!r} is registered already, with other arguments; choose "
+                "another name or pass overwrite=True"
             )
         DatasetCatalog.remove(spec.name)
     # Metadata refuse to change a value, so they start anew.
@@ -72,7 +73,8 @@ def load_records(spec: DatasetSpec, *, warn: bool = True) -> list[Record]:
 
     Raises:
         MissingDataError: there is no root folder; says what to download and where to put it.
-        LayoutError: the folder lacks something, an image has no label (or the reverse), or there are no images.
+        LayoutError: the folder lacks something, an image has no label (or the reverse), or there are no
+            images.
     """
     root = Path() if spec.root is None else spec.root.path()
     if spec.root is not None:
@@ -83,8 +85,8 @@ def load_records(spec: DatasetSpec, *, warn: bool = True) -> list[Record]:
         absent = [path for path in spec.needs if not (root / path).exists()]
         if absent:
             raise LayoutError(
-                f"{spec.name}: {root} lacks {', '.join(absent)}; the data set needs {', '.join(spec.needs)} there. "
-                f"{spec.hint()}"
+                f"{spec.name}: {root} lacks {', '.join(absent)}; the data set needs "
+                f"{', '.join(spec.needs)} there. {spec.hint()}"
             )
     for other, what in spec.companions:
         if not other.path().is_dir():

@@ -14,8 +14,8 @@ class DataRoot:
     """Root of a benchmark's data.
 
     Args:
-        folders: names it may have under ``$DETECTRON2_DATASETS`` (default ``datasets``); the first one that exists
-            counts, and the first one is advised.
+        folders: names it may have under ``$DETECTRON2_DATASETS`` (default ``datasets``); the first one that
+            exists counts, and the first one is advised.
         variable: environment variable that names the root itself and comes before the common one.
     """
 
@@ -32,7 +32,12 @@ class DataRoot:
         return next((path for path in candidates if path.is_dir()), candidates[0])
 
     def advice(self) -> str:
-        return f"set {self.variable} to it, or put it at ${COMMON_VARIABLE}/{self.folders[0]} (default datasets/)"
+        """Where to put the data, to follow "download it, then"."""
+        folder = self.folders[0]
+        return (
+            f"set {self.variable} to it, or put it at ${COMMON_VARIABLE}/{folder} "
+            f"(datasets/{folder} if that variable is not set)"
+        )
 
 
 @dataclass(frozen=True)

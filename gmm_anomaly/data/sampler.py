@@ -31,8 +31,8 @@ class ClassBalancedSampler(Sampler):
         present = np.asarray(pixel_counts) > 0
         if present.ndim != 2 or not present.any():
             raise ValueError(
-                f"ClassBalancedSampler: expected pixel counts (images, classes) with at least one labelled pixel, "
-                f"found none in an array of shape {present.shape}"
+                "ClassBalancedSampler: expected pixel counts (images, classes) with at least one labelled "
+                f"pixel, found none in an array of shape {present.shape}"
             )
         self._images = [torch.from_numpy(np.flatnonzero(column)) for column in present.T if column.any()]
         self._seed = int(comm.shared_random_seed() if seed is None else seed)

@@ -1,4 +1,5 @@
-"""The synthetic streets as data sets: synthetic_street_train, synthetic_street_val and synthetic_street_anomaly."""
+"""The synthetic streets as data sets: synthetic_street_train, synthetic_street_val and
+synthetic_street_anomaly."""
 
 from __future__ import annotations
 
@@ -53,7 +54,12 @@ class _StreetFrames:
             folder = Path(self.cache_dir).expanduser().absolute() / kind
             cache_split(split, folder)
             return FolderPairs("images", "labels")(folder)
-        render = {"seed": split.seed, "height": split.height, "width": split.width, "anomalies": split.anomalies}
+        render = {
+            "seed": split.seed,
+            "height": split.height,
+            "width": split.width,
+            "anomalies": split.anomalies,
+        }
         return [
             {
                 "file_name": f"{split.name}/{index:06d}",
@@ -77,7 +83,9 @@ def register_streets(settings: StreetSettings | None = None) -> None:
                 root=None,
                 classes=() if split.anomalies else CLASSES,
                 colors=None if split.anomalies else PALETTE,
-                label_map=(*known, (ANOMALY_LABEL, 1), (IGNORE_LABEL, IGNORE_LABEL)) if split.anomalies else None,
+                label_map=(*known, (ANOMALY_LABEL, 1), (IGNORE_LABEL, IGNORE_LABEL))
+                if split.anomalies
+                else None,
                 expected_count=split.num_images,
             ),
             overwrite=True,
@@ -91,7 +99,14 @@ def configure_synthetic(cfg: CfgNode) -> None:
         ValueError: a size, number or seed that cannot be.
     """
     node = cfg.DATASETS.SYNTHETIC
-    least = {"HEIGHT": MIN_HEIGHT, "WIDTH": MIN_WIDTH, "NUM_TRAIN": 1, "NUM_VAL": 1, "NUM_ANOMALY": 1, "SEED": 0}
+    least = {
+        "HEIGHT": MIN_HEIGHT,
+        "WIDTH": MIN_WIDTH,
+        "NUM_TRAIN": 1,
+        "NUM_VAL": 1,
+        "NUM_ANOMALY": 1,
+        "SEED": 0,
+    }
     for key, value in least.items():
         if node[key] < value:
             raise ValueError(f"DATASETS.SYNTHETIC.{key}: expected {value} or more, found {node[key]}")

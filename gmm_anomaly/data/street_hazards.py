@@ -41,7 +41,7 @@ COUNTS = {"train": 5125, "validation": 1031, "test": 1500}
 FOLDERS = {"train": ("train", "training"), "validation": ("train", "validation"), "test": ("test", "test")}
 
 _SOURCES = {
-    part: f"Download streethazards_{part}.tar (github.com/hendrycks/anomaly-seg) and unpack it into one folder."
+    part: f"Download streethazards_{part}.tar (github.com/hendrycks/anomaly-seg) and unpack it in one folder."
     for part in ("train", "test")
 }
 
@@ -50,9 +50,9 @@ _SOURCES = {
 class StreetHazardsSplit:
     """One split of the download's tree.
 
-    The list files of two conventions come first: ``{training,validation,test}.odgt`` in the root with paths relative
-    to the root (as the benchmark's code writes them), then ``SPLIT/SPLIT.odgt`` with paths relative to ``SPLIT``.
-    Without either the folders are listed.
+    The list files of two conventions come first: ``{training,validation,test}.odgt`` in the root with paths
+    relative to the root (as the benchmark's code writes them), then ``SPLIT/SPLIT.odgt`` with paths relative
+    to ``SPLIT``. Without either the folders are listed.
     """
 
     split: str
@@ -71,7 +71,9 @@ def _listed(path: Path) -> list[Record]:
     text = path.read_text().strip()
     try:
         entries: list[dict[str, Any]] = (
-            json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines() if line]
+            json.loads(text)
+            if text.startswith("[")
+            else [json.loads(line) for line in text.splitlines() if line]
         )
         pairs = [(path.parent / entry["fpath_img"], path.parent / entry["fpath_segm"]) for entry in entries]
     except (ValueError, KeyError, TypeError) as error:
@@ -81,7 +83,9 @@ def _listed(path: Path) -> list[Record]:
     for files in pairs:
         for file in files:
             if not file.is_file():
-                raise LayoutError(f"{path} lists {file}, which is not there; paths are relative to {path.parent}")
+                raise LayoutError(
+                    f"{path} lists {file}, which is not there; paths are relative to {path.parent}"
+                )
     # Towns and numbers make a frame's name: .../t5/300.png.
     return [make_record(f"{image.parent.name}/{image.stem}", image, label) for image, label in pairs]
 

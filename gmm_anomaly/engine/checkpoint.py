@@ -19,7 +19,7 @@ class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer with atomic writes and strict shapes."""
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``<name>.pth``: to a temporary name first, then renamed, so that a crash leaves the old file."""
+        """Write ``<name>.pth`` under a temporary name, then rename it: a crash leaves the old file."""
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
@@ -34,8 +34,8 @@ class Checkpointer(DetectionCheckpointer):
         except (OSError, RuntimeError) as error:
             temporary.unlink(missing_ok=True)
             raise OSError(
-                f"the checkpoint {path} could not be written ({error}); earlier checkpoints are intact. Free some "
-                "space or set OUTPUT_DIR to a folder that can be written, then continue with --resume"
+                f"the checkpoint {path} could not be written ({error}); earlier checkpoints are intact. Free "
+                "some space or set OUTPUT_DIR to a folder that can be written, then continue with --resume"
             ) from error
         self.tag_last_checkpoint(path.name)
 
@@ -59,7 +59,8 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not path:
             raise ValueError(
-                "MODEL.WEIGHTS: evaluation needs the weights of a trained model; add MODEL.WEIGHTS FILE to the command"
+                "MODEL.WEIGHTS: evaluation needs the weights of a trained model; add MODEL.WEIGHTS FILE to "
+                "the command"
             )
         self._complete = True
         try:
@@ -80,14 +81,14 @@ class Checkpointer(DetectionCheckpointer):
                 for name, found, wanted in incompatible.incorrect_shapes[:5]
             )
             raise ValueError(
-                f"the checkpoint does not fit the model, {len(incompatible.incorrect_shapes)} shapes differ: {listed}. "
-                "Use the config it was trained with"
+                f"the checkpoint does not fit the model, {len(incompatible.incorrect_shapes)} shapes differ: "
+                f"{listed}. Use the config it was trained with"
             )
         missing = [name for name in incompatible.missing_keys if not name.startswith(TRAINING_STATE)]
         if self._complete and missing:
             raise ValueError(
-                f"MODEL.WEIGHTS: the checkpoint lacks {len(missing)} tensors of the model ({', '.join(missing[:5])}); "
-                "use the config it was trained with"
+                f"MODEL.WEIGHTS: the checkpoint lacks {len(missing)} tensors of the model "
+                f"({', '.join(missing[:5])}); use the config it was trained with"
             )
         return incompatible
 
@@ -96,6 +97,7 @@ class Checkpointer(DetectionCheckpointer):
         for name in CLASS_TENSORS:
             if name in state and name in own and len(state[name]) != len(own[name]):
                 raise ValueError(
-                    f"the checkpoint was trained with {len(state[name])} classes, MODEL.CLASSIFIER.NUM_CLASSES is "
-                    f"{len(own[name])}; use the config it was trained with, or a backbone checkpoint without classifier"
+                    f"the checkpoint was trained with {len(state[name])} classes, "
+                    f"MODEL.CLASSIFIER.NUM_CLASSES is {len(own[name])}; use the config it was trained with, "
+                    "or a backbone checkpoint without classifier"
                 )

@@ -20,9 +20,7 @@ class EMHook(HookBase):
         interval: iterations between EM steps.
         start_momentum: momentum of the means at iteration 0; None: the bank's own throughout.
         ramp: share of the schedule after which the bank's own momentum is reached; ``1 - momentum`` falls
-            geometrically until then. With a ``start_momentum``, every labelled pixel may enter the memory during
-            the ramp, correctly classified or not: else the memory of a class that is still hard to tell apart
-            keeps features of a network that no longer exists.
+            geometrically until then.
     """
 
     def __init__(
@@ -39,7 +37,6 @@ class EMHook(HookBase):
         self.interval = interval
         self.start_momentum = start_momentum
         self.ramp = ramp
-        self.fill_slots = bank.fill_slots
 
     @classmethod
     def from_config(cls, cfg: CfgNode, bank: GaussianMixtureBank) -> EMHook:
@@ -53,21 +50,15 @@ class EMHook(HookBase):
 
     def before_train(self) -> None:
         self.bank.broadcast()
-        self._open_memory(self.trainer.start_iter / self.trainer.max_iter)
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
-        self._open_memory((iteration + 1) / self.trainer.max_iter)
         if iteration % self.interval == 0:
             self.bank.update(momentum_mean=self.momentum(iteration / self.trainer.max_iter))
         else:
             self.bank.commit()
         if iteration % LOG_PERIOD == 0:
             self._log(iteration)
-
-    def _open_memory(self, progress: float) -> None:
-        ramping = self.start_momentum is not None and progress < self.ramp
-        self.bank.fill_slots = self.bank.memory.slots + 1 if ramping else self.fill_slots
 
     def momentum(self, progress: float) -> float:
         """Momentum of the means when the share ``progress`` of the schedule is over."""
@@ -80,7 +71,9 @@ class EMHook(HookBase):
     def _log(self, iteration: int) -> None:
         bank, storage = self.bank, self.trainer.storage
         at_floor = bank.scales.square() < bank.variance_floor * 1.1
-        storage.put_scalar("gmm/momentum", self.momentum(iteration / self.trainer.max_iter), smoothing_hint=False)
+        storage.put_scalar(
+            "gmm/momentum", self.momentum(iteration / self.trainer.max_iter), smoothing_hint=False
+        )
         storage.put_scalar("gmm/fitted_classes", int(bank.fitted.any(1).sum()), smoothing_hint=False)
         storage.put_scalar("gmm/mean_scale", float(bank.scales.mean()), smoothing_hint=False)
         storage.put_scalar("gmm/scales_at_floor", float(at_floor.float().mean()), smoothing_hint=False)

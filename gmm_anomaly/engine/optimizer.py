@@ -33,7 +33,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     optimizer: torch.optim.Optimizer
     if keys.OPTIMIZER == "SGD":
         optimizer = torch.optim.SGD(
-            groups, keys.BASE_LR, momentum=keys.MOMENTUM, nesterov=keys.NESTEROV, weight_decay=keys.WEIGHT_DECAY
+            groups,
+            keys.BASE_LR,
+            momentum=keys.MOMENTUM,
+            nesterov=keys.NESTEROV,
+            weight_decay=keys.WEIGHT_DECAY,
         )
     elif keys.OPTIMIZER == "ADAMW":
         optimizer = torch.optim.AdamW(groups, keys.BASE_LR, weight_decay=keys.WEIGHT_DECAY)

@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 def build_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
     """The config of a file (with its ``_BASE_`` chain) and ``KEY VALUE`` overrides, checked and frozen.
 
-    ``MODEL.DEVICE`` "cuda" becomes "cpu" where there is no GPU, and "SyncBN" becomes "BN" on the CPU, each with a line
-    in the log.
+    ``MODEL.DEVICE`` "cuda" becomes "cpu" where there is no GPU, and "SyncBN" becomes "BN" on the CPU, each
+    with a line in the log.
 
     Raises:
         ValueError: a key whose value cannot work, named with what it expects.

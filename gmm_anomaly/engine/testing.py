@@ -24,7 +24,10 @@ logger = logging.getLogger(__name__)
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """The evaluator that the data set's ``evaluator_type`` asks for: "closed_set" or "anomaly"."""
     kind = MetadataCatalog.get(dataset_name).evaluator_type
-    options: dict[str, Any] = {"output_dir": cfg.OUTPUT_DIR, "num_visualizations": cfg.TEST.NUM_VISUALIZATIONS}
+    options: dict[str, Any] = {
+        "output_dir": cfg.OUTPUT_DIR,
+        "num_visualizations": cfg.TEST.NUM_VISUALIZATIONS,
+    }
     if kind == "closed_set":
         return ClosedSetEvaluator(dataset_name, **options)
     if kind == "anomaly":
@@ -34,7 +37,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
 
 @torch.no_grad()
 def evaluate(cfg: CfgNode, model: nn.Module, *, iteration: int | None = None) -> dict[str, Any]:
-    """Evaluate on every data set of ``DATASETS.TEST``; prints the tables and writes ``OUTPUT_DIR/results.json``.
+    """Evaluate on every data set of ``DATASETS.TEST``, print the tables and write ``results.json``.
 
     Collective: every rank must call. One forward pass per image serves all of ``TEST.SCORES``.
 

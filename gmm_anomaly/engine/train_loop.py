@@ -10,18 +10,20 @@ from torch import nn
 
 
 class TrainLoop(SimpleTrainer):
-    """Detectron2's loop with mixed precision on any device, which stops before a loss that is not finite does harm.
+    """Detectron2's loop with mixed precision on any device; stops before a loss that is not finite does harm.
 
     Args:
         model, data_loader, optimizer: as in Detectron2's ``SimpleTrainer``.
         amp: forward passes under autocast: float16 with loss scaling on a GPU, bfloat16 on the CPU.
 
     Raises:
-        FloatingPointError: from ``run_step``, with the iteration and every loss term, before the backward pass: weights
-            and mixtures are those of the last good step.
+        FloatingPointError: from ``run_step``, with the iteration and every loss term, before the backward
+            pass: weights and mixtures are those of the last good step.
     """
 
-    def __init__(self, model: nn.Module, data_loader: object, optimizer: torch.optim.Optimizer, *, amp: bool) -> None:
+    def __init__(
+        self, model: nn.Module, data_loader: object, optimizer: torch.optim.Optimizer, *, amp: bool
+    ) -> None:
         super().__init__(model, data_loader, optimizer)
         device = next(model.parameters()).device.type
         dtype = torch.float16 if device == "cuda" else torch.bfloat16
@@ -39,9 +41,9 @@ class TrainLoop(SimpleTrainer):
         if not torch.isfinite(total):
             terms = ", ".join(f"{name} = {value.item():g}" for name, value in losses.items())
             raise FloatingPointError(
-                f"the loss is not finite at iteration {self.iter}: {terms}. Training stopped before this step; the "
-                "last checkpoint is intact. Lower SOLVER.BASE_LR, enable SOLVER.CLIP_GRADIENTS, or disable "
-                "SOLVER.AMP.ENABLED"
+                f"the loss is not finite at iteration {self.iter}: {terms}. Training stopped before this "
+                "step; the last checkpoint is intact. Lower SOLVER.BASE_LR, enable SOLVER.CLIP_GRADIENTS, or "
+                "disable SOLVER.AMP.ENABLED"
             )
         self.optimizer.zero_grad()
         self.scaler.scale(total).backward()

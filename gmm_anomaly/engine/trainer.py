@@ -35,7 +35,8 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        # DefaultTrainer's own constructor cannot build a distributed model on the CPU, or use mixed precision there.
+        # DefaultTrainer's own constructor cannot build a distributed model on the CPU, or use mixed precision
+        # there.
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)

@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.visualization import encode_png
-
-_PARTIAL = ".partial"
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A temporary name beside ``target`` to write to; renamed to it on success, removed on failure.
-
-    Its suffix is not the target's, so that listing ``*.npy`` and the like never meets an unfinished file.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}{_PARTIAL}")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def remove_partial(folder: Path) -> int:
-    """Remove what killed processes left unfinished in ``folder``; returns how many files that were."""
-    left = list(folder.glob(f".*{_PARTIAL}"))
+    """Remove what killed processes left of ``replacing`` in ``folder``; returns how many files that were."""
+    left = list(folder.glob(".*.partial"))
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # Ends of image names that programs leave out when they name their maps.
 IMAGE_SUFFIXES = ("_leftImg8bit",)
+# Fishyscapes' own format names maps "0000_anomaly.npy" for the image "0000_<frame>".
+FISHYSCAPES_NUMBER = re.compile(r"(\d{4})_")
 
 
 def evaluate_saved_scores(
@@ -54,8 +57,8 @@ def evaluate_saved_scores(
 
     Raises:
         FileNotFoundError: no such folder, or maps are missing (named).
-        ValueError: two maps for one image, a map that cannot be read, or one of another size. Others as
-            ``AnomalyEvaluator``.
+        ValueError: two maps for one image (or the reverse), a map that cannot be read, or one of another
+            size. Others as ``AnomalyEvaluator``.
     """
     root = Path(folder)
     name = method or root.resolve().name
@@ -101,7 +104,8 @@ def match_files(
     Surplus maps are only logged: benchmarks keep the maps of several splits in one folder.
 
     Raises:
-        FileNotFoundError: no such folder, or records without a map. ValueError: two maps for one record.
+        FileNotFoundError: no such folder, or records without a map.
+        ValueError: two maps for one record, or one for two.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"--scores: there is no folder {folder}")
@@ -116,6 +120,7 @@ def match_files(
             by_name.setdefault(name, []).append(path)
 
     found, missing = [], []
+    owners: dict[Path, str] = {}
     for record in records:
         names = _names(record)
         paths = next((by_name[name] for name in names if name in by_name), [])
@@ -126,15 +131,16 @@ def match_files(
             )
         found += paths
         if not paths:
-            missing.append(names[-1])
+            missing.append(names[0])
+        elif owners.setdefault(paths[0], names[0]) != names[0]:
+            raise ValueError(f"{paths[0]} stands for two images, {owners[paths[0]]} and {names[0]}")
     if missing:
         raise FileNotFoundError(
             f"{folder}: {len(missing)} of {len(records)} images of {dataset_name} have no score map, for "
             f"example {', '.join(missing[:5])} (with {', '.join(SCORE_EXTENSIONS)}; --suffix names what else "
             "the stems end with)"
         )
-    used = set(found)
-    surplus = sorted({path for paths in by_name.values() for path in paths} - used)
+    surplus = sorted({path for paths in by_name.values() for path in paths} - set(found))
     if surplus:
         names = ", ".join(path.name for path in surplus[:5])
         logger.warning("%s: %d maps belong to no image of %s: %s", folder, len(surplus), dataset_name, names)
@@ -144,7 +150,11 @@ def match_files(
 def _names(record: Mapping[str, Any]) -> list[str]:
     """What a record's map may be called, the surest first."""
     stem = Path(str(record["file_name"])).stem
-    names = [str(record["image_id"]), stem, *(stem.removesuffix(suffix) for suffix in IMAGE_SUFFIXES)]
+    image_id = str(record["image_id"])
+    names = [image_id, stem, *(stem.removesuffix(suffix) for suffix in IMAGE_SUFFIXES)]
+    number = FISHYSCAPES_NUMBER.match(image_id)
+    if number:
+        names.append(number.group(1))
     return list(dict.fromkeys(names))
 
 

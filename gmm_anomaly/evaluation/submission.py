@@ -15,10 +15,11 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
+from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.data.reading import image_size
 from gmm_anomaly.data.registration import get_records
 
-from .files import remove_partial, replacing, save_json
+from .files import remove_partial, save_json
 from .score_files import HDF5_KEY, require_h5py
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,9 @@ class Submission:
         for frame in frames:
             image = str(frame.record["file_name"])
             if images.setdefault(frame.target, image) != image:
-                raise ValueError(f"{images[frame.target]} and {image} would both be written to {frame.target}")
+                raise ValueError(
+                    f"{images[frame.target]} and {image} would both be written to {frame.target}"
+                )
         if self.manifest.is_file() and not overwrite:
             earlier = json.loads(self.manifest.read_text()).get("identity", {})
             differing = sorted(key for key, value in self.identity().items() if earlier.get(key) != value)

@@ -80,22 +80,22 @@ class GaussianMixtures(nn.Module):
     def class_log_density(self, x: Tensor, chunk_size: int = PIXELS_PER_CHUNK) -> Tensor:
         """Class log-densities. x: (N, D) -> (N, C).
 
-        Under ``no_grad`` the (N, C, M) component densities exist only ``chunk_size`` pixels at a time. A
-        class that no EM step has ever set has no density: outside training it is given the lowest one of each
-        pixel, so that it is neither predicted nor takes part in the anomaly score.
+        Under ``no_grad`` the (N, C, M) component densities exist only ``chunk_size`` pixels at a time.
+        Outside training, components that no EM step has ever set take no part; a class without any other is
+        given the lowest density of each pixel, so that it is neither predicted nor part of the anomaly score.
         """
         self._require_fitted()
         means = self.unit_means
-        parts = [
-            class_log_density(
-                component_log_prob(part, means, self.scales, chunk_size=chunk_size), self.reduction
-            )
-            for part in x.split(chunk_size)
-        ]
-        density = torch.cat(parts) if parts else component_log_prob(x, means, self.scales).sum(-1)
-        return density if self.training else self._without_unfitted(density)
-
-    def _without_unfitted(self, density: Tensor) -> Tensor:
+        unfitted = None if self.training or bool(self.fitted.all()) else ~self.fitted
+        parts = []
+        for part in x.split(chunk_size):
+            log_prob = component_log_prob(part, means, self.scales, chunk_size=chunk_size)
+            if unfitted is not None:
+                log_prob = log_prob.masked_fill(unfitted, -torch.inf)
+            parts.append(class_log_density(log_prob, self.reduction))
+        density = torch.cat(parts)
+        if unfitted is None:
+            return density
         known = self.fitted.any(dim=1)
         lowest = density.masked_fill(~known, torch.inf).amin(dim=1, keepdim=True)
         return torch.where(known, density, lowest)

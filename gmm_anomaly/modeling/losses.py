@@ -9,7 +9,9 @@ from torch.nn import functional as F
 IGNORED_COMPONENT = -100
 
 
-def pixel_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_label: int = 255, average: str = "valid") -> Tensor:
+def pixel_cross_entropy(
+    logits: Tensor, labels: Tensor, *, ignore_label: int = 255, average: str = "valid"
+) -> Tensor:
     """Cross-entropy of class logits, upsampled bilinearly to the labels' size.
 
     Args:
@@ -28,8 +30,9 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_label: int = 2
 
 
 def component_contrast(log_prob: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of all component log-densities against the component each pixel was assigned to (GMMSeg, Eq. 10;
-    weight 0.01 there).
+    """Cross-entropy of all component log-densities against the assigned components (GMMSeg, Eq. 10).
+
+    The paper weighs it with 0.01.
 
     Args:
         log_prob: (N, C, M) component log-densities.

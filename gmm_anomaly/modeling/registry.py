@@ -8,13 +8,13 @@ from fvcore.common.registry import Registry
 
 DECODER_REGISTRY: Registry = Registry("DECODER")
 DECODER_REGISTRY.__doc__ = """
-Builders ``(cfg, {name: ShapeSpec}) -> nn.Module``. A decoder has ``in_features``, ``out_channels`` and ``out_stride``
-and maps ``{name: (B, F, h, w)}`` to pixel features ``(B, out_channels, h', w')``.
+Builders ``(cfg, {name: ShapeSpec}) -> nn.Module``. A decoder has ``in_features``, ``out_channels`` and
+``out_stride`` and maps ``{name: (B, F, h, w)}`` to pixel features ``(B, out_channels, h', w')``.
 """
 
 CLASSIFIER_REGISTRY: Registry = Registry("CLASSIFIER")
 CLASSIFIER_REGISTRY.__doc__ = """
-Builders ``(cfg, in_channels) -> PixelClassifier``; the builder's name is the one used in ``MODEL.CLASSIFIER.NAME``.
+Builders ``(cfg, in_channels) -> PixelClassifier``; the builder's name is that of ``MODEL.CLASSIFIER.NAME``.
 """
 
 

@@ -78,13 +78,13 @@ class AnomalySegmentor(nn.Module):
 
         Args:
             batched_inputs: one dict per image: ``image`` (3, H, W) in the configured channel order, 0 to 255;
-                ``sem_seg`` (H, W) int64 with 255 ignored, while training; ``height`` and ``width`` of the output, by
-                default the image's.
+                ``sem_seg`` (H, W) int64 with 255 ignored, while training; ``height`` and ``width`` of the
+                output, by default the image's.
 
         Returns:
-            Training: named scalar losses. Inference: one dict per image with ``sem_seg`` (C, height, width) logits,
-            ``anomaly_score`` (height, width), the classifier's own score, higher = more anomalous; and, from a
-            generative classifier, ``log_density`` (C, height, width) class log-densities in nats.
+            Training: named scalar losses. Inference: one dict per image with ``sem_seg`` (C, height, width)
+            logits, ``anomaly_score`` (height, width), the classifier's own score, higher = more anomalous;
+            and, from a generative classifier, ``log_density`` (C, height, width) class log-densities in nats.
 
         Raises:
             UnfittedMixtureError: inference with mixtures that were never fitted.
@@ -100,7 +100,10 @@ class AnomalySegmentor(nn.Module):
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images and pad them to one size that the backbone can take."""
-        images = [(item["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std for item in batched_inputs]
+        images = [
+            (item["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std
+            for item in batched_inputs
+        ]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
     def _labels(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> Tensor:
@@ -117,14 +120,17 @@ class AnomalySegmentor(nn.Module):
 
         def restore(evidence: Tensor) -> Tensor:
             padded_size = images.tensor.shape[-2:]
-            full = F.interpolate(evidence[index : index + 1], size=padded_size, mode="bilinear", align_corners=False)
+            full = F.interpolate(
+                evidence[index : index + 1], size=padded_size, mode="bilinear", align_corners=False
+            )
             full = full[..., : image_size[0], : image_size[1]]
             if output_size != tuple(image_size):
                 full = F.interpolate(full, size=output_size, mode="bilinear", align_corners=False)
             return full
 
         full = Classified(
-            restore(classified.logits), None if classified.log_density is None else restore(classified.log_density)
+            restore(classified.logits),
+            None if classified.log_density is None else restore(classified.log_density),
         )
         result = {"sem_seg": full.logits[0], "anomaly_score": self.classifier.anomaly_score(full)[0]}
         if full.log_density is not None:

@@ -18,6 +18,6 @@ def gmm_density(outputs: PixelOutputs) -> Tensor:
 
 @register_score("gmm_likelihood", needs_density=True)
 def gmm_likelihood(outputs: PixelOutputs) -> Tensor:
-    """``-log sum_c p(x|c)``: the negative log-likelihood under the mixture of all classes, up to a constant."""
+    """``-log sum_c p(x|c)``: negative log-likelihood under all classes together, up to a constant."""
     assert outputs.log_density is not None
     return -outputs.log_density.logsumexp(dim=-3)

@@ -56,7 +56,8 @@ def get_scores(names: Sequence[str], *, generative: bool) -> dict[str, Score]:
         if name in _GENERATIVE and not generative:
             usable = ", ".join(known for known in known_scores() if known not in _GENERATIVE)
             raise ValueError(
-                f"TEST.SCORES: {name!r} needs class densities, which this model's classifier does not have; use a "
+                f"TEST.SCORES: {name!r} needs class densities, which this model's classifier does not have; "
+                "use a "
                 f'generative one (MODEL.CLASSIFIER.NAME "gmm") or score by {usable}'
             )
     return {name: SCORE_REGISTRY.get(name) for name in names}

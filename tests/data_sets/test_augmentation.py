@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from detectron2.data import transforms as T
 
-from gmm_anomaly.data.augmentation import ColorMatrix, PadTo, RandomColorJitter, RandomScaledCrop, WindowResize
+from gmm_anomaly.data.augmentation import (
+    ColorMatrix,
+    PadTo,
+    RandomColorJitter,
+    RandomScaledCrop,
+    WindowResize,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +43,8 @@ def test_crops_without_scaling_are_windows_of_the_source():
 
 @pytest.mark.parametrize("scale", [0.5, 0.8, 1.3, 2.0, 3.0])
 def test_scaled_crops_have_the_scale(scale):
-    """Over a linear ramp the result is linear again, with slope 1 / scale (bilinear, pixel centres aligned)."""
+    """Over a linear ramp the result is linear again, with slope 1 / scale (bilinear, pixel centres
+    aligned)."""
     image = np.repeat(np.tile(np.arange(120, dtype=np.float32) * 2, (90, 1))[:, :, None], 3, axis=2)
     augmentation = RandomScaledCrop((scale, scale), (32, 32))
     for _ in range(5):
@@ -163,7 +170,9 @@ def test_colours_are_clipped_not_wrapped():
 
 def test_no_jitter_changes_nothing():
     image = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
-    np.testing.assert_array_equal(RandomColorJitter(0.0, "RGB").get_transform(image).apply_image(image), image)
+    np.testing.assert_array_equal(
+        RandomColorJitter(0.0, "RGB").get_transform(image).apply_image(image), image
+    )
 
 
 def test_jitter_out_of_range():

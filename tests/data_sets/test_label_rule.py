@@ -19,9 +19,9 @@ def test_apply_equals_a_dictionary_look_up():
 
 
 def test_255_may_be_given_a_meaning():
-    assert LabelRule.build("set", {0: 0, 255: 1}, num_classes=2).apply(np.array([[255, 0]], np.uint8), "f").tolist() == [
-        [1, 0]
-    ]
+    assert LabelRule.build("set", {0: 0, 255: 1}, num_classes=2).apply(
+        np.array([[255, 0]], np.uint8), "f"
+    ).tolist() == [[1, 0]]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,8 @@ def test_every_value_that_is_not_mapped_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("values", "text"), [([], ""), ([3], "3"), ([0, 1, 2], "0-2"), ([0, 2, 3, 255], "0, 2-3, 255"), ([4, 5], "4-5")]
+    ("values", "text"),
+    [([], ""), ([3], "3"), ([0, 1, 2], "0-2"), ([0, 2, 3, 255], "0, 2-3, 255"), ([4, 5], "4-5")],
 )
 def test_ranges(values, text):
     assert ranges(values) == text

@@ -38,7 +38,9 @@ def test_training_input_without_augmentation_is_the_data(plain, record, order):
     mapped = SegmentationMapper(plain, True)(record)
     assert mapped["image"].dtype == torch.uint8 and mapped["sem_seg"].dtype == torch.int64
     np.testing.assert_array_equal(mapped["image"].numpy().transpose(1, 2, 0), read_image(record, order))
-    np.testing.assert_array_equal(mapped["sem_seg"].numpy(), read_label(record, MetadataCatalog.get("closed")))
+    np.testing.assert_array_equal(
+        mapped["sem_seg"].numpy(), read_label(record, MetadataCatalog.get("closed"))
+    )
     assert {key: mapped[key] for key in ("height", "width", "image_id", "file_name")} == {
         "height": 40,
         "width": 60,
@@ -96,7 +98,9 @@ def test_evaluation_reads_no_label(cfg, record):
     (record.pop("sem_seg_file_name"), record.pop("dataset_name"))
     mapped = SegmentationMapper(cfg, False)(record)
     assert "sem_seg" not in mapped
-    np.testing.assert_array_equal(mapped["image"].numpy().transpose(1, 2, 0), read_image(record, cfg.INPUT.FORMAT))
+    np.testing.assert_array_equal(
+        mapped["image"].numpy().transpose(1, 2, 0), read_image(record, cfg.INPUT.FORMAT)
+    )
 
 
 def test_evaluation_at_another_size(cfg, record):
@@ -125,7 +129,7 @@ def test_decoded_cache_reads_once_and_stays_clean(cfg, record, monkeypatch):
         samples.append(mapper(record))
         samples[-1]["image"].fill_(0), samples[-1]["sem_seg"].fill_(0)
     assert reads == ["read_image", "read_label"]
-    cached_image, cached_label = mapper._decoded[record["file_name"]]
+    cached_image, cached_label = mapper._decoded["closed", record["file_name"]]
     np.testing.assert_array_equal(cached_image, read_image(record, cfg.INPUT.FORMAT))
     np.testing.assert_array_equal(cached_label, read_label(record, mapper.label_rules["closed"]))
     assert not pickle.loads(pickle.dumps(mapper))._decoded
@@ -152,7 +156,11 @@ def test_explicit_arguments_need_no_config(record):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("INPUT.RANDOM_FLIP", "both", "INPUT.RANDOM_FLIP: expected 'horizontal', 'vertical' or 'none', found 'both'"),
+        (
+            "INPUT.RANDOM_FLIP",
+            "both",
+            "INPUT.RANDOM_FLIP: expected 'horizontal', 'vertical' or 'none', found 'both'",
+        ),
         ("INPUT.CROP.TYPE", "relative", "INPUT.CROP.TYPE: expected 'absolute', found 'relative'"),
         ("INPUT.FORMAT", "L", "INPUT.FORMAT: expected one of RGB, BGR, found 'L'"),
     ],

@@ -18,7 +18,11 @@ def test_stems_match_whatever_the_extension(tmp_path):
     touch(tmp_path, "im/b.webp", "im/a.JPG", "im/c.png", "gt/a.png", "gt/b.PNG", "gt/c.png", "gt/notes.txt")
     records = FolderPairs("im", "gt")(tmp_path)
     assert records == [
-        {"file_name": str(tmp_path / f"im/{image}"), "sem_seg_file_name": str(tmp_path / f"gt/{gt}"), "image_id": key}
+        {
+            "file_name": str(tmp_path / f"im/{image}"),
+            "sem_seg_file_name": str(tmp_path / f"gt/{gt}"),
+            "image_id": key,
+        }
         for key, image, gt in (("a", "a.JPG", "a.png"), ("b", "b.webp", "b.PNG"), ("c", "c.png", "c.png"))
     ]
 
@@ -64,7 +68,9 @@ def test_image_without_label_is_named(tmp_path):
 def test_labels_without_image_are_named(tmp_path):
     touch(tmp_path, "im/a.png", *(f"gt/{name}.png" for name in "abcde"))
     for every in (True, False):
-        with pytest.raises(LayoutError, match=r"4 labels \(.*b.png, .*c.png, .*d.png, ...\) without an image"):
+        with pytest.raises(
+            LayoutError, match=r"4 labels \(.*b.png, .*c.png, .*d.png, ...\) without an image"
+        ):
             FolderPairs("im", "gt", every_image_labelled=every)(tmp_path)
 
 

@@ -101,6 +101,32 @@ def test_surplus_maps_are_named_and_left_out(anomaly_tree, scores, tmp_path, cap
     assert "1 maps belong to no image" in caplog.text and "other_split_0001.npy" in caplog.text
 
 
+def rename(tree, names):
+    """Give the images and labels of a tree other names."""
+    for folder in ("images", "labels"):
+        for old, new in names.items():
+            (tree.root / folder / f"{old}.png").rename(tree.root / folder / f"{new}.png")
+
+
+@pytest.mark.parametrize("name", ["{number}_anomaly.npy", "{number}_{frame}_anomaly.npy"])
+def test_fishyscapes_names(anomaly_tree, scores, tmp_path, name):
+    expected = direct(anomaly_tree, scores["good"])
+    names = {one: f"{number:04d}_{one}" for number, one in enumerate(anomaly_tree.image_ids)}
+    rename(anomaly_tree, names)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for number, one in enumerate(names):
+        np.save(folder / name.format(number=f"{number:04d}", frame=one), scores["good"][one])
+    assert evaluate_saved_scores(folder, anomaly_tree.name, suffix="_anomaly", progress=False) == expected
+
+
+def test_one_map_cannot_stand_for_two_images(anomaly_tree, scores, tmp_path):
+    rename(anomaly_tree, {one: f"0001_{one}" for one in anomaly_tree.image_ids})
+    folder = save_all(tmp_path / "mine", {"0001": scores["good"]["frame_00"]})
+    with pytest.raises(ValueError, match=r"0001.npy stands for two images, 0001_frame_00 and 0001_frame_01"):
+        evaluate_saved_scores(folder, anomaly_tree.name, progress=False)
+
+
 def test_other_sizes_are_interpolated_when_asked(anomaly_tree, scores, tmp_path):
     maps = {one: cv2.resize(score, None, fx=2, fy=0.5) for one, score in scores["good"].items()}
     folder = save_all(tmp_path / "mine", maps)

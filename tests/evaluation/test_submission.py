@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -31,17 +32,20 @@ FRAMES = {
 
 
 @pytest.fixture
-def track(tmp_path, registered):
-    """A tiny dataset_AnomalyTrack; gives the name of its registration without labels."""
+def track(tmp_path, monkeypatch) -> str:
+    """A tiny dataset_AnomalyTrack as the benchmark's download unpacks; gives the name of the data set."""
     root = tmp_path / "dataset_AnomalyTrack"
-    (root / "images").mkdir(parents=True)
+    for folder in ("images", "labels_masks"):
+        (root / folder).mkdir(parents=True)
     rng = np.random.default_rng(2)
     for name, size in FRAMES.items():
-        image = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
-        cv2.imwrite(str(root / "images" / f"{name}.jpg"), image)
-    name = registered("road_anomaly21_tiny")
-    register_anomaly_dataset(name, root / "images", None)
-    return name
+        cv2.imwrite(str(root / "images" / f"{name}.jpg"), rng.integers(0, 256, (*size, 3)).astype(np.uint8))
+        if name.startswith("validation"):
+            label = np.zeros(size, np.uint8)
+            label[5:20, 10:30] = 1
+            cv2.imwrite(str(root / "labels_masks" / f"{name}_labels_semantic.png"), label)
+    monkeypatch.setenv("GMM_ANOMALY_ANOMALY_TRACK", str(root))
+    return "road_anomaly21_all"
 
 
 def scores_of(records, values=None):
@@ -77,10 +81,10 @@ def test_layout_of_the_benchmark(tmp_path, track):
 @pytest.mark.parametrize(
     ("name", "folder"),
     [
-        ("road_anomaly21_test", "AnomalyTrack-all"),
+        ("road_anomaly21_all", "AnomalyTrack-all"),
         ("road_anomaly21_validation", "AnomalyTrack-all"),
         ("road_obstacle21_validation", "ObstacleTrack-all"),
-        ("lost_and_found_test_noknown", "LostAndFound-test"),
+        ("lost_and_found_test_no_known", "LostAndFound-test"),
         ("lost_and_found_train", "LostAndFound-train"),
     ],
 )
@@ -226,7 +230,7 @@ CONFIG = [
 ]  # fmt: skip
 
 
-def test_the_tool_submits_what_the_evaluator_scores(tmp_path, track, registered, capsys):
+def test_the_tool_submits_what_the_evaluator_scores(tmp_path, track, capsys):
     """From a config and weights to files whose evaluation gives the numbers of inference itself."""
     path = Path(__file__).parents[2] / "tools" / "submit_smiyc.py"
     spec = importlib.util.spec_from_file_location("submit_tool", path)
@@ -262,31 +266,23 @@ def test_the_tool_submits_what_the_evaluator_scores(tmp_path, track, registered,
     assert tool.main([*arguments, "--scale", "2"]) == 1
     assert "another scale" in capsys.readouterr().err
 
-    root = tmp_path / "dataset_AnomalyTrack"
-    (root / "labels_masks").mkdir()
-    for name in ("validation0000", "validation0001"):
-        label = np.zeros(FRAMES[name], np.uint8)
-        label[5:20, 10:30] = 1
-        cv2.imwrite(str(root / "labels_masks" / f"{name}_labels_semantic.png"), label)
-    labelled = registered("road_anomaly21_labelled")
-    register_anomaly_dataset(
-        labelled,
-        root / "images",
-        root / "labels_masks",
-        protocol="smiyc",
-        pair_files=lambda images, labels: [
-            (images / f"{mask.name.split('_')[0]}.jpg", mask) for mask in sorted(labels.iterdir())
-        ],
-    )
-    evaluator = AnomalyEvaluator(labelled, ["energy"])
-    records = evaluator.records.records
+    evaluator = AnomalyEvaluator("road_anomaly21_validation", ["energy"])
     with torch.no_grad():
-        for batch in ([tool.SegmentationMapper(cfg, False)(record)] for record in records):
-            evaluator.process(batch, AnomalyScorer(model, ["energy"])(batch))
-    saved = evaluate_saved_scores(
-        tmp_path / "out" / "outputs" / "anomaly_p" / "ours" / "AnomalyTrack-all",
-        labelled,
-        method="energy",
-        progress=False,
-    )
-    assert saved == evaluator.evaluate()
+        for record in evaluator.records.records:
+            inputs = [tool.SegmentationMapper(cfg, False)(record)]
+            evaluator.process(inputs, AnomalyScorer(model, ["energy"])(inputs))
+    folder = tmp_path / "out" / "outputs" / "anomaly_p" / "ours" / "AnomalyTrack-all"
+    saved = evaluate_saved_scores(folder, "road_anomaly21_validation", method="energy", progress=False)
+    direct = evaluator.evaluate()
+    assert list(saved) == ["anomaly/smiyc/energy", "components/anomaly_track/energy"]
+    for task, numbers in direct.items():
+        np.testing.assert_equal(dict(saved[task]), dict(numbers))
+
+
+def test_two_images_cannot_have_one_file(tmp_path, track, anomaly_tree):
+    submission = Submission(tmp_path, "ours", {})
+    frames = list_frames(submission, track)
+    other = list_frames(submission, anomaly_tree.name, "AnomalyTrack-all")[0]
+    clash = dataclasses.replace(other, target=frames[0].target)
+    with pytest.raises(ValueError, match=r"frame_00.png would both be written to .*cones0003.hdf5"):
+        submission.begin([*frames, clash])

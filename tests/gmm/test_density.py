@@ -31,7 +31,8 @@ def test_density_is_the_reference_density(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_density_keeps_its_digits_far_away_at_the_floor(dtype):
-    out = component_log_prob(golden("hard_x").to(dtype), golden("base_means").to(dtype), golden("hard_std").to(dtype))
+    x, means, scales = (golden(name).to(dtype) for name in ("hard_x", "base_means", "hard_std"))
+    out = component_log_prob(x, means, scales)
     if dtype == torch.float64:
         torch.testing.assert_close(out.flatten(1), golden("hard_logprob_f64"), rtol=1e-10, atol=1e-9)
     else:
@@ -139,6 +140,16 @@ def test_unfitted_bank_refuses_to_score():
     for call in (bank.log_prob, bank.class_log_density):
         with pytest.raises(UnfittedMixtureError, match="MODEL.WEIGHTS"):
             call(torch.zeros(1, 4))
+
+
+def test_component_never_fitted_takes_no_part_outside_training():
+    bank = GaussianMixtureBank(2, 3, 4)
+    bank.fitted[:, :2] = True
+    bank.scales[:, :2] = 0.1
+    x = F.normalize(torch.randn(20, 4), dim=1)
+    raw = component_log_prob(x, bank.unit_means, bank.scales)
+    torch.testing.assert_close(bank.class_log_density(x), raw.amax(-1))
+    torch.testing.assert_close(bank.eval().class_log_density(x), raw[..., :2].amax(-1))
 
 
 def test_class_never_seen_is_neither_predicted_nor_scored():

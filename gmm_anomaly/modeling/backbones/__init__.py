@@ -1,4 +1,4 @@
-"""Backbones. Importing this package registers them beside Detectron2's own (ResNet and its dilated variants)."""
+"""Backbones. Importing this package registers them beside Detectron2's own ResNets, dilated or not."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ __all__ = ["TimmBackbone", "build_backbone", "build_timm_backbone"]
 
 
 def build_backbone(cfg: CfgNode) -> Backbone:
-    """The backbone that ``MODEL.BACKBONE.NAME`` names, for images with as many channels as ``MODEL.PIXEL_MEAN``."""
+    """The backbone ``MODEL.BACKBONE.NAME`` names, for images with the channels of ``MODEL.PIXEL_MEAN``."""
     builder = look_up(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
     return builder(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))

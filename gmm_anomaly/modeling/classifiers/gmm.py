@@ -1,4 +1,4 @@
-"""The generative classifier of GMMSeg (Liang et al., NeurIPS 2022): class densities from Gaussian mixtures."""
+"""The generative classifier of GMMSeg (Liang et al., NeurIPS 2022): densities of Gaussian mixtures."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ MEMORY_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class GMMClassifier(PixelClassifier):
-    """Projection to D dimensions, LayerNorm, unit length; class densities; LayerNorm over classes for the logits.
+    """Projection to D dimensions, LayerNorm, unit length; class densities; LayerNorm over classes: logits.
 
-    Everything from the embedding on is float32, whatever autocast says. While training, a forward pass only *records*
-    pixels in the bank; the EM hook updates it.
+    Everything from the embedding on is float32, whatever autocast says. While training, a forward pass only
+    *records* pixels in the bank; the EM hook updates it.
 
     Args:
         in_channels: channels of the pixel features.
         bank: the mixtures; its sizes give C, M and D.
         dropout: rate of channel dropout before the projection.
-        norm: norm of the projection, a Detectron2 norm name.
+        norm: "" projects linearly; a Detectron2 norm name adds that norm and a ReLU, as the released code
+            does.
         logit_scale: first weight of the LayerNorm over classes (1 in the paper's code).
         contrast_weight: weight of the component contrast loss (0.01 in the paper).
         sinkhorn_iterations, sinkhorn_epsilon: see :func:`sinkhorn_assign`.
@@ -42,7 +43,7 @@ class GMMClassifier(PixelClassifier):
         bank: GaussianMixtureBank,
         *,
         dropout: float = 0.1,
-        norm: str = "BN",
+        norm: str = "",
         logit_scale: float = 1.0,
         contrast_weight: float = 0.01,
         sinkhorn_iterations: int = 3,
@@ -53,12 +54,16 @@ class GMMClassifier(PixelClassifier):
         from detectron2.layers import get_norm
 
         self.bank = bank
-        self.project = nn.Sequential(
-            nn.Dropout2d(dropout),
-            nn.Conv2d(in_channels, bank.dim, kernel_size=1, bias=not norm),
-            get_norm(norm, bank.dim) or nn.Identity(),
-            nn.ReLU(inplace=True),
-        )
+        layers: list[nn.Module] = [nn.Dropout2d(dropout)]
+        if norm:
+            layers += [
+                nn.Conv2d(in_channels, bank.dim, 1, bias=False),
+                get_norm(norm, bank.dim),
+                nn.ReLU(inplace=True),
+            ]
+        else:
+            layers += [nn.Conv2d(in_channels, bank.dim, 1)]
+        self.project = nn.Sequential(*layers)
         self.feature_norm = nn.LayerNorm(bank.dim)
         self.class_norm = nn.LayerNorm(bank.num_classes)
         nn.init.constant_(self.class_norm.weight, logit_scale)
@@ -95,7 +100,9 @@ class GMMClassifier(PixelClassifier):
         with torch.autocast(device_type=features.device.type, enabled=False):
             log_prob = self.bank.log_prob(embedding)
             logits = self.logits(class_log_density(log_prob, self.bank.reduction))
-            small = F.interpolate(labels[:, None].float(), size=(height, width), mode="nearest").long().flatten()
+            small = (
+                F.interpolate(labels[:, None].float(), size=(height, width), mode="nearest").long().flatten()
+            )
             target = self._record(embedding, log_prob, logits, small)
             maps = logits.view(batch, height, width, -1).permute(0, 3, 1, 2)
             losses = {"loss_ce": pixel_cross_entropy(maps, labels, average=self.loss_average)}
@@ -106,7 +113,7 @@ class GMMClassifier(PixelClassifier):
     @torch.no_grad()
     def _record(self, embedding: Tensor, log_prob: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """Assign pixels to components, record them for EM; returns the contrast's (N,) targets."""
-        known = labels < self.num_classes
+        known = (labels >= 0) & (labels < self.num_classes)
         index = torch.where(known, labels, 0)
         own = log_prob.detach().gather(1, index[:, None, None].expand(-1, 1, log_prob.shape[2]))[:, 0]
         assignment, _ = sinkhorn_assign_all(
@@ -149,7 +156,7 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
         in_channels,
         bank,
         dropout=cfg.MODEL.CLASSIFIER.DROPOUT,
-        norm=usable_norm(cfg.MODEL.DECODER.NORM, cfg.MODEL.DEVICE),
+        norm=usable_norm(keys.PROJECTION_NORM, cfg.MODEL.DEVICE),
         logit_scale=keys.WARM_START_LOGIT_SCALE if keys.WARM_START else 1.0,
         contrast_weight=keys.CONTRAST_WEIGHT,
         sinkhorn_iterations=keys.SINKHORN_ITERATIONS,

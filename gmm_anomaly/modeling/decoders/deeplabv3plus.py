@@ -20,7 +20,8 @@ class DeepLabV3PlusDecoder(nn.Module):
 
     Args:
         input_shape: the features to use, by name; two or more. The one with the largest stride is pooled.
-        aspp_channels: channels of the pyramid's branches. aspp_dilations: three dilations. aspp_dropout: rate.
+        aspp_channels: channels of the pyramid's branches. aspp_dilations: three dilations. aspp_dropout:
+            rate.
         project_channels: channels of each earlier feature's projection.
         channels: output channels.
         depthwise_separable: use depthwise separable convolutions.

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from detectron2.layers import ShapeSpec
 
 
-def select_features(shapes: dict[str, ShapeSpec], names: Sequence[str], *, at_least: int) -> dict[str, ShapeSpec]:
+def select_features(
+    shapes: dict[str, ShapeSpec], names: Sequence[str], *, at_least: int
+) -> dict[str, ShapeSpec]:
     """The named features; with no names the first and the last one.
 
     Raises:
