@@ -82,10 +82,9 @@ def _add_gmm(cfg: CN) -> None:
     cfg.MODEL.GMM.NUM_COMPONENTS = 5
     # Dimensions of the pixel embedding (D).
     cfg.MODEL.GMM.EMBED_DIM = 64
-    # "": the embedding is a linear projection of the decoder's features. A norm ("BN", "SyncBN", "GN") adds
-    # that norm and a ReLU, as in the released code, which keeps the embedding in one orthant before its
-    # LayerNorm.
-    cfg.MODEL.GMM.PROJECTION_NORM = ""
+    # From the decoder's features to the embedding: "mlp" (1x1 convolution, norm, ReLU, 1x1 convolution), "linear" (one
+    # convolution) or "released" (1x1 convolution, norm, ReLU, as in the released code).
+    cfg.MODEL.GMM.PROJECTION = "mlp"
     # Slots of each component's feature memory (K).
     cfg.MODEL.GMM.MEMORY_SIZE = 32000
     # Storage type of the memory: "float32" or "float16".

@@ -30,7 +30,7 @@ def street_frame(size: tuple[int, int], seed: int) -> Frame:
     """Scores (H, W) float32 and labels (H, W) uint8 with anomalies of many sizes, missed and invented ones,
     specks.
 
-    Scores are continuous, roughly −12 to 24, few of them equal.
+    Scores are continuous, roughly −12 to 24, few of them equal; about one pixel in a hundred is anomalous.
     """
     rng = np.random.default_rng(seed)
     height, width = size
@@ -38,7 +38,7 @@ def street_frame(size: tuple[int, int], seed: int) -> Frame:
     raised = np.zeros(size, np.uint8)
     for _ in range(40):
         centre = (int(rng.integers(width)), int(rng.integers(height // 4, height)))
-        axes = tuple(int(axis) for axis in rng.integers(4, max(height // 16, 5), 2))
+        axes = tuple(int(axis) for axis in rng.integers(4, max(height // 32, 5), 2))
         shift = rng.integers(-axes[0] // 2, axes[0] // 2 + 1, 2)
         if rng.random() < 0.7:
             cv2.ellipse(label, centre, axes, 0, 0, 360, 1, -1)

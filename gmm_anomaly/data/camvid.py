@@ -38,8 +38,8 @@ _SOURCE = (
     "CamVid: train, trainannot, val, valannot, test, testannot)."
 )
 _OOD_SOURCE = (
-    "Download CamVid-OOD (github.com/valeoai/obsnet) and put its test_ood and testannot_ood into "
-    "CamVid's folder."
+    'Download CamVidOOD.zip (release "CamVid OOD" of github.com/valeoai/obsnet) and put its test_ood and '
+    "testannot_ood into CamVid's folder."
 )
 
 

@@ -103,7 +103,7 @@ def register_fishyscapes() -> None:
             layout=LostAndFoundMasks(),
             root=LOST_AND_FOUND_ROOT,
             expected_count=LOST_AND_FOUND_COUNT,
-            source="Download fishyscapes_lostandfound.zip (fishyscapes.com/dataset), unpack it in one folder.",
+            source="Download fishyscapes_lostandfound.zip (fishyscapes.com/dataset), unpack it alone.",
             companions=((lost_and_found.ROOT, "the images of LostAndFound (leftImg8bit, train and test)"),),
             **shared,
         )

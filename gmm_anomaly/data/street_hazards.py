@@ -84,7 +84,8 @@ def _listed(path: Path) -> list[Record]:
         for file in files:
             if not file.is_file():
                 raise LayoutError(
-                    f"{path} lists {file}, which is not there; paths are relative to {path.parent}"
+                    f"{path} lists {file}, which is not there; paths are relative to {path.parent}. Correct "
+                    "the list, or remove it to have the folders listed instead"
                 )
     # Towns and numbers make a frame's name: .../t5/300.png.
     return [make_record(f"{image.parent.name}/{image.stem}", image, label) for image, label in pairs]

@@ -91,6 +91,18 @@ def test_forward_alone_never_changes_the_mixture():
     assert not torch.equal(model.bank.means, before["means"])
 
 
+@pytest.mark.parametrize("projection, convolutions", [("linear", 1), ("released", 1), ("mlp", 2)])
+def test_projections_give_unit_embeddings(projection, convolutions):
+    classifier = build_model(config("MODEL.GMM.PROJECTION", projection)).classifier
+    assert sum(isinstance(layer, torch.nn.Conv2d) for layer in classifier.project) == convolutions
+    embedding = classifier.embed(torch.randn(2, 16, 6, 7))
+    assert embedding.shape == (2 * 6 * 7, 8)
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(84))
+    # The released code's ReLU leaves no negative entry before the LayerNorm.
+    projected = classifier.project(torch.randn(2, 16, 6, 7))
+    assert (projected.amin() >= 0) == (projection == "released")
+
+
 def test_unfitted_mixture_refuses_to_score():
     with pytest.raises(UnfittedMixtureError, match="never been fitted"):
         build_model(config()).eval()(batch())
@@ -201,6 +213,7 @@ def test_package_weights_are_imagenet_weights():
         ("MODEL.GMM.MEMORY_DTYPE", "int8", "MODEL.GMM.MEMORY_DTYPE: expected one of float32, float16"),
         ("MODEL.CLASSIFIER.LOSS_AVERAGE", "mean", "MODEL.CLASSIFIER.LOSS_AVERAGE"),
         ("MODEL.GMM.REDUCTION", "sum", "MODEL.GMM.REDUCTION"),
+        ("MODEL.GMM.PROJECTION", "conv", "MODEL.GMM.PROJECTION: expected .*found 'conv'"),
     ],
 )
 def test_wrong_keys_are_named(key, value, message):

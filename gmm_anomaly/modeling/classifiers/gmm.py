@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import get_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,8 +28,9 @@ class GMMClassifier(PixelClassifier):
         in_channels: channels of the pixel features.
         bank: the mixtures; its sizes give C, M and D.
         dropout: rate of channel dropout before the projection.
-        norm: "" projects linearly; a Detectron2 norm name adds that norm and a ReLU, as the released code
-            does.
+        projection: "mlp" (1x1 convolution, norm, ReLU, 1x1 convolution), "linear" (one convolution) or "released"
+            (1x1 convolution, norm, ReLU: the released code's, which ends in one orthant).
+        norm: norm inside the projection, a Detectron2 norm name.
         logit_scale: first weight of the LayerNorm over classes (1 in the paper's code).
         contrast_weight: weight of the component contrast loss (0.01 in the paper).
         sinkhorn_iterations, sinkhorn_epsilon: see :func:`sinkhorn_assign`.
@@ -43,7 +45,8 @@ class GMMClassifier(PixelClassifier):
         bank: GaussianMixtureBank,
         *,
         dropout: float = 0.1,
-        norm: str = "",
+        projection: str = "mlp",
+        norm: str = "BN",
         logit_scale: float = 1.0,
         contrast_weight: float = 0.01,
         sinkhorn_iterations: int = 3,
@@ -51,19 +54,8 @@ class GMMClassifier(PixelClassifier):
         loss_average: str = "valid",
     ) -> None:
         super().__init__(bank.num_classes)
-        from detectron2.layers import get_norm
-
         self.bank = bank
-        layers: list[nn.Module] = [nn.Dropout2d(dropout)]
-        if norm:
-            layers += [
-                nn.Conv2d(in_channels, bank.dim, 1, bias=False),
-                get_norm(norm, bank.dim),
-                nn.ReLU(inplace=True),
-            ]
-        else:
-            layers += [nn.Conv2d(in_channels, bank.dim, 1)]
-        self.project = nn.Sequential(*layers)
+        self.project = nn.Sequential(nn.Dropout2d(dropout), *_projection(projection, in_channels, bank.dim, norm))
         self.feature_norm = nn.LayerNorm(bank.dim)
         self.class_norm = nn.LayerNorm(bank.num_classes)
         nn.init.constant_(self.class_norm.weight, logit_scale)
@@ -129,6 +121,20 @@ class GMMClassifier(PixelClassifier):
         return -classified.log_density.amax(1)
 
 
+def _projection(kind: str, in_channels: int, dim: int, norm: str) -> list[nn.Module]:
+    def norm_relu(out_channels: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=not norm)
+        return [convolution, *([get_norm(norm, out_channels)] if norm else []), nn.ReLU(inplace=True)]
+
+    if kind == "linear":
+        return [nn.Conv2d(in_channels, dim, kernel_size=1)]
+    if kind == "released":
+        return norm_relu(dim)
+    if kind == "mlp":
+        return [*norm_relu(2 * dim), nn.Conv2d(2 * dim, dim, kernel_size=1)]
+    raise ValueError(f'MODEL.GMM.PROJECTION: expected "mlp", "linear" or "released", found {kind!r}')
+
+
 @CLASSIFIER_REGISTRY.register()
 def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
     keys = cfg.MODEL.GMM
@@ -156,7 +162,8 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
         in_channels,
         bank,
         dropout=cfg.MODEL.CLASSIFIER.DROPOUT,
-        norm=usable_norm(keys.PROJECTION_NORM, cfg.MODEL.DEVICE),
+        projection=keys.PROJECTION,
+        norm=usable_norm(cfg.MODEL.DECODER.NORM, cfg.MODEL.DEVICE),
         logit_scale=keys.WARM_START_LOGIT_SCALE if keys.WARM_START else 1.0,
         contrast_weight=keys.CONTRAST_WEIGHT,
         sinkhorn_iterations=keys.SINKHORN_ITERATIONS,
