@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,17 @@ def test_missing_companion_is_named(datasets_root, save_image, capsys):
     assert check_dataset("fishyscapes_lost_and_found").state == MISSING
     main(["fishyscapes_lost_and_found"])
     assert f"but there is no folder {datasets_root / 'lost_and_found'}" in capsys.readouterr().out
+
+
+def test_readme_names_every_place():
+    text = (ROOT / "datasets/README.md").read_text()
+    for spec in registered_specs().values():
+        if spec.root is not None:
+            assert all(folder in text for folder in spec.root.folders[:1]), spec.name
+            # "..._STATIC_V1 … V3" stands for three.
+            assert spec.root.variable.removesuffix("_V2").removesuffix("_V3") in text, spec.name
+        if spec.expected_count is not None:
+            assert re.search(rf"\b{spec.expected_count}\b", text), spec.name
 
 
 def test_json(mine, capsys):
