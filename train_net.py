@@ -6,6 +6,8 @@ from __future__ import annotations
 import runpy
 from argparse import ArgumentParser, Namespace
 
+import torch
+
 from gmm_anomaly.compat import silence_import_warnings
 
 silence_import_warnings()
@@ -45,10 +47,18 @@ def main(args: Namespace) -> object:
     return trainer.train()
 
 
+def worker(args: Namespace) -> None:
+    """One process: the job, then a common end (a process group that is left open may abort at exit)."""
+    main(args)
+    if comm.get_world_size() > 1:
+        comm.synchronize()
+        torch.distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
     args = parser().parse_args()
     launch(
-        main,
+        worker,
         args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,

@@ -82,8 +82,8 @@ def _add_gmm(cfg: CN) -> None:
     cfg.MODEL.GMM.NUM_COMPONENTS = 5
     # Dimensions of the pixel embedding (D).
     cfg.MODEL.GMM.EMBED_DIM = 64
-    # From the decoder's features to the embedding: "mlp" (1x1 convolution, norm, ReLU, 1x1 convolution), "linear" (one
-    # convolution) or "released" (1x1 convolution, norm, ReLU, as in the released code).
+    # From the decoder's features to the embedding: "mlp" (1x1 convolution, norm, ReLU, 1x1 convolution),
+    # "linear" (one convolution) or "released" (1x1 convolution, norm, ReLU, as in the released code).
     cfg.MODEL.GMM.PROJECTION = "mlp"
     # Slots of each component's feature memory (K).
     cfg.MODEL.GMM.MEMORY_SIZE = 32000
@@ -132,6 +132,8 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.SCALE_RANGE = [0.5, 2.0]
     # Random brightness, contrast and saturation of training images: each factor is drawn from 1 +- this.
     cfg.INPUT.COLOR_JITTER = 0.25
+    # Training crops (Detectron2's INPUT.CROP.ENABLED and SIZE) need INPUT.CROP.TYPE "absolute": height and
+    # width in pixels. Smaller images are padded with the pixel mean, and 255 in the label.
     # Largest share of a training crop that one class may cover (1.0: any); a crop is redrawn up to ten times.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
     # Keep decoded images and labels in memory (per worker process) after the first read.

@@ -175,7 +175,8 @@ def test_data_sets(monkeypatch):
 
 
 def test_data_sets_without_detectron2(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gmm_anomaly.data", None)
+    for module in ("gmm_anomaly.data", "gmm_anomaly.data.catalog"):
+        monkeypatch.setitem(sys.modules, module, None)
     finding = doctor.dataset_findings()[-1]
     assert (finding.name, finding.state, finding.remedy) == ("registered", BROKEN, "make setup")
 

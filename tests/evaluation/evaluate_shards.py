@@ -26,6 +26,9 @@ def main(job_file: str, rank: int) -> None:
         run: evaluate(job, shards[rank], Path(job_file).parent / run) for run, shards in job["runs"].items()
     }
     Path(job_file).with_name(f"outcomes_{rank}.pickle").write_bytes(pickle.dumps(outcomes))
+    # gloo's threads abort a process that exits before the other has finished with it.
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
 def evaluate(job: dict[str, Any], image_ids: list[str], output_dir: Path) -> dict[str, Any]:

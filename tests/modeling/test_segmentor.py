@@ -75,7 +75,8 @@ def test_padding_in_a_batch_hardly_changes_an_image():
     with torch.no_grad():
         alone = model(image)[0]["sem_seg"]
         again = model([image[0], image[0]])[1]["sem_seg"]
-    torch.testing.assert_close(alone, again, rtol=1e-4, atol=1e-4)
+    # Convolutions of another batch size round differently; logits are of the order of 10.
+    torch.testing.assert_close(alone, again, rtol=1e-3, atol=2e-3)
 
 
 def test_forward_alone_never_changes_the_mixture():
@@ -97,7 +98,10 @@ def test_projections_give_unit_embeddings(projection, convolutions):
     assert sum(isinstance(layer, torch.nn.Conv2d) for layer in classifier.project) == convolutions
     embedding = classifier.embed(torch.randn(2, 16, 6, 7))
     assert embedding.shape == (2 * 6 * 7, 8)
-    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(84))
+    # A ReLU may leave nothing of a pixel: its embedding is zero.
+    length = embedding.norm(dim=1)
+    torch.testing.assert_close(length[length > 0], torch.ones(int((length > 0).sum())))
+    assert (length > 0).sum() > 70 and (projection == "released" or (length > 0).all())
     # The released code's ReLU leaves no negative entry before the LayerNorm.
     projected = classifier.project(torch.randn(2, 16, 6, 7))
     assert (projected.amin() >= 0) == (projection == "released")

@@ -28,8 +28,8 @@ class GMMClassifier(PixelClassifier):
         in_channels: channels of the pixel features.
         bank: the mixtures; its sizes give C, M and D.
         dropout: rate of channel dropout before the projection.
-        projection: "mlp" (1x1 convolution, norm, ReLU, 1x1 convolution), "linear" (one convolution) or "released"
-            (1x1 convolution, norm, ReLU: the released code's, which ends in one orthant).
+        projection: "mlp" (1x1 convolution, norm, ReLU, 1x1 convolution), "linear" (one convolution) or
+            "released" (1x1 convolution, norm, ReLU: the released code's, which ends in one orthant).
         norm: norm inside the projection, a Detectron2 norm name.
         logit_scale: first weight of the LayerNorm over classes (1 in the paper's code).
         contrast_weight: weight of the component contrast loss (0.01 in the paper).
@@ -55,7 +55,8 @@ class GMMClassifier(PixelClassifier):
     ) -> None:
         super().__init__(bank.num_classes)
         self.bank = bank
-        self.project = nn.Sequential(nn.Dropout2d(dropout), *_projection(projection, in_channels, bank.dim, norm))
+        layers = _projection(projection, in_channels, bank.dim, norm)
+        self.project = nn.Sequential(nn.Dropout2d(dropout), *layers)
         self.feature_norm = nn.LayerNorm(bank.dim)
         self.class_norm = nn.LayerNorm(bank.num_classes)
         nn.init.constant_(self.class_norm.weight, logit_scale)
