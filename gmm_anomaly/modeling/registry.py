@@ -9,7 +9,8 @@ from fvcore.common.registry import Registry
 DECODER_REGISTRY: Registry = Registry("DECODER")
 DECODER_REGISTRY.__doc__ = """
 Builders ``(cfg, {name: ShapeSpec}) -> nn.Module``. A decoder has ``in_features``, ``out_channels`` and
-``out_stride`` and maps ``{name: (B, F, h, w)}`` to pixel features ``(B, out_channels, h', w')``.
+``out_stride``; ``forward({name: (B, F, h, w)}, labels=None) -> Decoded`` gives pixel features
+``(B, out_channels, h', w')`` and, while training with labels (B, H, W), the losses of its auxiliary heads.
 """
 
 CLASSIFIER_REGISTRY: Registry = Registry("CLASSIFIER")

@@ -90,10 +90,12 @@ class AnomalySegmentor(nn.Module):
             UnfittedMixtureError: inference with mixtures that were never fitted.
         """
         images = self.preprocess(batched_inputs)
-        features = self.decoder(self.backbone(images.tensor))
+        pyramid = self.backbone(images.tensor)
         if self.training:
-            return self.classifier.losses(features, self._labels(batched_inputs, images))
-        classified = self.classifier(features)
+            labels = self._labels(batched_inputs, images)
+            decoded = self.decoder(pyramid, labels)
+            return self.classifier.losses(decoded.features, labels) | decoded.losses
+        classified = self.classifier(self.decoder(pyramid).features)
         return [
             self._postprocess(classified, images, index, item) for index, item in enumerate(batched_inputs)
         ]

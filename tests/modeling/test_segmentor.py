@@ -75,7 +75,7 @@ def test_images_of_a_batch_do_not_influence_each_other():
 
     def pixel_features(inputs):
         with torch.no_grad():
-            return model.decoder(model.backbone(model.preprocess(inputs).tensor.double()))
+            return model.decoder(model.backbone(model.preprocess(inputs).tensor.double())).features
 
     together = pixel_features([first, second])
     torch.testing.assert_close(together[:1], pixel_features([first]), rtol=1e-9, atol=1e-9)
@@ -231,7 +231,7 @@ def test_wrong_keys_are_named(key, value, message):
 def test_decoder_upsamples_to_its_finest_feature():
     shapes = {"a": ShapeSpec(channels=4, stride=4), "b": ShapeSpec(channels=6, stride=16)}
     decoder = DeepLabV3PlusDecoder(shapes, aspp_channels=8, channels=12, project_channels=4)
-    out = decoder({"a": torch.randn(2, 4, 17, 21), "b": torch.randn(2, 6, 5, 6)})
+    out = decoder({"a": torch.randn(2, 4, 17, 21), "b": torch.randn(2, 6, 5, 6)}).features
     assert out.shape == (2, 12, 17, 21) and decoder.out_stride == 4
 
 

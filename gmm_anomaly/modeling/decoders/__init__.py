@@ -7,9 +7,10 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 
 from ..registry import DECODER_REGISTRY, look_up
+from .base import Decoded
 from .deeplabv3plus import DeepLabV3PlusDecoder
 
-__all__ = ["DeepLabV3PlusDecoder", "build_decoder"]
+__all__ = ["Decoded", "DeepLabV3PlusDecoder", "build_decoder"]
 
 
 def build_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..norm import usable_norm
 from ..registry import DECODER_REGISTRY
+from .base import Decoded
 from .features import select_features
 
 
@@ -74,6 +75,6 @@ class DeepLabV3PlusDecoder(nn.Module):
             "norm": usable_norm(keys.NORM, cfg.MODEL.DEVICE),
         }
 
-    def forward(self, features: dict[str, Tensor]) -> Tensor:
-        """features: {name: (B, F, h, w)} -> (B, channels, h', w') at the smallest stride."""
-        return self.head.layers({name: features[name] for name in self.in_features})
+    def forward(self, features: dict[str, Tensor], labels: Tensor | None = None) -> Decoded:
+        """features: {name: (B, F, h, w)} -> pixel features (B, channels, h', w') at the smallest stride."""
+        return Decoded(self.head.layers({name: features[name] for name in self.in_features}), {})
