@@ -6,13 +6,25 @@ from detectron2.config import CfgNode
 
 from ..registry import CLASSIFIER_REGISTRY, look_up
 from . import gmm as _gmm
+from . import prototype as _prototype
 from . import softmax as _softmax
 from .base import Classified, PixelClassifier
+from .running_prototypes import RunningMeanPrototypes, UnfittedPrototypesError
 
 GMMClassifier = _gmm.GMMClassifier
+PrototypeClassifier = _prototype.PrototypeClassifier
 SoftmaxClassifier = _softmax.SoftmaxClassifier
 
-__all__ = ["Classified", "GMMClassifier", "PixelClassifier", "SoftmaxClassifier", "build_classifier"]
+__all__ = [
+    "Classified",
+    "GMMClassifier",
+    "PixelClassifier",
+    "PrototypeClassifier",
+    "RunningMeanPrototypes",
+    "SoftmaxClassifier",
+    "UnfittedPrototypesError",
+    "build_classifier",
+]
 
 
 def build_classifier(cfg: CfgNode, in_channels: int) -> PixelClassifier:

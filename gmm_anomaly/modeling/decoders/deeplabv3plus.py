@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..norm import usable_norm
 from ..registry import DECODER_REGISTRY
+from .auxiliary import AuxiliaryHead, auxiliary_losses
 from .base import Decoded
-from .features import select_features
+from .features import first_and_last, select_features
 
 
 @DECODER_REGISTRY.register()
@@ -27,6 +28,7 @@ class DeepLabV3PlusDecoder(nn.Module):
         channels: output channels.
         depthwise_separable: use depthwise separable convolutions.
         norm: a Detectron2 norm name.
+        auxiliary: head with a loss of its own.
     """
 
     @configurable
@@ -41,6 +43,7 @@ class DeepLabV3PlusDecoder(nn.Module):
         channels: int = 256,
         depthwise_separable: bool = False,
         norm: str = "BN",
+        auxiliary: AuxiliaryHead | None = None,
     ) -> None:
         super().__init__()
         earlier = len(input_shape) - 1
@@ -60,12 +63,15 @@ class DeepLabV3PlusDecoder(nn.Module):
             num_classes=None,
             use_depthwise_separable_conv=depthwise_separable,
         )
+        self.auxiliary = auxiliary
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         keys = cfg.MODEL.DECODER
         return {
-            "input_shape": select_features(input_shape, keys.IN_FEATURES, at_least=2),
+            "input_shape": select_features(
+                input_shape, keys.IN_FEATURES, default=first_and_last(input_shape), at_least=2
+            ),
             "aspp_channels": keys.ASPP_CHANNELS,
             "aspp_dilations": keys.ASPP_DILATIONS,
             "aspp_dropout": keys.ASPP_DROPOUT,
@@ -73,8 +79,12 @@ class DeepLabV3PlusDecoder(nn.Module):
             "channels": keys.CHANNELS,
             "depthwise_separable": keys.DEPTHWISE_SEPARABLE,
             "norm": usable_norm(keys.NORM, cfg.MODEL.DEVICE),
+            "auxiliary": AuxiliaryHead.from_config(cfg, input_shape),
         }
 
     def forward(self, features: dict[str, Tensor], labels: Tensor | None = None) -> Decoded:
         """features: {name: (B, F, h, w)} -> pixel features (B, channels, h', w') at the smallest stride."""
-        return Decoded(self.head.layers({name: features[name] for name in self.in_features}), {})
+        return Decoded(
+            self.head.layers({name: features[name] for name in self.in_features}),
+            auxiliary_losses(self.auxiliary, features, labels),
+        )

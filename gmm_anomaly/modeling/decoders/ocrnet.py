@@ -1,0 +1,115 @@
+"""OCRNet's decoder (Yuan et al., ECCV 2020): pixels attend to the classes' regions of the same image."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+from ..norm import usable_norm
+from ..registry import DECODER_REGISTRY
+from .auxiliary import AuxiliaryHead
+from .base import Decoded
+from .blocks import conv_norm_relu, convolve_parts, resize
+from .features import select_features
+
+
+def region_representations(features: Tensor, logits: Tensor) -> Tensor:
+    """Mean of the features over each class's soft object region (Eq. 2).
+
+    Args:
+        features: (B, F, h, w) floating point. logits: (B, C, h, w); a class's weights over the pixels are the
+            softmax of its logits over the pixels.
+
+    Returns:
+        (B, F, C).
+    """
+    weights = logits.flatten(2).softmax(dim=2)
+    return features.flatten(2) @ weights.to(features.dtype).transpose(1, 2)
+
+
+class ObjectAttention(nn.Module):
+    """Each pixel's mixture of region representations, fused with the pixel's own feature (Eqs. 3 to 5).
+
+    Args:
+        channels: of features and output. key_channels: of queries, keys and values. norm: a norm name.
+    """
+
+    def __init__(self, channels: int, key_channels: int, norm: str) -> None:
+        super().__init__()
+
+        def two_layers() -> nn.Sequential:
+            return nn.Sequential(
+                conv_norm_relu(channels, key_channels, 1, norm),
+                conv_norm_relu(key_channels, key_channels, 1, norm),
+            )
+
+        self.key_channels = key_channels
+        self.query = two_layers()
+        self.key = two_layers()
+        self.value = conv_norm_relu(channels, key_channels, 1, norm)
+        self.out = conv_norm_relu(key_channels, channels, 1, norm)
+        self.fuse = conv_norm_relu(2 * channels, channels, 1, norm)
+
+    def forward(self, features: Tensor, regions: Tensor) -> Tensor:
+        """features: (B, F, h, w); regions: (B, F, C) -> (B, F, h, w)."""
+        regions = regions[..., None]
+        query = self.query(features).flatten(2).transpose(1, 2)
+        key = self.key(regions).flatten(2)
+        value = self.value(regions).flatten(2)
+        relation = (query @ key * self.key_channels**-0.5).softmax(dim=2)
+        context = value @ relation.to(value.dtype).transpose(1, 2)
+        context = self.out(context.unflatten(2, features.shape[-2:]))
+        return convolve_parts(self.fuse, (context, features), features.shape[-2:])
+
+
+@DECODER_REGISTRY.register()
+class OCRNetDecoder(nn.Module):
+    """Object-contextual representations of one feature; the auxiliary head gives the soft object regions.
+
+    Args:
+        input_shape: the feature, by name.
+        auxiliary: its logits are the soft object regions, so it works at inference too.
+        channels: output channels.
+        key_channels: of the attention.
+        norm: a Detectron2 norm name.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        auxiliary: AuxiliaryHead,
+        channels: int = 512,
+        key_channels: int = 256,
+        norm: str = "BN",
+    ) -> None:
+        super().__init__()
+        ((name, shape),) = input_shape.items()
+        self.in_features = [name]
+        self.out_channels = channels
+        self.out_stride = shape.stride
+        self.auxiliary = auxiliary
+        self.bottleneck = conv_norm_relu(shape.channels, channels, 3, norm)
+        self.attention = ObjectAttention(channels, key_channels, norm)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
+        keys = cfg.MODEL.DECODER
+        names = list(input_shape)
+        return {
+            "input_shape": select_features(input_shape, keys.IN_FEATURES, default=names[-1:], at_most=1),
+            "auxiliary": AuxiliaryHead.from_config(cfg, input_shape, default=names[-2:][0]),
+            "channels": keys.CHANNELS,
+            "key_channels": keys.OCR_CHANNELS,
+            "norm": usable_norm(keys.NORM, cfg.MODEL.DEVICE),
+        }
+
+    def forward(self, features: dict[str, Tensor], labels: Tensor | None = None) -> Decoded:
+        """features: {name: (B, F, h, w)} -> pixel features (B, channels, h, w)."""
+        logits = self.auxiliary(features)
+        pixels = self.bottleneck(features[self.in_features[0]])
+        regions = region_representations(pixels, resize(logits, pixels.shape[-2:]))
+        losses = {} if labels is None else self.auxiliary.losses(logits, labels)
+        return Decoded(self.attention(pixels, regions), losses)

@@ -1,0 +1,397 @@
+"""Decoders against their formulas, written out in float64, and the contract that all of them keep."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from torch import nn
+from torch.nn import functional as F
+
+from gmm_anomaly.config import add_gmm_anomaly_config
+from gmm_anomaly.modeling.classifiers import RunningMeanPrototypes, build_classifier
+from gmm_anomaly.modeling.decoders import (
+    AuxiliaryHead,
+    OCRNetDecoder,
+    PSPDecoder,
+    SegFormerDecoder,
+    SeparableDeepLabV3PlusDecoder,
+    UPerNetDecoder,
+    build_decoder,
+)
+from gmm_anomaly.modeling.decoders.blocks import conv_norm_relu, convolve_parts
+from gmm_anomaly.modeling.decoders.ocrnet import region_representations
+from gmm_anomaly.modeling.decoders.pyramid_pooling import PyramidPooling
+from gmm_anomaly.modeling.losses import pixel_cross_entropy
+from gmm_anomaly.modeling.registry import DECODER_REGISTRY
+
+CLASSES = 5
+DECODERS = sorted(name for name, _ in DECODER_REGISTRY)
+# Shapes of a backbone whose features are 7, 9, 11 and 13 channels wide.
+SHAPES = {f"f{i}": ShapeSpec(channels=7 + 2 * i, stride=4 * 2**i) for i in range(4)}
+
+
+def config(*overrides):
+    cfg = get_cfg()
+    add_gmm_anomaly_config(cfg)
+    tiny = [
+        "MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.GMM.NUM_COMPONENTS", 2,
+        "MODEL.GMM.EMBED_DIM", 8, "MODEL.GMM.MEMORY_SIZE", 50, "MODEL.GMM.WARM_START_FEATURES", 2,
+        "MODEL.DECODER.CHANNELS", 12, "MODEL.DECODER.ASPP_CHANNELS", 10, "MODEL.DECODER.PROJECT_CHANNELS", 6,
+        "MODEL.DECODER.OCR_CHANNELS", 8, "MODEL.DECODER.AUX_CHANNELS", 8,
+        "MODEL.DECODER.AUX_FEATURE", "f2", "MODEL.DECODER.ASPP_DILATIONS", [1, 2, 3],
+    ]  # fmt: skip
+    cfg.merge_from_list([*tiny, *overrides])
+    return cfg
+
+
+def pyramid(batch=2, size=(50, 73), shapes=SHAPES, dtype=torch.float32):
+    """Random features of an image that no stride divides."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: torch.randn(
+            batch, shape.channels, *(-(-side // shape.stride) for side in size), generator=generator
+        ).to(dtype)
+        for name, shape in shapes.items()
+    }
+
+
+def randomise(module):
+    """Norms that do something: random statistics and affine parameters."""
+    generator = torch.Generator().manual_seed(2)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for tensor, low in (
+                (layer.weight.data, 0.5),
+                (layer.bias.data, -0.5),
+                (layer.running_mean, -0.5),
+                (layer.running_var, 0.5),
+            ):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + low)
+    return module.double().eval()
+
+
+def plain(layer, x):
+    """Convolution, norm and ReLU of a layer, one by one."""
+    x = F.conv2d(
+        x, layer.weight, layer.bias, padding=layer.padding, dilation=layer.dilation, groups=layer.groups
+    )
+    if layer.norm is not None:
+        scale = layer.norm.weight / (layer.norm.running_var + layer.norm.eps).sqrt()
+        x = (x - layer.norm.running_mean[:, None, None]) * scale[:, None, None]
+        x = x + layer.norm.bias[:, None, None]
+    return x.clamp(min=0)
+
+
+def separable(layer, x):
+    return plain(layer.pointwise, plain(layer.depthwise, x))
+
+
+def up(x, size):
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def average_cells(x, bins):
+    """Adaptive average pooling: cell i of n covers floor(i * s / n) to ceil((i + 1) * s / n)."""
+    height, width = x.shape[-2:]
+    out = x.new_zeros(*x.shape[:2], bins, bins)
+    for i, j in itertools.product(range(bins), range(bins)):
+        rows = slice(i * height // bins, -(-(i + 1) * height // bins))
+        columns = slice(j * width // bins, -(-(j + 1) * width // bins))
+        out[..., i, j] = x[..., rows, columns].mean((-2, -1))
+    return out
+
+
+def pooled_pyramid(module, x):
+    parts = [x]
+    for bins, branch in zip(module.bins, module.branches, strict=True):
+        parts.append(up(plain(branch, average_cells(x, bins)), x.shape[-2:]))
+    return plain(module.bottleneck, torch.cat(parts, 1))
+
+
+def named(*indices):
+    return {f"f{i}": SHAPES[f"f{i}"] for i in indices}
+
+
+def equal(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kernel_size, norm", [(1, "BN"), (3, "BN"), (1, ""), (3, "")])
+def test_convolution_of_parts_is_that_of_their_concatenation(kernel_size, norm):
+    layer = randomise(conv_norm_relu(9, 4, kernel_size, norm))
+    assert (layer.bias is None) == bool(norm)
+    if not norm:
+        nn.init.normal_(layer.bias)
+    generator = torch.Generator().manual_seed(3)
+    sizes = [(2, (9, 7)), (3, (4, 5)), (4, (1, 1))]
+    parts = [torch.randn(2, n, *size, generator=generator).double() for n, size in sizes]
+    whole = torch.cat([up(part, (9, 7)) for part in parts], 1)
+    equal(convolve_parts(layer, iter(parts), (9, 7)), plain(layer, whole))
+
+
+@pytest.mark.parametrize("size", [(11, 5), (2, 3), (1, 1)])
+def test_pyramid_pooling_is_its_averages(size):
+    module = randomise(PyramidPooling(3, 4, bins=(1, 2, 3, 6), norm="BN"))
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(4)).double()
+    equal(module(x), pooled_pyramid(module, x))
+
+
+def test_psp_pools_its_feature():
+    decoder = randomise(PSPDecoder(named(3), channels=6))
+    features = pyramid(dtype=torch.float64)
+    equal(decoder(features).features, pooled_pyramid(decoder.pyramid, features["f3"]))
+
+
+def test_segformer_fuses_upsampled_projections():
+    decoder = randomise(SegFormerDecoder(SHAPES, channels=6))
+    features = pyramid(dtype=torch.float64)
+    size = features["f0"].shape[-2:]
+    parts = [up(plain(layer, x), size) for layer, x in zip(decoder.project, features.values(), strict=True)]
+    equal(decoder(features).features, plain(decoder.fuse, torch.cat(parts, 1)))
+
+
+def test_upernet_is_a_feature_pyramid_below_pyramid_pooling():
+    decoder = randomise(UPerNetDecoder(SHAPES, channels=6))
+    features = pyramid(dtype=torch.float64)
+    x0, x1, x2, x3 = features.values()
+    top = pooled_pyramid(decoder.pyramid, x3)
+    level2 = plain(decoder.lateral[2], x2) + up(top, x2.shape[-2:])
+    level1 = plain(decoder.lateral[1], x1) + up(level2, x1.shape[-2:])
+    level0 = plain(decoder.lateral[0], x0) + up(level1, x0.shape[-2:])
+    levels = [plain(s, x) for s, x in zip(decoder.smooth, (level0, level1, level2), strict=True)]
+    whole = torch.cat([up(level, x0.shape[-2:]) for level in (*levels, top)], 1)
+    equal(decoder(features).features, plain(decoder.fuse, whole))
+
+
+def test_separable_deeplab_is_its_formula():
+    decoder = randomise(
+        SeparableDeepLabV3PlusDecoder(
+            named(0, 3), aspp_channels=4, aspp_dilations=(1, 2, 3), project_channels=3, channels=6
+        )
+    )
+    features = pyramid(dtype=torch.float64)
+    low, high = features["f0"], features["f3"]
+    pooled = plain(decoder.image_pool, high.mean((-2, -1), keepdim=True)).expand(-1, -1, *high.shape[-2:])
+    branches = [separable(branch, high) for branch in list(decoder.branches)[1:]]
+    context = plain(decoder.bottleneck, torch.cat([pooled, plain(decoder.branches[0], high), *branches], 1))
+    assert [branch.depthwise.dilation for branch in list(decoder.branches)[1:]] == [(1, 1), (2, 2), (3, 3)]
+    fused = torch.cat([up(context, low.shape[-2:]), plain(decoder.project, low)], 1)
+    for layer in decoder.refine:
+        fused = separable(layer, fused)
+    equal(decoder(features).features, fused)
+
+
+def test_regions_are_weighted_means_of_each_class():
+    generator = torch.Generator().manual_seed(5)
+    features = torch.randn(2, 6, 4, 5, generator=generator)
+    logits = torch.randn(2, 3, 4, 5, generator=generator) * 3
+    found = region_representations(features, logits)
+    for image, index in itertools.product(range(2), range(3)):
+        weights = logits[image, index].double().exp()
+        mean = (features[image].double() * weights).sum((-2, -1)) / weights.sum()
+        torch.testing.assert_close(found[image, :, index].double(), mean, rtol=1e-5, atol=1e-6)
+
+
+def test_ocrnet_attends_to_the_regions_of_its_auxiliary_head():
+    head = AuxiliaryHead(SHAPES["f2"].channels, CLASSES, feature="f2", channels=6)
+    nn.init.normal_(head.predictor.weight)
+    decoder = randomise(OCRNetDecoder(named(3), auxiliary=head, channels=6, key_channels=4))
+    features = pyramid(dtype=torch.float64)
+    attention, size = decoder.attention, features["f3"].shape[-2:]
+    logits = F.conv2d(plain(head.conv, features["f2"]), head.predictor.weight, head.predictor.bias)
+    pixels = plain(decoder.bottleneck, features["f3"])
+    regions = region_representations(pixels, up(logits, size))[..., None]
+    query = plain(attention.query[1], plain(attention.query[0], pixels))
+    key = plain(attention.key[1], plain(attention.key[0], regions))
+    value = plain(attention.value, regions)
+    context = torch.zeros_like(query)
+    for image, row, column in itertools.product(range(2), range(size[0]), range(size[1])):
+        dots = torch.stack([query[image, :, row, column] @ key[image, :, k, 0] for k in range(CLASSES)]) / 2
+        share = dots.exp() / dots.exp().sum()
+        context[image, :, row, column] = sum(share[k] * value[image, :, k, 0] for k in range(CLASSES))
+    expected = plain(attention.fuse, torch.cat([plain(attention.out, context), pixels], 1))
+    equal(decoder(features).features, expected)
+
+
+@pytest.mark.parametrize("classifier", ["linear", "cosine"])
+@pytest.mark.parametrize("average", ["valid", "all"])
+def test_auxiliary_loss_is_the_weighted_cross_entropy_of_its_logits(classifier, average):
+    head = AuxiliaryHead(
+        SHAPES["f2"].channels, CLASSES, feature="f2", channels=6, weight=0.3, classifier=classifier,
+        loss_average=average,
+    )  # fmt: skip
+    nn.init.normal_(head.predictor.weight)
+    decoder = randomise(PSPDecoder(named(3), channels=6, auxiliary=head))
+    features = pyramid(dtype=torch.float64)
+    labels = torch.randint(0, CLASSES, (2, 50, 73), generator=torch.Generator().manual_seed(6))
+    labels[:, :20] = 255
+    hidden = plain(head.conv, features["f2"])
+    if classifier == "cosine":
+        weight = F.normalize(head.predictor.weight[:, :, 0, 0], dim=1)
+        logits = 10 * torch.einsum("bfhw,cf->bchw", F.normalize(hidden, dim=1), weight)
+    else:
+        logits = F.conv2d(hidden, head.predictor.weight, head.predictor.bias)
+    expected = 0.3 * pixel_cross_entropy(logits, labels, average=average)
+    losses = decoder(features, labels).losses
+    assert set(losses) == {"loss_aux"}
+    torch.testing.assert_close(losses["loss_aux"], expected, rtol=1e-5, atol=1e-6)
+    assert decoder(features).losses == {}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_auxiliary_head_computes_only_what_is_needed(name):
+    decoder = build_decoder(config("MODEL.DECODER.NAME", name), SHAPES).eval()
+    calls = []
+    decoder.auxiliary.register_forward_hook(lambda *_: calls.append(1))
+    decoder(pyramid())
+    # OCRNet's regions come from it.
+    assert bool(calls) == (name == "OCRNetDecoder")
+    without = build_decoder(config("MODEL.DECODER.NAME", name, "MODEL.DECODER.AUX_FEATURE", ""), SHAPES)
+    assert (without.auxiliary is not None) == (name == "OCRNetDecoder")
+    if name == "OCRNetDecoder":
+        assert without.auxiliary.feature == "f2"
+
+
+@pytest.mark.parametrize("classifier", ["gmm", "softmax", "prototype", "running prototype"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_decoder_works_with_every_classifier(name, classifier):
+    cfg = config(
+        "MODEL.DECODER.NAME", name, "MODEL.CLASSIFIER.NAME", classifier.removeprefix("running "),
+        "MODEL.PROTOTYPE.RUNNING_MEAN", classifier.startswith("running"),
+    )  # fmt: skip
+    decoder = build_decoder(cfg, SHAPES)
+    head = build_classifier(cfg, decoder.out_channels)
+    model = nn.ModuleList([decoder, head])
+    features = pyramid()
+    labels = torch.randint(0, CLASSES, (2, 50, 73), generator=torch.Generator().manual_seed(7))
+    if isinstance(getattr(head, "predictor", None), RunningMeanPrototypes):
+        head.predictor.record(decoder(features).features, labels)
+        head.predictor.update()
+    decoded = decoder(features, labels)
+    losses = head.losses(decoded.features, labels) | decoded.losses
+    assert set(losses) == {"loss_ce", "loss_aux"} | (
+        {"loss_contrast", "loss_guide"} if classifier == "gmm" else set()
+    )
+    sum(losses.values()).backward()
+    unused = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+    assert not unused, "an unused parameter breaks data parallelism"
+    if classifier == "gmm":
+        head.bank.update()
+    model.eval()
+    with torch.no_grad():
+        decoded = decoder(features)
+        classified = head(decoded.features)
+    finest = max(x.shape[-2:] for x in (features[key] for key in decoder.in_features))
+    assert decoded.features.shape == (2, decoder.out_channels, *finest)
+    assert decoder.out_stride == min(SHAPES[key].stride for key in decoder.in_features)
+    assert classified.logits.shape == (2, CLASSES, *finest) and classified.logits.isfinite().all()
+    assert head.anomaly_score(classified).shape == (2, *finest)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_images_of_a_batch_do_not_influence_each_other(name):
+    decoder = randomise(build_decoder(config("MODEL.DECODER.NAME", name), SHAPES))
+    features = pyramid(dtype=torch.float64)
+    together = decoder(features).features
+    for index in range(2):
+        alone = decoder({key: x[index : index + 1] for key, x in features.items()}).features
+        torch.testing.assert_close(together[index : index + 1], alone, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("norm", ["GN", ""])
+def test_one_image_trains_without_batch_norm_under_autocast(name, norm):
+    # Detectron2's GN has 32 groups, of two channels here.
+    keys = ["CHANNELS", "ASPP_CHANNELS", "PROJECT_CHANNELS", "OCR_CHANNELS", "AUX_CHANNELS"]
+    wide = [item for key in keys for item in (f"MODEL.DECODER.{key}", 64)]
+    shapes = {key: ShapeSpec(channels=64, stride=shape.stride) for key, shape in SHAPES.items()}
+    decoder = build_decoder(config("MODEL.DECODER.NAME", name, "MODEL.DECODER.NORM", norm, *wide), shapes)
+    features = pyramid(batch=1, size=(33, 20), shapes=shapes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        decoded = decoder(features, torch.zeros(1, 33, 20, dtype=torch.int64))
+    assert decoded.losses["loss_aux"].dtype == torch.float32
+    (decoded.features.float().mean() + decoded.losses["loss_aux"]).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in decoder.parameters())
+
+
+@pytest.mark.parametrize("name", ["PSPDecoder", "UPerNetDecoder", "SeparableDeepLabV3PlusDecoder"])
+def test_batch_norm_of_a_single_value_is_explained(name):
+    decoder = build_decoder(config("MODEL.DECODER.NAME", name), SHAPES)
+    with pytest.raises(ValueError, match=r"MODEL\.DECODER\.NORM: .*SOLVER\.IMS_PER_BATCH"):
+        decoder(pyramid(batch=1))
+
+
+@pytest.mark.parametrize(
+    "name, default, given, order",
+    [
+        ("DeepLabV3PlusDecoder", ["f0", "f3"], ["f3", "f0", "f1"], ["f0", "f1", "f3"]),
+        ("SeparableDeepLabV3PlusDecoder", ["f0", "f3"], ["f2", "f1"], ["f1", "f2"]),
+        ("SegFormerDecoder", ["f0", "f1", "f2", "f3"], ["f2", "f1"], ["f1", "f2"]),
+        ("UPerNetDecoder", ["f0", "f1", "f2", "f3"], ["f2", "f1"], ["f1", "f2"]),
+        ("OCRNetDecoder", ["f3"], ["f2"], ["f2"]),
+        ("PSPDecoder", ["f3"], ["f2"], ["f2"]),
+    ],
+)
+def test_decoders_choose_their_features(name, default, given, order):
+    named_decoder = ["MODEL.DECODER.NAME", name]
+    assert build_decoder(config(*named_decoder), SHAPES).in_features == default
+    chosen = config(*named_decoder, "MODEL.DECODER.IN_FEATURES", given)
+    assert build_decoder(chosen, SHAPES).in_features == order
+
+
+def test_the_contract_covers_every_decoder():
+    assert len(DECODERS) == 6
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["NAME", "PSPDecoder", "IN_FEATURES", ["f2", "f3"]], r"IN_FEATURES: expected exactly 1 of"),
+        (["NAME", "UPerNetDecoder", "IN_FEATURES", ["f3"]], r"IN_FEATURES: expected at least 2 of"),
+        (["NAME", "SegFormerDecoder", "IN_FEATURES", ["res2"]], r"IN_FEATURES: .*f0, f1.*found \['res2'\]"),
+        (
+            ["NAME", "SeparableDeepLabV3PlusDecoder", "IN_FEATURES", ["f3"]],
+            r"IN_FEATURES: expected exactly 2",
+        ),
+        (["NAME", "PSPDecoder", "AUX_FEATURE", "res4"], r"AUX_FEATURE: expected one of .*found 'res4'"),
+        (["NAME", "PSPDecoder", "AUX_CLASSIFIER", "mlp"], r"AUX_CLASSIFIER: expected .*found 'mlp'"),
+        (["NAME", "PSPDecoder", "POOL_BINS", [1, 0]], r"POOL_BINS: expected positive .*found \[1, 0\]"),
+    ],
+)
+def test_wrong_keys_are_named(overrides, message):
+    overrides = [f"MODEL.DECODER.{item}" if i % 2 == 0 else item for i, item in enumerate(overrides)]
+    with pytest.raises(ValueError, match=r"MODEL\.DECODER\." + message):
+        build_decoder(config(*overrides), SHAPES)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_whole_segmentor_trains_and_predicts_at_an_odd_size(name):
+    model = build_model(
+        config(
+            "MODEL.DECODER.NAME", name, "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME",
+            "tf_efficientnet_lite0", "MODEL.DECODER.AUX_FEATURE", "level3",
+            "MODEL.CLASSIFIER.NAME", "prototype",
+        )
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(8)
+    inputs = [
+        {
+            "image": torch.randint(0, 256, (3, 65, 47), dtype=torch.uint8, generator=generator),
+            "sem_seg": torch.randint(0, CLASSES, (65, 47), generator=generator),
+        }
+        for _ in range(2)
+    ]
+    losses = model(inputs)
+    assert set(losses) == {"loss_ce", "loss_aux"}
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.eval()
+    with torch.no_grad():
+        result = model(inputs[:1])[0]
+    assert result["sem_seg"].shape == (CLASSES, 65, 47)
+    assert result["anomaly_score"].shape == (65, 47) and "log_density" not in result
