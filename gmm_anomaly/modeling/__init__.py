@@ -3,6 +3,7 @@
 from .backbones import TimmBackbone, build_backbone
 from .classifiers import GMMClassifier, SoftmaxClassifier, build_classifier
 from .decoders import DeepLabV3PlusDecoder, build_decoder
+from .mask_segmentor import MaskAnomalySegmentor
 from .registry import CLASSIFIER_REGISTRY, DECODER_REGISTRY
 from .segmentor import AnomalySegmentor
 
@@ -12,6 +13,7 @@ __all__ = [
     "AnomalySegmentor",
     "DeepLabV3PlusDecoder",
     "GMMClassifier",
+    "MaskAnomalySegmentor",
     "SoftmaxClassifier",
     "TimmBackbone",
     "build_backbone",

@@ -1,7 +1,29 @@
 """Anomaly scores. Importing this package registers all of them; it needs torch and fvcore only."""
 
-from . import density, softmax  # noqa: F401  (registration)
-from .outputs import PixelOutputs
+from . import density, hybrid, prototype, sml, softmax  # noqa: F401  (registration)
+from .mask_outputs import MaskOutputs, semantic_evidence
+from .mask_void import mask_void_score
+from .maskomaly import maskomaly_score
+from .outputs import FEATURE_DISTANCE, LOG_DENSITY, LOGITS, MASKS, MAX_LOGIT_MOMENTS, PixelOutputs
+from .rba import rba_score
 from .registry import SCORE_REGISTRY, get_scores, known_scores, register_score
+from .sml import sml_score
 
-__all__ = ["SCORE_REGISTRY", "PixelOutputs", "get_scores", "known_scores", "register_score"]
+__all__ = [
+    "FEATURE_DISTANCE",
+    "LOGITS",
+    "LOG_DENSITY",
+    "MASKS",
+    "MAX_LOGIT_MOMENTS",
+    "SCORE_REGISTRY",
+    "MaskOutputs",
+    "PixelOutputs",
+    "get_scores",
+    "known_scores",
+    "mask_void_score",
+    "maskomaly_score",
+    "rba_score",
+    "register_score",
+    "semantic_evidence",
+    "sml_score",
+]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from fvcore.common.registry import Registry
 from torch import Tensor
 
-from .outputs import PixelOutputs
+from .outputs import FEATURE_DISTANCE, LOG_DENSITY, LOGITS, MASKS, MAX_LOGIT_MOMENTS, PixelOutputs
 
 Score = Callable[[PixelOutputs], Tensor]
 
@@ -16,18 +16,41 @@ SCORE_REGISTRY.__doc__ = """
 Functions ``PixelOutputs -> (..., H, W) float32``, higher = more anomalous. A score never sees a label.
 """
 
-# Scores that need class densities, which only a generative classifier has.
-_GENERATIVE: set[str] = set()
+# What each score needs, and for the errors: what that is, and which models give it.
+_NEEDS: dict[str, str] = {}
+_SOURCES = {
+    LOGITS: ("class logits", "any model"),
+    LOG_DENSITY: (
+        "class densities, which this model's classifier does not have",
+        'a generative one (MODEL.CLASSIFIER.NAME "gmm")',
+    ),
+    FEATURE_DISTANCE: (
+        "distances of backbone features, which this model does not measure",
+        "a config that names levels of the backbone in MODEL.FEATURE_DISTANCE.FEATURES",
+    ),
+    MAX_LOGIT_MOMENTS: (
+        "moments of the largest logit, which this model did not measure on the training set",
+        'a pixel classifier (MODEL.META_ARCHITECTURE "AnomalySegmentor") built with it in TEST.SCORES',
+    ),
+    MASKS: (
+        "masks with classes, which this model does not have",
+        'a mask model (MODEL.META_ARCHITECTURE "MaskAnomalySegmentor")',
+    ),
+}
 
 
-def register_score(name: str, *, needs_density: bool = False) -> Callable[[Score], Score]:
-    """Decorator that registers a score under ``name`` (the name used in ``TEST.SCORES``)."""
+def register_score(name: str, *, needs: str = LOGITS) -> Callable[[Score], Score]:
+    """Decorator that registers a score under ``name`` (the name used in ``TEST.SCORES``).
+
+    Args:
+        needs: the kind of outputs it works on: ``LOGITS``, ``LOG_DENSITY``,
+            ``FEATURE_DISTANCE``, ``MAX_LOGIT_MOMENTS`` or ``MASKS``.
+    """
 
     def register(function: Score) -> Score:
         function.__name__ = name
         SCORE_REGISTRY.register(function)
-        if needs_density:
-            _GENERATIVE.add(name)
+        _NEEDS[name] = needs
         return function
 
     return register
@@ -38,26 +61,24 @@ def known_scores() -> list[str]:
     return sorted(name for name, _ in SCORE_REGISTRY)
 
 
-def get_scores(names: Sequence[str], *, generative: bool) -> dict[str, Score]:
+def get_scores(names: Sequence[str], *, given: Collection[str]) -> dict[str, Score]:
     """Look up scores by name.
 
     Args:
         names: as in ``TEST.SCORES``.
-        generative: whether the model's classifier gives class densities.
+        given: the kinds of outputs that the model gives: of ``LOGITS``, ``LOG_DENSITY``,
+            ``FEATURE_DISTANCE``, ``MAX_LOGIT_MOMENTS`` and ``MASKS``.
 
     Raises:
-        ValueError: no name, an unknown name, or a score that needs densities the model does not have.
+        ValueError: no name, an unknown name, or a score that needs outputs the model does not give.
     """
     if not names:
         raise ValueError(f"TEST.SCORES: expected at least one of {', '.join(known_scores())}; found none")
     for name in names:
         if name not in SCORE_REGISTRY:
             raise ValueError(f"TEST.SCORES: unknown score {name!r}; known are {', '.join(known_scores())}")
-        if name in _GENERATIVE and not generative:
-            usable = ", ".join(known for known in known_scores() if known not in _GENERATIVE)
-            raise ValueError(
-                f"TEST.SCORES: {name!r} needs class densities, which this model's classifier does not have; "
-                "use a "
-                f'generative one (MODEL.CLASSIFIER.NAME "gmm") or score by {usable}'
-            )
+        if _NEEDS[name] not in given:
+            what, source = _SOURCES[_NEEDS[name]]
+            usable = ", ".join(known for known in known_scores() if _NEEDS[known] in given)
+            raise ValueError(f"TEST.SCORES: {name!r} needs {what}; use {source} or score by {usable}")
     return {name: SCORE_REGISTRY.get(name) for name in names}

@@ -7,7 +7,14 @@ import pytest
 import torch
 from scipy import special, stats
 
-from gmm_anomaly.scores import SCORE_REGISTRY, PixelOutputs, get_scores, known_scores
+from gmm_anomaly.scores import (
+    LOG_DENSITY,
+    LOGITS,
+    SCORE_REGISTRY,
+    PixelOutputs,
+    get_scores,
+    known_scores,
+)
 
 
 @pytest.fixture
@@ -26,13 +33,15 @@ ORACLES = {
     "max_logit": lambda z, d: -z.max(1),
     "energy": lambda z, d: -special.logsumexp(z, axis=1),
     "entropy": lambda z, d: stats.entropy(special.softmax(z, axis=1), axis=1) / np.log(7),
+    "prototype_distance": lambda z, d: (1 - z.max(1) / 10) / 2,
     "gmm_density": lambda z, d: -d.max(1),
     "gmm_likelihood": lambda z, d: -special.logsumexp(d, axis=1),
 }
 
 
 def test_every_registered_score_has_an_oracle():
-    assert set(known_scores()) == set(ORACLES)
+    # Those of mask models have theirs in test_mask_scores.py, those on distances in test_hybrid.py.
+    assert set(known_scores()) == set(ORACLES) | {"maskomaly", "rba", "mask_void", "feature_distance", "hybrid"}
 
 
 @pytest.mark.parametrize("name", sorted(ORACLES))
@@ -56,14 +65,14 @@ def test_higher_means_more_anomalous(name):
 
 def test_unknown_score_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"TEST\.SCORES: unknown score 'mps'; known are .*energy.*msp"):
-        get_scores(["msp", "mps"], generative=True)
+        get_scores(["msp", "mps"], given={LOGITS, LOG_DENSITY})
 
 
 def test_density_score_needs_a_generative_classifier():
     with pytest.raises(ValueError, match=r"'gmm_density' needs class densities.*MODEL\.CLASSIFIER\.NAME"):
-        get_scores(["gmm_density"], generative=False)
+        get_scores(["gmm_density"], given={LOGITS})
 
 
 def test_no_score_is_an_error():
     with pytest.raises(ValueError, match="at least one"):
-        get_scores([], generative=True)
+        get_scores([], given={LOGITS, LOG_DENSITY})

@@ -1,0 +1,169 @@
+"""The meta-architecture of mask models: queries that each give a mask and a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .mask2former import build_mask2former
+from .segmentor import IGNORE_LABEL
+
+# Mask2Former's coarsest features have this stride.
+SIZE_DIVISIBILITY = 32
+
+
+@META_ARCH_REGISTRY.register()
+class MaskAnomalySegmentor(nn.Module):
+    """Mask2Former under the input and output contract of :class:`AnomalySegmentor`.
+
+    Args:
+        network: transformers' ``Mask2FormerForUniversalSegmentation``.
+        pixel_mean, pixel_std: per channel, in the order and units of the input images (0 to 255).
+        anomaly_queries, road_queries: queries that Maskomaly's score treats apart, of this very checkpoint.
+        pretrained: the network's weights need no checkpoint to be evaluated.
+
+    Raises:
+        ValueError: a query that the network does not have.
+    """
+
+    # What its scores may work on, beside class evidence.
+    gives_masks = True
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        anomaly_queries: Sequence[int] = (),
+        road_queries: Sequence[int] = (),
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.anomaly_queries = _checked(anomaly_queries, "ANOMALY_QUERIES", network.config.num_queries)
+        self.road_queries = _checked(road_queries, "ROAD_QUERIES", network.config.num_queries)
+        self.pretrained = pretrained
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        keys = cfg.MODEL.MASK2FORMER
+        return {
+            "network": build_mask2former(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "anomaly_queries": keys.ANOMALY_QUERIES,
+            "road_queries": keys.ROAD_QUERIES,
+            "pretrained": bool(keys.WEIGHTS) and not keys.REPLACE_CLASSES,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Losses while training, predictions otherwise.
+
+        Args:
+            batched_inputs: as :class:`AnomalySegmentor` takes them.
+
+        Returns:
+            Training: Mask2Former's weighted losses ``loss_class``, ``loss_mask`` and ``loss_dice``, each
+            summed over the decoder's layers. Inference: one dict per image with ``sem_seg`` (C, height,
+            width), the evidence ``sum_i p_i(c) m_i``; ``anomaly_score`` (height, width), 1 minus the evidence
+            of the best class; ``mask_logits`` (Q, height, width), ``class_logits`` (Q, C + 1), the last "no
+            object"; ``anomaly_queries`` and ``road_queries``, indices.
+        """
+        images = self.preprocess(batched_inputs)
+        if self.training:
+            return self._losses(images, batched_inputs)
+        outputs = self.network(images.tensor)
+        return [self._postprocess(outputs, images, index, item) for index, item in enumerate(batched_inputs)]
+
+    def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalise the images and pad them to one size that the network can take."""
+        images = [
+            (item["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std
+            for item in batched_inputs
+        ]
+        return ImageList.from_tensors(images, SIZE_DIVISIBILITY)
+
+    def _losses(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        outputs = self.network(images.tensor, output_auxiliary_logits=True)
+        masks, classes = [], []
+        for item in batched_inputs:
+            label = item["sem_seg"].to(self.device)
+            present = label.unique()
+            present = present[present != IGNORE_LABEL]
+            # Padding belongs to no mask.
+            of_class = (
+                F.pad(label, self._padding(label, images), value=IGNORE_LABEL) == present[:, None, None]
+            )
+            masks.append(of_class.float())
+            classes.append(present)
+        # Costs of the matching and losses overflow in half precision.
+        with torch.autocast(self.device.type, enabled=False):
+            terms = self.network.get_loss_dict(
+                outputs.masks_queries_logits.float(),
+                outputs.class_queries_logits.float(),
+                masks,
+                classes,
+                [{key: value.float() for key, value in layer.items()} for layer in outputs.auxiliary_logits],
+            )
+        names = {"loss_class": "loss_cross_entropy", "loss_mask": "loss_mask", "loss_dice": "loss_dice"}
+        return {
+            own: torch.stack([term for name, term in terms.items() if name.startswith(prefix)]).sum()
+            for own, prefix in names.items()
+        }
+
+    @staticmethod
+    def _padding(label: Tensor, images: ImageList) -> tuple[int, int, int, int]:
+        height, width = images.tensor.shape[-2:]
+        return 0, width - label.shape[1], 0, height - label.shape[0]
+
+    def _postprocess(
+        self, outputs: Any, images: ImageList, index: int, item: dict[str, Any]
+    ) -> dict[str, Any]:
+        height, width = images.image_sizes[index]
+        output_size = (item.get("height", height), item.get("width", width))
+        mask_logits = outputs.masks_queries_logits[index : index + 1].float()
+        mask_logits = F.interpolate(
+            mask_logits, size=images.tensor.shape[-2:], mode="bilinear", align_corners=False
+        )[..., :height, :width]
+        if output_size != (height, width):
+            mask_logits = F.interpolate(mask_logits, size=output_size, mode="bilinear", align_corners=False)
+        mask_logits, class_logits = mask_logits[0], outputs.class_queries_logits[index].float()
+        known = class_logits.softmax(dim=-1)[:, :-1]
+        with torch.autocast(self.device.type, enabled=False):
+            evidence = torch.einsum("qc,qhw->chw", known, mask_logits.sigmoid())
+        return {
+            "sem_seg": evidence,
+            "anomaly_score": 1 - evidence.amax(dim=0),
+            "mask_logits": mask_logits,
+            "class_logits": class_logits,
+            "anomaly_queries": self.anomaly_queries,
+            "road_queries": self.road_queries,
+        }
+
+
+def _checked(queries: Sequence[int], key: str, number: int) -> tuple[int, ...]:
+    wrong = [query for query in queries if not 0 <= query < number]
+    if wrong:
+        raise ValueError(
+            f"MODEL.MASK2FORMER.{key}: the network has {number} queries, 0 to {number - 1}; found {wrong}. "
+            "Query sets hold for one checkpoint: tools/find_anomaly_queries.py finds this one's"
+        )
+    return tuple(queries)

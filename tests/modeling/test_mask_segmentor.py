@@ -1,0 +1,267 @@
+"""The mask segmentor's contract with Detectron2, on a tiny Mask2Former with random weights."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from gmm_anomaly.compat import add_upstream_keys
+from gmm_anomaly.config import add_gmm_anomaly_config
+from gmm_anomaly.engine import Checkpointer
+from gmm_anomaly.engine.optimizer import build_optimizer
+from gmm_anomaly.evaluation.scoring import AnomalyScorer
+from gmm_anomaly.scores import mask_void_score, maskomaly_score, rba_score, semantic_evidence
+
+pytest.importorskip("transformers")
+
+CLASSES, QUERIES = 5, 10
+
+TINY = [
+    "MODEL.DEVICE", "cpu", "MODEL.META_ARCHITECTURE", "MaskAnomalySegmentor",
+    "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.MASK2FORMER.NUM_QUERIES", QUERIES,
+    "MODEL.MASK2FORMER.HIDDEN_DIM", 32, "MODEL.MASK2FORMER.ENCODER_LAYERS", 1,
+    "MODEL.MASK2FORMER.DECODER_LAYERS", 2, "MODEL.MASK2FORMER.NUM_HEADS", 2,
+    "MODEL.MASK2FORMER.TRAIN_POINTS", 64, "MODEL.MASK2FORMER.SWIN.EMBED_DIM", 12,
+    "MODEL.MASK2FORMER.SWIN.DEPTHS", [1, 1, 1, 1], "MODEL.MASK2FORMER.SWIN.NUM_HEADS", [1, 1, 2, 2],
+    "MODEL.MASK2FORMER.SWIN.DROP_PATH", 0.0,
+]  # fmt: skip
+
+
+def config(*overrides):
+    cfg = get_cfg()
+    add_gmm_anomaly_config(cfg)
+    add_upstream_keys(cfg)
+    cfg.merge_from_list([*TINY, *overrides])
+    return cfg
+
+
+def build(*overrides):
+    torch.manual_seed(0)
+    return build_model(config(*overrides))
+
+
+def batch(sizes=((64, 96), (70, 90))):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "image": torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator),
+            "sem_seg": torch.randint(0, CLASSES, size, generator=generator),
+        }
+        for size in sizes
+    ]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def weights(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    model.network.save_pretrained(folder)
+    return folder
+
+
+def test_inference_gives_maps_of_the_images_size(model):
+    model.eval()
+    first, second = batch()
+    with torch.no_grad():
+        small, resized = model([second, {**first, "height": 33, "width": 47}])
+    for result, size in ((small, (70, 90)), (resized, (33, 47))):
+        assert result["sem_seg"].shape == (CLASSES, *size)
+        assert result["anomaly_score"].shape == size
+        assert result["mask_logits"].shape == (QUERIES, *size)
+        assert result["class_logits"].shape == (QUERIES, CLASSES + 1)
+        assert result["anomaly_queries"] == result["road_queries"] == ()
+        # What the pure package computes from the masks.
+        pair = result["mask_logits"], result["class_logits"]
+        torch.testing.assert_close(result["sem_seg"], semantic_evidence(*pair))
+        torch.testing.assert_close(result["anomaly_score"], mask_void_score(*pair))
+
+
+def test_masks_are_those_of_the_network_without_the_padding(model):
+    model.eval()
+    (item,) = batch(((70, 90),))
+    pixels = (item["image"].float() - model.pixel_mean) / model.pixel_std
+    padded = torch.zeros(1, 3, 96, 96)
+    padded[0, :, :70, :90] = pixels
+    with torch.no_grad():
+        outputs = model.network(padded)
+        found = model([item])[0]
+    masks = torch.nn.functional.interpolate(
+        outputs.masks_queries_logits, scale_factor=4, mode="bilinear", align_corners=False
+    )
+    torch.testing.assert_close(found["mask_logits"], masks[0, :, :70, :90], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["class_logits"], outputs.class_queries_logits[0], rtol=1e-4, atol=1e-5)
+
+
+def test_losses_are_mask2formers_own(model):
+    """The total of transformers' forward pass with the masks made by hand, with the same random points."""
+    model.train()
+    inputs = batch()
+    inputs[1]["sem_seg"][:, :30] = 255
+    padded = torch.full((2, 96, 96), 255)
+    for row, item in zip(padded, inputs, strict=True):
+        row[: item["sem_seg"].shape[0], : item["sem_seg"].shape[1]] = item["sem_seg"]
+    masks = torch.stack([padded == index for index in range(CLASSES)], 1).float()
+    torch.manual_seed(1)
+    losses = model(inputs)
+    assert set(losses) == {"loss_class", "loss_mask", "loss_dice"}
+    torch.manual_seed(1)
+    expected = model.network(
+        model.preprocess(inputs).tensor,
+        mask_labels=list(masks),
+        class_labels=[torch.arange(CLASSES)] * 2,
+    ).loss
+    torch.testing.assert_close(sum(losses.values()), expected.squeeze())
+
+
+def test_every_parameter_learns(model):
+    model.train()
+    model.zero_grad()
+    sum(model(batch()).values()).backward()
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unused, "an unused parameter breaks data parallelism"
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_images_without_a_label_still_give_losses(model, images):
+    model.train()
+    inputs = batch()
+    for item in inputs[:images]:
+        item["sem_seg"][:] = 255
+    losses = model(inputs)
+    assert all(torch.isfinite(loss) and loss.requires_grad for loss in losses.values())
+    assert (float(losses["loss_mask"].detach()) == 0) == (images == 2)
+
+
+def test_half_precision_losses_and_evidence_are_float32(model):
+    model.train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(batch())
+        model.eval()
+        result = model(batch())[0]
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert {result[key].dtype for key in ("sem_seg", "anomaly_score", "mask_logits")} == {torch.float32}
+
+
+def test_training_on_one_image_lowers_the_loss():
+    model = build().train()
+    (item,) = inputs = batch(((64, 64),))
+    for columns, index, brightness in ((slice(32), 1, 30), (slice(32, 64), 3, 220)):
+        item["sem_seg"][:, columns] = index
+        item["image"][:, :, columns] = brightness
+    cfg = config("SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BASE_LR", 3e-3)
+    optimizer = build_optimizer(cfg, model)
+    totals = []
+    for _ in range(25):
+        total = sum(model(inputs).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(float(total.detach()))
+    assert sum(totals[-5:]) < 0.6 * sum(totals[:5])
+    with torch.no_grad():
+        predicted = model.eval()(inputs)[0]["sem_seg"].argmax(0)
+    assert float((predicted == item["sem_seg"]).float().mean()) > 0.9
+
+
+def test_backbone_learns_at_its_own_rate(model):
+    optimizer = build_optimizer(config("SOLVER.BASE_LR", 0.1, "SOLVER.HEAD_LR_FACTOR", 10.0), model)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    encoder = {id(p) for p in model.network.model.pixel_level_module.encoder.parameters()}
+    assert {rate for key, rate in rates.items() if key in encoder} == {0.1}
+    assert {rate for key, rate in rates.items() if key not in encoder} == {1.0}
+
+
+def test_scorer_gives_every_score_with_the_configs_queries():
+    model = build("MODEL.MASK2FORMER.ANOMALY_QUERIES", [3, 1], "MODEL.MASK2FORMER.ROAD_QUERIES", [0]).eval()
+    scorer = AnomalyScorer(model, ["maskomaly", "rba", "mask_void", "energy"])
+    with torch.no_grad():
+        result = scorer(batch())[1]
+    pair = result["mask_logits"], result["class_logits"]
+    found = result["anomaly_scores"]
+    torch.testing.assert_close(found["maskomaly"], maskomaly_score(*pair, (3, 1), (0,)))
+    torch.testing.assert_close(found["rba"], rba_score(*pair))
+    torch.testing.assert_close(found["energy"], -result["sem_seg"].logsumexp(0))
+    assert result["anomaly_score"] is found["maskomaly"]
+    with pytest.raises(ValueError, match="'gmm_density' needs class densities"):
+        AnomalyScorer(model, ["gmm_density"])
+
+
+def test_weights_of_a_folder_are_loaded_whole(model, weights):
+    loaded = build("MODEL.MASK2FORMER.WEIGHTS", str(weights), "MODEL.MASK2FORMER.HIDDEN_DIM", 256)
+    for (name, own), other in zip(
+        model.network.state_dict().items(), loaded.network.state_dict().values(), strict=True
+    ):
+        assert torch.equal(own, other), name
+    assert loaded.pretrained and not model.pretrained
+    # Such a model can be evaluated without a checkpoint; one of random weights cannot.
+    Checkpointer(loaded).load_for_evaluation("")
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS: evaluation needs the weights"):
+        Checkpointer(model).load_for_evaluation("")
+
+
+def test_other_classes_are_an_error_or_a_new_class_layer(model, weights, caplog):
+    keys = ["MODEL.MASK2FORMER.WEIGHTS", str(weights), "MODEL.CLASSIFIER.NUM_CLASSES", 7]
+    with pytest.raises(ValueError, match="has 5 classes, MODEL.CLASSIFIER.NUM_CLASSES is 7; set it to 5"):
+        build(*keys)
+    with caplog.at_level("WARNING", logger="gmm_anomaly"):
+        replaced = build(*keys, "MODEL.MASK2FORMER.REPLACE_CLASSES", True)
+    assert "the class layer for 7 is untrained" in caplog.text and not replaced.pretrained
+    assert replaced.network.class_predictor.weight.shape == (8, 32)
+    kept, own = (net.network.model.state_dict() for net in (replaced, model))
+    assert all(torch.equal(kept[name], own[name]) for name in own)
+    assert replaced.network.criterion.empty_weight.tolist() == pytest.approx([1.0] * 7 + [0.1])
+    assert torch.isfinite(sum(replaced.train()(batch()).values()))
+
+
+def test_timm_backbone_brings_its_weights(tmp_path):
+    import timm
+
+    state = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    torch.save(state, tmp_path / "lite0.pth")
+    keys = ["MODEL.MASK2FORMER.BACKBONE", "timm", "MODEL.TIMM.WEIGHTS", str(tmp_path / "lite0.pth")]
+    model = build(*keys)
+    stem = model.network.model.pixel_level_module.encoder.state_dict()["_backbone.conv_stem.weight"]
+    assert torch.equal(stem, state["conv_stem.weight"])
+    sum(model(batch(((64, 64),))).values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    with pytest.raises(
+        ValueError, match=r"MODEL\.TIMM\.OUT_INDICES: .*strides 4, 8, 16 and 32, .* 4, 16, 32"
+    ):
+        build(*keys, "MODEL.TIMM.OUT_INDICES", [1, 3, 4])
+
+
+def test_weights_that_are_not_there_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match=r"MODEL\.MASK2FORMER\.WEIGHTS: .*/none' is neither a folder"):
+        build("MODEL.MASK2FORMER.WEIGHTS", str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("package", ["transformers", "scipy"])
+def test_missing_packages_are_named_with_their_extra(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        ImportError, match=rf"needs the package {package} \(extra \"mask\"\): pip install .*mask"
+    ):
+        build()
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("ANOMALY_QUERIES", [4, 10], r"ANOMALY_QUERIES: the network has 10 queries, 0 to 9; found \[10\]"),
+        ("ROAD_QUERIES", [-1], r"ROAD_QUERIES: the network has 10 queries, 0 to 9; found \[-1\]"),
+        ("HIDDEN_DIM", 48, "MODEL.MASK2FORMER.HIDDEN_DIM: expected a multiple of 32, found 48"),
+        ("BACKBONE", "resnet", 'MODEL.MASK2FORMER.BACKBONE: expected "swin" or "timm", found \'resnet\''),
+    ],
+)
+def test_wrong_keys_are_named(key, value, message):
+    with pytest.raises(ValueError, match=message):
+        build(f"MODEL.MASK2FORMER.{key}", value)
