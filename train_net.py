@@ -16,7 +16,7 @@ from detectron2.engine import default_argument_parser, default_setup, launch  # 
 from detectron2.utils import comm  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
-from gmm_anomaly.engine import Checkpointer, Trainer, build_config, evaluate  # noqa: E402
+from gmm_anomaly.engine import Checkpointer, Trainer, build_config, calibrate, evaluate  # noqa: E402
 
 
 def parser() -> ArgumentParser:
@@ -27,6 +27,12 @@ def parser() -> ArgumentParser:
         default=[],
         metavar="FILE.py",
         help="Python file that registers data sets of your own, run before the config is read; repeatable",
+    )
+    arguments.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="fit what the scores need to know of the training set (MODEL.FEATURE_DISTANCE) to the network in "
+        "MODEL.WEIGHTS, save it as OUTPUT_DIR/model_calibrated.pth, and evaluate",
     )
     return arguments
 
@@ -41,6 +47,13 @@ def main(args: Namespace) -> object:
     if args.eval_only:
         model = Trainer.build_model(cfg)
         Checkpointer(model, cfg.OUTPUT_DIR).load_for_evaluation(cfg.MODEL.WEIGHTS)
+        return evaluate(cfg, model)
+    if args.calibrate:
+        model = Trainer.build_model(cfg)
+        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process())
+        checkpointer.load_for_evaluation(cfg.MODEL.WEIGHTS, calibrated=False)
+        calibrate(cfg, model)
+        checkpointer.save_weights("model_calibrated")
         return evaluate(cfg, model)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

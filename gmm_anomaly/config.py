@@ -9,13 +9,16 @@ def add_gmm_anomaly_config(cfg: CN) -> None:
     """Add the project's keys to ``cfg`` (a Detectron2 ``CfgNode`` from ``get_cfg()``), in place."""
     _add_model(cfg)
     _add_gmm(cfg)
+    _add_feature_distance(cfg)
+    _add_mask2former(cfg)
     _add_input(cfg)
     _add_solver(cfg)
     _add_test(cfg)
 
 
 def _add_model(cfg: CN) -> None:
-    # The meta-architecture: backbone, then decoder, then classifier.
+    # The meta-architecture: "AnomalySegmentor" (backbone, then decoder, then classifier) or
+    # "MaskAnomalySegmentor" (Mask2Former, MODEL.MASK2FORMER).
     cfg.MODEL.META_ARCHITECTURE = "AnomalySegmentor"
 
     # Weights and activations in channels-last order; faster convolutions on CPUs and tensor cores, same
@@ -48,24 +51,40 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.DECODER = CN()
     # Name in the decoder registry.
     cfg.MODEL.DECODER.NAME = "DeepLabV3PlusDecoder"
-    # Backbone features given to the decoder, from high to low resolution; empty: the first and the last one.
+    # Backbone features given to the decoder; empty: its own choice (UPerNet and SegFormer: all; DeepLabV3+:
+    # the first and the last one; OCRNet and PSP: the last one).
     cfg.MODEL.DECODER.IN_FEATURES = []
-    # Channels of the atrous spatial pyramid pooling branches.
+    # DeepLabV3+. Channels of the atrous spatial pyramid pooling branches.
     cfg.MODEL.DECODER.ASPP_CHANNELS = 256
     # Dilations of its three atrous branches ([6, 12, 18] at output stride 16, doubled at 8).
     cfg.MODEL.DECODER.ASPP_DILATIONS = [6, 12, 18]
-    # Dropout after the pyramid pooling.
+    # Dropout after the pyramid pooling (DeepLabV3PlusDecoder only).
     cfg.MODEL.DECODER.ASPP_DROPOUT = 0.1
-    # Channels of the skip connection's projection, and of the decoder's output.
+    # Channels of the skip connection's projection.
     cfg.MODEL.DECODER.PROJECT_CHANNELS = 48
-    cfg.MODEL.DECODER.CHANNELS = 256
-    # Depthwise separable convolutions in the pyramid pooling and the decoder.
+    # Depthwise separable convolutions in the pyramid pooling and the decoder (DeepLabV3PlusDecoder; the
+    # SeparableDeepLabV3PlusDecoder always has them).
     cfg.MODEL.DECODER.DEPTHWISE_SEPARABLE = False
+    # UPerNet, PSP: cells per side of the pooling grids.
+    cfg.MODEL.DECODER.POOL_BINS = [1, 2, 3, 6]
+    # OCRNet: channels of the queries, keys and values.
+    cfg.MODEL.DECODER.OCR_CHANNELS = 256
+    # Channels of the decoder's output.
+    cfg.MODEL.DECODER.CHANNELS = 256
+    # Backbone feature that an auxiliary head with a loss of its own reads ("" = no head). OCRNet always has
+    # the head, for its soft object regions; "" is the last feature but one there.
+    cfg.MODEL.DECODER.AUX_FEATURE = ""
+    # Weight of that loss, channels and dropout of that head.
+    cfg.MODEL.DECODER.AUX_WEIGHT = 0.4
+    cfg.MODEL.DECODER.AUX_CHANNELS = 256
+    cfg.MODEL.DECODER.AUX_DROPOUT = 0.1
+    # Its classifier: "linear" (1x1 convolution), or "cosine" (learned prototypes, as PAnS has it).
+    cfg.MODEL.DECODER.AUX_CLASSIFIER = "linear"
     # Norm of the decoder's layers: "BN", "SyncBN", "GN" or "".
     cfg.MODEL.DECODER.NORM = "BN"
 
     cfg.MODEL.CLASSIFIER = CN()
-    # "gmm" (class-conditional Gaussian mixtures) or "softmax" (1x1 convolution).
+    # "gmm" (class-conditional Gaussian mixtures), "softmax" (1x1 convolution) or "prototype" (cosine).
     cfg.MODEL.CLASSIFIER.NAME = "gmm"
     # Number of known classes; must equal the training set's.
     cfg.MODEL.CLASSIFIER.NUM_CLASSES = 19
@@ -75,6 +94,12 @@ def _add_model(cfg: CN) -> None:
     # pixels count as zero loss, as in the released GMMSeg code).
     cfg.MODEL.CLASSIFIER.LOSS_AVERAGE = "valid"
 
+    cfg.MODEL.PROTOTYPE = CN()
+    # Prototypes are running means of their classes' labelled pixels instead of learned vectors...
+    cfg.MODEL.PROTOTYPE.RUNNING_MEAN = False
+    # ... with this momentum, once an iteration.
+    cfg.MODEL.PROTOTYPE.MOMENTUM = 0.99
+
 
 def _add_gmm(cfg: CN) -> None:
     cfg.MODEL.GMM = CN()
@@ -83,7 +108,8 @@ def _add_gmm(cfg: CN) -> None:
     # Dimensions of the pixel embedding (D).
     cfg.MODEL.GMM.EMBED_DIM = 64
     # From the decoder's features to the embedding: "mlp" (1x1 convolution, norm, ReLU, 1x1 convolution),
-    # "linear" (one convolution) or "released" (1x1 convolution, norm, ReLU, as in the released code).
+    # "linear" (one convolution), "released" (1x1 convolution, norm, ReLU, as in the released code) or "none"
+    # (the decoder's features as they are; EMBED_DIM is not read).
     cfg.MODEL.GMM.PROJECTION = "mlp"
     # Slots of each component's feature memory (K).
     cfg.MODEL.GMM.MEMORY_SIZE = 32000
@@ -103,7 +129,12 @@ def _add_gmm(cfg: CN) -> None:
     cfg.MODEL.GMM.VARIANCE_FLOOR = 1e-2
     # How components combine into a class density: "max" (the released code) or "logsumexp" (the mixture).
     cfg.MODEL.GMM.REDUCTION = "max"
-    # Assignment of pixels to components: Sinkhorn rounds and temperature.
+    # Where the logits of an inference come from: "density" (the mixtures) or "softmax" (the classifier of
+    # WARM_START_GUIDE_WEIGHT; with --fit-mixture that of the frozen network).
+    cfg.MODEL.GMM.LOGITS = "density"
+    # Assignment of pixels to components: "sinkhorn" (balanced) or "em" (largest responsibility).
+    cfg.MODEL.GMM.ASSIGNMENT = "sinkhorn"
+    # Sinkhorn rounds and temperature.
     cfg.MODEL.GMM.SINKHORN_ITERATIONS = 3
     cfg.MODEL.GMM.SINKHORN_EPSILON = 0.05
     # Weight of the component contrast loss.
@@ -123,6 +154,73 @@ def _add_gmm(cfg: CN) -> None:
     cfg.MODEL.GMM.WARM_START_RAMP = 0.5
     # First weight of the LayerNorm over classes that turns densities into logits.
     cfg.MODEL.GMM.WARM_START_LOGIT_SCALE = 3.0
+    # Weight of the loss of a softmax classifier on the same pixel features, which is used in training only.
+    cfg.MODEL.GMM.WARM_START_GUIDE_WEIGHT = 1.0
+
+    # Contrast of pixels with vectors drawn from the mixtures of all classes (GMM4AnomalySeg).
+    contrast = cfg.MODEL.GMM.SAMPLED_CONTRAST = CN()
+    # Weight of the loss, 0.05 in the GMM4AnomalySeg configs; 0: none.
+    contrast.WEIGHT = 0.0
+    # First iteration with the loss, and iterations over which its weight then grows linearly.
+    contrast.START = 1500
+    contrast.RAMP = 5000
+    # The loss is taken every so many iterations.
+    contrast.INTERVAL = 5
+    # Temperature of the InfoNCE.
+    contrast.TEMPERATURE = 0.1
+    # At most so many pixels of each class, half of them misclassified ones as far as there are any, against
+    # so many vectors drawn from each class.
+    contrast.ANCHORS_PER_CLASS = 50
+    contrast.SAMPLES_PER_CLASS = 32
+    # Factor of the standard deviations in the draws; 1 lies far outside the classes, 0 draws the means.
+    contrast.NOISE_SCALE = 0.5
+    # A class takes part once its memories are full to this share.
+    contrast.MIN_FILL = 0.5
+
+    # Mixtures on a frozen network (train_net.py --fit-mixture): passes over the training set.
+    cfg.MODEL.GMM.FIT_PASSES = 3
+
+
+def _add_feature_distance(cfg: CN) -> None:
+    # Distances of backbone features to the classes (scores "feature_distance" and "hybrid").
+    cfg.MODEL.FEATURE_DISTANCE = CN()
+    # Backbone levels on which they are measured; empty: none.
+    cfg.MODEL.FEATURE_DISTANCE.FEATURES = []
+    # Training images, and labelled pixels of each image and level, on which they are fitted after training.
+    cfg.MODEL.FEATURE_DISTANCE.NUM_IMAGES = 100
+    cfg.MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE = 600
+
+
+def _add_mask2former(cfg: CN) -> None:
+    # Mask2Former of the package transformers (MODEL.META_ARCHITECTURE "MaskAnomalySegmentor").
+    keys = cfg.MODEL.MASK2FORMER = CN()
+    # Weights, and with them the architecture: a model name of the hub or a folder with config.json and
+    # model.safetensors; "" builds what the keys from NUM_QUERIES on say, with random weights.
+    keys.WEIGHTS = ""
+    # With True, WEIGHTS of another number of classes get a new class layer, to be trained.
+    keys.REPLACE_CLASSES = False
+    # Queries of the score "maskomaly" that light up on anomalies, and on the road. They hold for one
+    # checkpoint only; tools/find_anomaly_queries.py finds them and writes these keys.
+    keys.ANOMALY_QUERIES = []
+    keys.ROAD_QUERIES = []
+    # Queries (Q); channels of the pixel and transformer decoders (a multiple of 32), their layers, attention
+    # heads.
+    keys.NUM_QUERIES = 100
+    keys.HIDDEN_DIM = 256
+    keys.ENCODER_LAYERS = 6
+    keys.DECODER_LAYERS = 9
+    keys.NUM_HEADS = 8
+    # Points per mask at which mask losses are taken.
+    keys.TRAIN_POINTS = 12544
+    # "swin" (random weights, the keys SWIN; as they are: Swin-T) or "timm" (the keys NAME, OUT_INDICES and
+    # WEIGHTS of MODEL.TIMM, with features in NCHW).
+    keys.BACKBONE = "swin"
+    keys.SWIN = CN()
+    keys.SWIN.EMBED_DIM = 96
+    keys.SWIN.DEPTHS = [2, 2, 6, 2]
+    keys.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    keys.SWIN.WINDOW_SIZE = 7
+    keys.SWIN.DROP_PATH = 0.3
 
 
 def _add_input(cfg: CN) -> None:
@@ -169,7 +267,28 @@ def _add_solver(cfg: CN) -> None:
 def _add_test(cfg: CN) -> None:
     # Anomaly scores computed from one forward pass; the first one is the model's "anomaly_score".
     cfg.TEST.SCORES = ["gmm_density", "msp", "max_logit", "energy", "entropy"]
+    # Training images on which the score "sml" measures the largest logit of each class, after training.
+    cfg.TEST.SML_IMAGES = 100
+    # Post-processes of every score, in the order they are applied ("boundary_suppression",
+    # "dilated_smoothing", "gaussian_smoothing"); each score is reported without and with them.
+    cfg.TEST.POSTPROCESS = []
+    # Other lists for some data sets, by name, in a config file: {road_obstacle: []}. Smoothing erases objects
+    # of less than about 10 pixels.
+    cfg.TEST.POSTPROCESS_OVERRIDES = CN(new_allowed=True)
     # Write every score map to OUTPUT_DIR/scores/<data set>/<score>/<image id>.npy (float16).
     cfg.TEST.SAVE_SCORES = False
     # Overlays of the first so many images of each anomaly data set, in OUTPUT_DIR/visualizations.
     cfg.TEST.NUM_VISUALIZATIONS = 8
+    # What scores are computed on: "logits" (class evidence, enlarged to the image) or "features" (evidence at
+    # the decoder's resolution; the score map is enlarged). Means over windows, scales and mirrored images are
+    # taken of the evidence, logits and log-densities, in the first case, and of the scores in the second.
+    cfg.TEST.SCORE_ON = "logits"
+    # Inference in overlapping windows of SIZE (height, width) every STRIDE pixels, as MMSegmentation slides
+    # them, instead of the whole image at once.
+    cfg.TEST.SLIDING_WINDOW = CN()
+    cfg.TEST.SLIDING_WINDOW.ENABLED = False
+    cfg.TEST.SLIDING_WINDOW.SIZE = [768, 768]
+    cfg.TEST.SLIDING_WINDOW.STRIDE = [512, 512]
+    # Detectron2's TEST.AUG.ENABLED looks at several scales, and with TEST.AUG.FLIP at mirrored images too.
+    # The scales are factors of the test image's size (Detectron2's MIN_SIZES and MAX_SIZE are not used).
+    cfg.TEST.AUG.SCALES = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]

@@ -1,8 +1,11 @@
-"""Fixtures that every test may use, and one thread per process for all of them."""
+"""Fixtures that every test may use, one thread per process, and data set catalogs that no test changes."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,48 @@ import pytest
 # Set before torch, numpy and OpenCV are imported: several threads on a busy machine slow small tensors down.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
+
+
+@contextmanager
+def catalogs_kept() -> Iterator[None]:
+    """Data sets that are registered inside end there, and those that are replaced come back.
+
+    Nothing is imported: many tests do without Detectron2. Where the package is imported inside, the data sets
+    that it registers by itself are what stays.
+    """
+    loaded = sys.modules.get("gmm_anomaly.data.registration")
+    specs = dict(loaded._SPECS) if loaded else None
+    names = set(loaded.DatasetCatalog) if loaded else None
+    yield
+    registration = sys.modules.get("gmm_anomaly.data.registration")
+    if registration is None:
+        return
+    catalogs = (registration.DatasetCatalog, registration.MetadataCatalog)
+    wanted = specs or {}
+    strangers = set(catalogs[0]) - names if names is not None else set()
+    changed = {name for name, spec in registration._SPECS.items() if wanted.get(name) != spec}
+    for name in strangers | changed:
+        for catalog in catalogs:
+            catalog.pop(name, None)
+    registration._SPECS.clear()
+    if specs is None:
+        sys.modules["gmm_anomaly.data.builtin"].register_all()
+        return
+    registration._SPECS.update(specs)
+    for spec in specs.values():
+        registration.register(spec)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _catalogs_of_a_module() -> Iterator[None]:
+    with catalogs_kept():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _catalogs_of_a_test(_catalogs_of_a_module: None) -> Iterator[None]:
+    with catalogs_kept():
+        yield
 
 
 @pytest.fixture(scope="session")

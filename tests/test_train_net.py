@@ -68,7 +68,8 @@ def test_training_leaves_what_it_promises(trained):
     assert results["iteration"] == 6
     closed, anomaly = (results["datasets"][f"synthetic_street_{split}"] for split in ("val", "anomaly"))
     assert 0 <= closed["sem_seg"]["mIoU"] <= 100 and "IoU-road" in closed["sem_seg"]
-    assert list(anomaly["anomaly"]) == ["gmm_density", "msp", "max_logit", "energy", "entropy"]
+    scores = ["hybrid", "gmm_density", "feature_distance", "msp", "max_logit", "energy", "entropy"]
+    assert list(anomaly["anomaly"]) == scores
     for numbers in anomaly["anomaly"].values():
         assert numbers["protocol"] == "pooled"
         assert all(0 <= numbers[metric] <= 1 for metric in ("AP", "AUROC", "FPR95"))
@@ -93,15 +94,23 @@ def test_tensorboard_has_scalars_and_pictures(trained):
     assert any(tag.startswith("synthetic_street_anomaly/") for tag in tags["images"])
 
 
-def test_eval_only_gives_the_same_numbers(trained, train_net, tmp_path):
+@pytest.mark.parametrize("mode", ["--eval-only", "--calibrate"])
+def test_evaluation_and_calibration_afterwards_give_the_same_numbers(trained, train_net, tmp_path, mode):
     weights = trained / "model_final.pth"
     output = tmp_path / "again"
+    if mode == "--calibrate":
+        state = torch.load(weights, weights_only=True)["model"]
+        weights = tmp_path / "uncalibrated.pth"
+        bare = {key: value for key, value in state.items() if not key.startswith("feature_distance.")}
+        assert len(bare) < len(state)
+        torch.save({"model": bare}, weights)
     train_net(
         command_line(
             output, "MODEL.WEIGHTS", weights, "DATASETS.SYNTHETIC.CACHE_DIR", trained.parent / "frames",
-            flags=("--eval-only",),
+            flags=(mode,),
         )
     )  # fmt: skip
+    assert (output / "model_calibrated.pth").is_file() == (mode == "--calibrate")
     first, again = (
         json.loads((folder / "results.json").read_text())["datasets"] for folder in (trained, output)
     )
@@ -139,7 +148,7 @@ def test_softmax_twin_and_own_data_by_registration(train_net, tmp_path):
     )  # fmt: skip
     found = json.loads((evaluated / "results.json").read_text())["datasets"]["my_anomalies"]["anomaly"]
     # Labels are noise: any score is right about half of the time.
-    assert list(found) == ["msp", "max_logit", "energy", "entropy"]
+    assert list(found) == ["hybrid", "feature_distance", "msp", "max_logit", "energy", "entropy"]
     assert found["msp"]["AUROC"] == pytest.approx(0.5, abs=0.1)
 
 

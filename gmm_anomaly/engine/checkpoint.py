@@ -11,8 +11,10 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 # The tensors whose first dimension is the number of classes, by classifier.
 CLASS_TENSORS = ("classifier.bank.means", "classifier.predictor.weight")
-# State that only further training needs.
-TRAINING_STATE = ("classifier.bank.memory.", "classifier.bank.warm_start.")
+# What only further training needs.
+TRAINING_STATE = ("classifier.bank.memory.", "classifier.bank.warm_start.", "classifier.guide.")
+# State that is fitted after training.
+CALIBRATION = ("feature_distance.", "max_logit_moments.")
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -25,6 +27,14 @@ class Checkpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict()}
         data.update({key: entry.state_dict() for key, entry in self.checkpointables.items()})
         data.update(kwargs)
+        self.tag_last_checkpoint(self._write(name, data).name)
+
+    def save_weights(self, name: str) -> None:
+        """Write the model alone, as :meth:`save` does; ``--resume`` does not see it."""
+        if self.save_dir and self.save_to_disk:
+            self._write(name, {"model": self.model.state_dict()})
+
+    def _write(self, name: str, data: dict[str, Any]) -> Path:
         path = Path(self.save_dir) / f"{name}.pth"
         temporary = path.with_suffix(".tmp")
         self.logger.info("Saving checkpoint to %s", path)
@@ -37,7 +47,7 @@ class Checkpointer(DetectionCheckpointer):
                 f"the checkpoint {path} could not be written ({error}); earlier checkpoints are intact. Free "
                 "some space or set OUTPUT_DIR to a folder that can be written, then continue with --resume"
             ) from error
-        self.tag_last_checkpoint(path.name)
+        return path
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         tag = Path(self.save_dir) / "last_checkpoint"
@@ -50,25 +60,29 @@ class Checkpointer(DetectionCheckpointer):
             raise FileNotFoundError(f"MODEL.WEIGHTS: no file {path}")
         return super().load(path, *args, **kwargs)
 
-    def load_for_evaluation(self, path: str) -> None:
-        """Load weights that must be complete.
+    def load_for_evaluation(self, path: str, *, calibrated: bool = True) -> None:
+        """Load weights that must be complete, but for what calibration fits if not ``calibrated``; none are
+        needed by a model that was built ``pretrained``.
 
         Raises:
             ValueError: no path, or a checkpoint that lacks tensors of the model.
             FileNotFoundError: no such file.
         """
         if not path:
+            if getattr(self.model, "pretrained", False):
+                return
             raise ValueError(
                 "MODEL.WEIGHTS: evaluation needs the weights of a trained model; add MODEL.WEIGHTS FILE to "
                 "the command"
             )
-        self._complete = True
+        self._dispensable = TRAINING_STATE if calibrated else TRAINING_STATE + CALIBRATION
         try:
             self.load(path)
         finally:
-            self._complete = False
+            self._dispensable = None
 
-    _complete = False
+    # While a load must be complete: prefixes of tensors that may be missing all the same.
+    _dispensable: tuple[str, ...] | None = None
 
     def _load_model(self, checkpoint: Any) -> Any:
         self._check_classes(checkpoint["model"])
@@ -84,8 +98,17 @@ class Checkpointer(DetectionCheckpointer):
                 f"the checkpoint does not fit the model, {len(incompatible.incorrect_shapes)} shapes differ: "
                 f"{listed}. Use the config it was trained with"
             )
-        missing = [name for name in incompatible.missing_keys if not name.startswith(TRAINING_STATE)]
-        if self._complete and missing:
+        if self._dispensable is None:
+            return incompatible
+        missing = [name for name in incompatible.missing_keys if not name.startswith(self._dispensable)]
+        if missing and all(name.startswith(CALIBRATION) for name in missing):
+            raise ValueError(
+                "MODEL.WEIGHTS: the checkpoint lacks what some scores know of the training set "
+                f"({', '.join(sorted({name.split('.')[0] for name in missing}))}); fit it with train_net.py "
+                "--calibrate MODEL.WEIGHTS FILE, or do without (MODEL.FEATURE_DISTANCE.FEATURES [], no "
+                '"sml" in TEST.SCORES)'
+            )
+        if missing:
             raise ValueError(
                 f"MODEL.WEIGHTS: the checkpoint lacks {len(missing)} tensors of the model "
                 f"({', '.join(missing[:5])}); use the config it was trained with"

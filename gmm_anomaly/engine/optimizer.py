@@ -10,6 +10,9 @@ from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
 
+# What the names of a backbone's parameters contain, in the two meta-architectures.
+BACKBONES = ("backbone.", "pixel_level_module.encoder.")
+
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """SGD or AdamW with Detectron2's keys for momentum, decay and gradient clipping.
@@ -28,7 +31,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_norm=keys.WEIGHT_DECAY_NORM,
         weight_decay_bias=keys.WEIGHT_DECAY_BIAS,
         bias_lr_factor=keys.BIAS_LR_FACTOR,
-        lr_factor_func=lambda name: 1.0 if "backbone." in name else keys.HEAD_LR_FACTOR,
+        lr_factor_func=lambda name: 1.0 if any(part in name for part in BACKBONES) else keys.HEAD_LR_FACTOR,
     )
     optimizer: torch.optim.Optimizer
     if keys.OPTIMIZER == "SGD":

@@ -13,9 +13,17 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from gmm_anomaly.compat import add_upstream_keys
 from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.data import check_num_classes, configure_synthetic
+from gmm_anomaly.evaluation.postprocessing import check_postprocesses
 from gmm_anomaly.modeling.norm import usable_norm
 from gmm_anomaly.modeling.registry import look_up
-from gmm_anomaly.scores import get_scores
+from gmm_anomaly.scores import (
+    FEATURE_DISTANCE,
+    LOG_DENSITY,
+    LOGITS,
+    MASKS,
+    MAX_LOGIT_MOMENTS,
+    get_scores,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,5 +60,15 @@ def build_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNod
 def _check(cfg: CfgNode) -> None:
     look_up(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     # Before hours of training, not after them.
-    get_scores(cfg.TEST.SCORES, generative=cfg.MODEL.CLASSIFIER.NAME == "gmm")
+    given = {LOGITS}
+    if cfg.MODEL.META_ARCHITECTURE == "MaskAnomalySegmentor":
+        given.add(MASKS)
+    else:
+        given.add(MAX_LOGIT_MOMENTS)
+        if cfg.MODEL.CLASSIFIER.NAME == "gmm":
+            given.add(LOG_DENSITY)
+    if cfg.MODEL.FEATURE_DISTANCE.FEATURES:
+        given.add(FEATURE_DISTANCE)
+    get_scores(cfg.TEST.SCORES, given=given)
+    check_postprocesses(cfg)
     check_num_classes(cfg)

@@ -16,6 +16,7 @@ from torch import nn
 
 from gmm_anomaly.data import build_test_loader
 from gmm_anomaly.evaluation import AnomalyEvaluator, ClosedSetEvaluator, format_results, write_results
+from gmm_anomaly.evaluation.postprocessing import reported_scores
 from gmm_anomaly.evaluation.scoring import AnomalyScorer
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     if kind == "closed_set":
         return ClosedSetEvaluator(dataset_name, **options)
     if kind == "anomaly":
-        return AnomalyEvaluator(dataset_name, cfg.TEST.SCORES, save_scores=cfg.TEST.SAVE_SCORES, **options)
+        return AnomalyEvaluator(
+            dataset_name, reported_scores(cfg, dataset_name), save_scores=cfg.TEST.SAVE_SCORES, **options
+        )
     raise ValueError(f'{dataset_name}: expected evaluator_type "closed_set" or "anomaly", found {kind!r}')
 
 
@@ -44,9 +47,9 @@ def evaluate(cfg: CfgNode, model: nn.Module, *, iteration: int | None = None) ->
     Returns:
         {data set: {task: {metric: number}}} on rank 0, as Detectron2 nests results; {} on the other ranks.
     """
-    scorer = AnomalyScorer.from_config(cfg, model)
     results: dict[str, Any] = OrderedDict()
     for name in cfg.DATASETS.TEST:
+        scorer = AnomalyScorer.from_config(cfg, model, name)
         found = inference_on_dataset(scorer, build_test_loader(cfg, name), build_evaluator(cfg, name))
         if comm.is_main_process():
             results[name] = found

@@ -18,9 +18,12 @@ from torch import nn
 from gmm_anomaly.compat import wrap_distributed
 from gmm_anomaly.data import build_test_loader, build_train_loader
 
+from .calibration import CalibrationHook, needs_calibration
 from .checkpoint import Checkpointer
 from .em_hook import EMHook
 from .optimizer import build_optimizer, build_scheduler
+from .prototype_hook import prototype_hooks
+from .sampled_contrast_hook import sampled_contrast_hooks
 from .testing import evaluate
 from .train_loop import TrainLoop
 
@@ -62,7 +65,10 @@ class Trainer(DefaultTrainer):
         built: list[HookBase] = [hooks.IterationTimer()]
         if bank is not None:
             built.append(EMHook.from_config(cfg, bank))
+        built += prototype_hooks(self.segmentor) + sampled_contrast_hooks(cfg, self.segmentor)
         built.append(hooks.LRScheduler())
+        if needs_calibration(self.segmentor):
+            built.append(CalibrationHook(cfg, self.segmentor))
         if comm.is_main_process():
             built.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))

@@ -5,12 +5,15 @@ from .bank import GaussianMixtureBank
 from .gaussian import class_log_density, component_log_prob
 from .memory import FeatureMemory
 from .mixture import GaussianMixtures, UnfittedMixtureError
+from .tied_gaussians import TiedGaussians, TiedGaussianStatistics
 from .warm_start import spherical_kmeans
 
 __all__ = [
     "FeatureMemory",
     "GaussianMixtureBank",
     "GaussianMixtures",
+    "TiedGaussianStatistics",
+    "TiedGaussians",
     "UnfittedMixtureError",
     "class_log_density",
     "component_log_prob",

@@ -1,4 +1,4 @@
-"""Small data sets on disk, and catalogs that are as they were after each test."""
+"""Small data sets on disk."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 import gmm_anomaly.data  # noqa: F401  registers the data sets
 from gmm_anomaly.config import add_gmm_anomaly_config
-from gmm_anomaly.data import registration
 
 
 @pytest.fixture(autouse=True)
@@ -25,19 +23,6 @@ def clean_environment(monkeypatch, tmp_path):
     root = tmp_path / "datasets"
     root.mkdir()
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
-
-
-@pytest.fixture(autouse=True)
-def clean_catalogs():
-    """Registrations of a test end with it."""
-    specs = dict(registration._SPECS)
-    yield
-    for name in set(registration._SPECS) - set(specs):
-        DatasetCatalog.pop(name)
-        MetadataCatalog.pop(name)
-        registration._SPECS.pop(name)
-    for spec in specs.values():
-        registration.register(spec, overwrite=True)
 
 
 @pytest.fixture

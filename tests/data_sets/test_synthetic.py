@@ -124,8 +124,8 @@ def test_anomaly_pictures_hold_anomalies_of_plausible_share() -> None:
         label = render_street(2, index, anomalies=True)[1]
         shares.append(np.mean(label == ANOMALY_LABEL))
     assert min(shares) > 0.0005
-    assert max(shares) < 0.07
-    assert 0.005 < np.mean(shares) < 0.04
+    assert max(shares) < 0.13
+    assert 0.01 < np.mean(shares) < 0.07
 
 
 def test_anomalies_leave_known_labels_and_far_pixels_alone() -> None:

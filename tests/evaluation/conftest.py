@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from gmm_anomaly.data.catalog import register_anomaly_dataset, register_segmentation_dataset
 
@@ -46,18 +45,8 @@ def write_tree(root: Path, labels: dict[str, np.ndarray]) -> None:
 
 @pytest.fixture
 def registered():
-    """Names under which a test registers data sets; forgotten after it."""
-    names: list[str] = []
-
-    def name(prefix: str) -> str:
-        names.append(f"{prefix}_{uuid.uuid4().hex[:8]}")
-        return names[-1]
-
-    yield name
-    for used in names:
-        if used in DatasetCatalog:
-            DatasetCatalog.remove(used)
-        MetadataCatalog.pop(used, None)
+    """Gives names under which a test may register data sets."""
+    return lambda prefix: f"{prefix}_{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture

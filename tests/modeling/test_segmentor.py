@@ -51,7 +51,7 @@ def fitted(model):
 def test_training_gives_losses_and_inference_gives_maps(classifier):
     model = build_model(config("MODEL.CLASSIFIER.NAME", classifier))
     losses = model(batch())
-    assert set(losses) == ({"loss_ce", "loss_contrast"} if classifier == "gmm" else {"loss_ce"})
+    assert set(losses) == ({"loss_ce", "loss_contrast", "loss_guide"} if classifier == "gmm" else {"loss_ce"})
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters()), "an unused parameter breaks data parallelism"
     if classifier == "gmm":
@@ -214,7 +214,7 @@ def test_package_weights_are_imagenet_weights():
             "unknown name 'build_resent'; known are .*build_timm_backbone",
         ),
         ("MODEL.DECODER.NAME", "Deeplab", "unknown name 'Deeplab'; known are .*DeepLabV3PlusDecoder"),
-        ("MODEL.CLASSIFIER.NAME", "gm", "unknown name 'gm'; known are gmm, softmax"),
+        ("MODEL.CLASSIFIER.NAME", "gm", "unknown name 'gm'; known are gmm, prototype, softmax"),
         ("MODEL.DECODER.IN_FEATURES", ["res2"], r"at least 2 of the backbone's features \(level1"),
         ("MODEL.TIMM.NAME", "efficientnet_lite99", "MODEL.TIMM: timm cannot build"),
         ("MODEL.GMM.MEMORY_DTYPE", "int8", "MODEL.GMM.MEMORY_DTYPE: expected one of float32, float16"),

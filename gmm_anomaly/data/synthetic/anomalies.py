@@ -16,7 +16,7 @@ from .labels import ANOMALY_LABEL
 from .patterns import PATTERNS, pattern_image
 from .street import Street
 
-MAX_SHARE = 0.05  # of the picture, over all anomalies together; void borders come on top
+MAX_SHARE = 0.1  # of the picture, over all anomalies together; void borders come on top
 
 
 class Solid(Protocol):
@@ -125,7 +125,7 @@ def _sample_anomaly(rng: np.random.Generator, camera: Camera, street: Street, ma
     shape = str(rng.choice(list(SHAPES)))
     _, aspect, (low, high), patterns = SHAPES[shape]
     height = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    smallest, largest = (0.11, 0.36) if main else (0.04, 0.2)
+    smallest, largest = (0.16, 0.5) if main else (0.06, 0.28)
     rows = camera.height * np.exp(rng.uniform(np.log(smallest), np.log(largest))) / np.sqrt(max(aspect, 1.0))
     z = float(np.clip(camera.focal * height / rows, 5.0, 45.0))
     height = float(np.clip(rows * z / camera.focal, 0.6 * low, 1.4 * high))

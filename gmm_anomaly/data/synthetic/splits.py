@@ -15,7 +15,7 @@ from .labels import ANOMALY_LABEL, CLASSES, IGNORE_LABEL
 from .render import render_street
 
 # Raised with every change that alters a pixel: a cached split of another version is stale.
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 
 
 @dataclass(frozen=True)

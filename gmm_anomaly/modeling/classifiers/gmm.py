@@ -13,7 +13,9 @@ from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, sinkhorn_ass
 from ..losses import IGNORED_COMPONENT, component_contrast, pixel_cross_entropy
 from ..norm import usable_norm
 from ..registry import CLASSIFIER_REGISTRY
+from ..sampled_contrast import SampledContrast
 from .base import Classified, PixelClassifier
+from .softmax import SoftmaxClassifier
 
 MEMORY_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -28,11 +30,20 @@ class GMMClassifier(PixelClassifier):
         in_channels: channels of the pixel features.
         bank: the mixtures; its sizes give C, M and D.
         dropout: rate of channel dropout before the projection.
-        projection: "mlp" (1x1 convolution, norm, ReLU, 1x1 convolution), "linear" (one convolution) or
-            "released" (1x1 convolution, norm, ReLU: the released code's, which ends in one orthant).
+        projection: "mlp" (1x1 convolution, norm, ReLU, 1x1 convolution), "linear" (one convolution),
+            "released" (1x1 convolution, norm, ReLU: the released code's, which ends in one orthant) or "none"
+            (the pixel features as they are, D channels).
         norm: norm inside the projection, a Detectron2 norm name.
         logit_scale: first weight of the LayerNorm over classes (1 in the paper's code).
         contrast_weight: weight of the component contrast loss (0.01 in the paper).
+        guide_weight: weight of a softmax classifier's loss on the same pixel features, while training only.
+            The means follow the features, so the mixtures alone pull classes apart more slowly than learned
+            weights do; 0 (the paper) has no such classifier.
+        logits_from: where the logits of an inference come from: "density" (the generative classifier) or
+            "softmax" (the softmax classifier beside it, which learns only with a ``guide_weight``).
+        sampled_contrast: contrast with vectors drawn from the mixtures; None (GMMSeg): none.
+        assignment: of pixels to their class's components: "sinkhorn" (balanced, GMMSeg) or "em" (plain EM:
+            the component of the largest responsibility).
         sinkhorn_iterations, sinkhorn_epsilon: see :func:`sinkhorn_assign`.
         loss_average: see :func:`pixel_cross_entropy`.
     """
@@ -49,11 +60,19 @@ class GMMClassifier(PixelClassifier):
         norm: str = "BN",
         logit_scale: float = 1.0,
         contrast_weight: float = 0.01,
+        guide_weight: float = 0.0,
+        logits_from: str = "density",
+        sampled_contrast: SampledContrast | None = None,
+        assignment: str = "sinkhorn",
         sinkhorn_iterations: int = 3,
         sinkhorn_epsilon: float = 0.05,
         loss_average: str = "valid",
     ) -> None:
         super().__init__(bank.num_classes)
+        if logits_from not in ("density", "softmax"):
+            raise ValueError(f'MODEL.GMM.LOGITS: expected "density" or "softmax", found {logits_from!r}')
+        if assignment not in ("sinkhorn", "em"):
+            raise ValueError(f'MODEL.GMM.ASSIGNMENT: expected "sinkhorn" or "em", found {assignment!r}')
         self.bank = bank
         layers = _projection(projection, in_channels, bank.dim, norm)
         self.project = nn.Sequential(nn.Dropout2d(dropout), *layers)
@@ -61,9 +80,17 @@ class GMMClassifier(PixelClassifier):
         self.class_norm = nn.LayerNorm(bank.num_classes)
         nn.init.constant_(self.class_norm.weight, logit_scale)
         self.contrast_weight = contrast_weight
+        self.sampled_contrast = sampled_contrast
+        self.assignment = assignment
         self.sinkhorn_iterations = sinkhorn_iterations
         self.sinkhorn_epsilon = sinkhorn_epsilon
         self.loss_average = loss_average
+        self.guide_weight = guide_weight
+        self.logits_from = logits_from
+        if guide_weight or logits_from == "softmax":
+            self.guide = SoftmaxClassifier(
+                in_channels, bank.num_classes, dropout=dropout, loss_average=loss_average
+            ).requires_grad_(bool(guide_weight))
 
     def embed(self, features: Tensor) -> Tensor:
         """features: (B, F, h, w) -> (B*h*w, D) float32 of unit length, pixels in (b, h, w) order."""
@@ -85,6 +112,8 @@ class GMMClassifier(PixelClassifier):
                 values.view(batch, height, width, -1).permute(0, 3, 1, 2)
                 for values in (self.logits(density), density)
             ]
+        if self.logits_from == "softmax":
+            maps[0] = self.guide(features).logits
         return Classified(*maps)
 
     def losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -96,23 +125,40 @@ class GMMClassifier(PixelClassifier):
             small = (
                 F.interpolate(labels[:, None].float(), size=(height, width), mode="nearest").long().flatten()
             )
-            target = self._record(embedding, log_prob, logits, small)
+            correct = logits.argmax(1) == small
+            target = self._record(embedding, log_prob, correct, small)
             maps = logits.view(batch, height, width, -1).permute(0, 3, 1, 2)
             losses = {"loss_ce": pixel_cross_entropy(maps, labels, average=self.loss_average)}
             if self.contrast_weight:
                 losses["loss_contrast"] = self.contrast_weight * component_contrast(log_prob, target)
+            if self.sampled_contrast is not None and self.sampled_contrast.factor > 0:
+                losses["loss_sampled_contrast"] = self.sampled_contrast.loss(
+                    self.bank, embedding, small, correct
+                )
+        if self.guide_weight:
+            losses["loss_guide"] = self.guide_weight * self.guide.losses(features, labels)["loss_ce"]
         return losses
 
     @torch.no_grad()
-    def _record(self, embedding: Tensor, log_prob: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    def assign(self, own_log_prob: Tensor, labels: Tensor) -> Tensor:
+        """Components of pixels. own_log_prob: (N, M) log-densities under the components of each pixel's own
+        class; labels: (N,) int64 -> (N,) int64, any component where the label is no class."""
+        if self.assignment == "em":
+            # Components weigh the same, so the largest responsibility is the largest density.
+            return own_log_prob.argmax(dim=1)
+        assignment, _ = sinkhorn_assign_all(
+            own_log_prob, labels, self.num_classes, self.sinkhorn_iterations, self.sinkhorn_epsilon
+        )
+        return assignment
+
+    @torch.no_grad()
+    def _record(self, embedding: Tensor, log_prob: Tensor, correct: Tensor, labels: Tensor) -> Tensor:
         """Assign pixels to components, record them for EM; returns the contrast's (N,) targets."""
         known = (labels >= 0) & (labels < self.num_classes)
         index = torch.where(known, labels, 0)
         own = log_prob.detach().gather(1, index[:, None, None].expand(-1, 1, log_prob.shape[2]))[:, 0]
-        assignment, _ = sinkhorn_assign_all(
-            own, labels, self.num_classes, self.sinkhorn_iterations, self.sinkhorn_epsilon
-        )
-        self.bank.record(embedding, labels, assignment, logits.argmax(1) == labels)
+        assignment = self.assign(own, labels)
+        self.bank.record(embedding, labels, assignment, correct)
         # A class that waits for its warm start has no components worth contrasting yet.
         contrasted = known & self.bank.started[index]
         return torch.where(contrasted, index * self.bank.num_components + assignment, IGNORED_COMPONENT)
@@ -127,13 +173,28 @@ def _projection(kind: str, in_channels: int, dim: int, norm: str) -> list[nn.Mod
         convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=not norm)
         return [convolution, *([get_norm(norm, out_channels)] if norm else []), nn.ReLU(inplace=True)]
 
+    if kind == "none":
+        return []
     if kind == "linear":
         return [nn.Conv2d(in_channels, dim, kernel_size=1)]
     if kind == "released":
         return norm_relu(dim)
     if kind == "mlp":
         return [*norm_relu(2 * dim), nn.Conv2d(2 * dim, dim, kernel_size=1)]
-    raise ValueError(f'MODEL.GMM.PROJECTION: expected "mlp", "linear" or "released", found {kind!r}')
+    raise ValueError(f'MODEL.GMM.PROJECTION: expected "mlp", "linear", "released" or "none", found {kind!r}')
+
+
+def _sampled_contrast(keys: CfgNode) -> SampledContrast | None:
+    if not keys.WEIGHT:
+        return None
+    return SampledContrast(
+        weight=keys.WEIGHT,
+        temperature=keys.TEMPERATURE,
+        anchors_per_class=keys.ANCHORS_PER_CLASS,
+        samples_per_class=keys.SAMPLES_PER_CLASS,
+        noise_scale=keys.NOISE_SCALE,
+        min_fill=keys.MIN_FILL,
+    )
 
 
 @CLASSIFIER_REGISTRY.register()
@@ -146,7 +207,7 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
     bank = GaussianMixtureBank(
         cfg.MODEL.CLASSIFIER.NUM_CLASSES,
         keys.NUM_COMPONENTS,
-        keys.EMBED_DIM,
+        in_channels if keys.PROJECTION == "none" else keys.EMBED_DIM,
         keys.MEMORY_SIZE,
         keys.SAMPLES_PER_UPDATE,
         keys.MOMENTUM_MEAN,
@@ -167,6 +228,10 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
         norm=usable_norm(cfg.MODEL.DECODER.NORM, cfg.MODEL.DEVICE),
         logit_scale=keys.WARM_START_LOGIT_SCALE if keys.WARM_START else 1.0,
         contrast_weight=keys.CONTRAST_WEIGHT,
+        guide_weight=keys.WARM_START_GUIDE_WEIGHT if keys.WARM_START else 0.0,
+        logits_from=keys.LOGITS,
+        sampled_contrast=_sampled_contrast(keys.SAMPLED_CONTRAST),
+        assignment=keys.ASSIGNMENT,
         sinkhorn_iterations=keys.SINKHORN_ITERATIONS,
         sinkhorn_epsilon=keys.SINKHORN_EPSILON,
         loss_average=cfg.MODEL.CLASSIFIER.LOSS_AVERAGE,

@@ -1,0 +1,162 @@
+"""Fit what a trained network's scores need to know of the training set: one pass for the Gaussians of the
+backbone's features, one for the moments that put scores of different units on one scale."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from gmm_anomaly.data import read_image, read_label
+from gmm_anomaly.data.build import train_records
+from gmm_anomaly.gmm import TiedGaussianStatistics
+from gmm_anomaly.gmm.collectives import sum_over_ranks
+
+from .max_logit_calibration import calibrate_max_logits
+
+logger = logging.getLogger(__name__)
+
+
+class RunningMoments:
+    """Mean and standard deviation of values that come in parts, over all ranks. float64."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def add(self, values: Tensor) -> None:
+        values = values.double()
+        self.sums += torch.stack([values.new_tensor(values.numel()), values.sum(), values.square().sum()])
+
+    def reduce(self) -> tuple[Tensor, Tensor]:
+        """Collective. Returns the mean and the standard deviation."""
+        count, total, squares = sum_over_ranks(self.sums)
+        mean = total / count
+        return mean, (squares / count - mean.square()).clamp(min=0).sqrt()
+
+
+def needs_calibration(model: nn.Module) -> bool:
+    """Whether :func:`calibrate` has something to do."""
+    return any(getattr(model, name, None) is not None for name in ("feature_distance", "max_logit_moments"))
+
+
+def calibrate(cfg: CfgNode, model: nn.Module) -> None:
+    """Fit all that the model's scores need to know of training images; collective, every rank must call.
+
+    Raises:
+        ValueError: no labelled pixel in those images.
+    """
+    calibrate_distances(cfg, model)
+    # Its forward passes give the distances too.
+    calibrate_max_logits(cfg, model)
+
+
+@torch.no_grad()
+def calibrate_distances(cfg: CfgNode, model: nn.Module) -> None:
+    """Fit the model's :class:`FeatureDistance`, if it has one, on training images, and keep it in the model.
+
+    ``MODEL.FEATURE_DISTANCE.NUM_IMAGES`` evenly spaced images of ``DATASETS.TRAIN``, whole and unaugmented,
+    and ``PIXELS_PER_IMAGE`` labelled pixels of each, in evaluation mode. Deterministic. Collective: every
+    rank must call, each takes its share of the images.
+
+    Raises:
+        ValueError: no labelled pixel in those images.
+    """
+    distance = model.feature_distance
+    if distance is None:
+        return
+    training = model.training
+    model.eval()
+    try:
+        classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
+        statistics = {
+            name: TiedGaussianStatistics(classes, level.whitening.shape[0], model.device)
+            for name, level in distance.levels.items()
+        }
+        for sample in _samples(cfg, model, "Gaussians of the backbone's features"):
+            for name, statistic in statistics.items():
+                statistic.add(*sample.labelled(sample.pyramid[name][0]))
+        for name, statistic in statistics.items():
+            statistic.reduce()
+            distance.levels[name].fit(statistic)
+
+        moments = {name: RunningMoments(model.device) for name in (*distance.names, "evidence")}
+        for sample in _samples(cfg, model, "their distances"):
+            for name in distance.names:
+                values = distance.log_distance(name, sample.pyramid[name])
+                moments[name].add(sample.labelled(values)[0])
+            moments["evidence"].add(sample.labelled(sample.evidence())[0])
+        for index, name in enumerate(distance.names):
+            distance.log_mean[index], distance.log_std[index] = moments[name].reduce()
+        mean, std = moments["evidence"].reduce()
+        distance.evidence_mean.copy_(mean)
+        distance.evidence_std.copy_(std)
+    finally:
+        model.train(training)
+
+
+class _Sample:
+    """One training image's features, and its labelled pixels at any resolution."""
+
+    def __init__(self, model: nn.Module, image: Tensor, label: Tensor, pixels: int) -> None:
+        images = model.preprocess([{"image": image}]).tensor
+        # Padding has no label.
+        self.label = F.pad(
+            label, (0, images.shape[-1] - label.shape[1], 0, images.shape[-2] - label.shape[0]), value=255
+        )
+        self.pyramid: dict[str, Tensor] = model.backbone(images)
+        self.model = model
+        self.pixels = pixels
+
+    def evidence(self) -> Tensor:
+        """(1, h, w): what the classifier itself says against all classes, as the score "hybrid" uses it."""
+        classified = self.model.classifier(self.model.decoder(self.pyramid).features)
+        if classified.log_density is not None:
+            return -classified.log_density.amax(1)
+        return -classified.logits.logsumexp(1)
+
+    def labelled(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """feature: (F, h, w) -> at most ``pixels`` evenly spaced labelled pixels (n, F), and labels (n,)."""
+        size = feature.shape[-2:]
+        small = F.interpolate(self.label[None, None].float(), size=size, mode="nearest").long().flatten()
+        known = torch.nonzero(small < self.model.classifier.num_classes)[:, 0]
+        if len(known) > self.pixels:
+            known = known[torch.linspace(0, len(known) - 1, self.pixels, device=known.device).long()]
+        return feature.flatten(1).T[known], small[known]
+
+
+def _samples(cfg: CfgNode, model: nn.Module, what: str) -> Iterator[_Sample]:
+    keys = cfg.MODEL.FEATURE_DISTANCE
+    records: list[dict[str, Any]] = [record for part in train_records(cfg).values() for record in part]
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(keys.NUM_IMAGES, len(records))).astype(int))
+    mine = chosen[comm.get_rank() :: comm.get_world_size()]
+    for index in tqdm(mine, desc=f"Fitting {what}", unit="image", disable=not comm.is_main_process()):
+        record = records[index]
+        label = read_label(record, MetadataCatalog.get(record["dataset_name"]))
+        image = np.ascontiguousarray(read_image(record, cfg.INPUT.FORMAT).transpose(2, 0, 1))
+        yield _Sample(
+            model, torch.from_numpy(image), torch.from_numpy(label).to(model.device), keys.PIXELS_PER_IMAGE
+        )
+
+
+class CalibrationHook(HookBase):
+    """Calibrates before each evaluation, and before the last checkpoint is written."""
+
+    def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
+        self.cfg = cfg
+        self.model = model
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        period = self.cfg.TEST.EVAL_PERIOD
+        if done == self.trainer.max_iter or (period > 0 and done % period == 0):
+            calibrate(self.cfg, self.model)

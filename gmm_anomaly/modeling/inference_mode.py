@@ -1,0 +1,80 @@
+"""How a segmentor looks at a test image: whole or in windows, at which scales, mirrored as well or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from detectron2.config import CfgNode
+
+from .sliding_window import Window, window_grid
+
+LOGITS, FEATURES = "logits", "features"
+
+
+@dataclass(frozen=True)
+class InferenceMode:
+    """What the keys under ``TEST`` say about inference. The default is one look at the whole image.
+
+    Attributes:
+        window, stride: height and width of the sliding windows and of their steps; None: the whole image.
+        scales: factors by which the image is resized, one look for each.
+        flip: look at the mirrored image as well, at each scale.
+        score_on: "logits": evidence is restored to the image's size, and averaged over the looks, before
+            scores are computed from it. "features": scores are computed at the resolution of the features,
+            restored and averaged.
+
+    Raises:
+        ValueError: a key whose value cannot work.
+    """
+
+    window: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    score_on: str = LOGITS
+
+    def __post_init__(self) -> None:
+        if self.score_on not in (LOGITS, FEATURES):
+            raise ValueError(f'TEST.SCORE_ON: expected "logits" or "features", found {self.score_on!r}')
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(
+                f"TEST.AUG.SCALES: expected one or more positive factors, found {list(self.scales)}"
+            )
+        if self.window is None:
+            return
+        window = _pair(self.window, "TEST.SLIDING_WINDOW.SIZE")
+        stride = _pair(self.stride or (), "TEST.SLIDING_WINDOW.STRIDE")
+        if stride[0] > window[0] or stride[1] > window[1]:
+            raise ValueError(
+                f"TEST.SLIDING_WINDOW.STRIDE: {list(stride)} exceeds SIZE {list(window)}, so that "
+                "pixels between the windows would never be seen; lower STRIDE or raise SIZE"
+            )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> InferenceMode:
+        windows, looks = cfg.TEST.SLIDING_WINDOW, cfg.TEST.AUG
+        return cls(
+            window=tuple(windows.SIZE) if windows.ENABLED else None,
+            stride=tuple(windows.STRIDE) if windows.ENABLED else None,
+            scales=tuple(map(float, looks.SCALES)) if looks.ENABLED else (1.0,),
+            flip=bool(looks.FLIP) if looks.ENABLED else False,
+            score_on=cfg.TEST.SCORE_ON,
+        )
+
+    @property
+    def looks(self) -> list[tuple[float, bool]]:
+        """Scale, and whether mirrored, of every look."""
+        return [(scale, mirrored) for scale in self.scales for mirrored in (False, True)[: 1 + self.flip]]
+
+    def windows(self, size: tuple[int, int]) -> list[Window]:
+        """Windows that cover an image of this height and width: one, or the sliding ones."""
+        if self.window is None or self.stride is None:
+            return [Window(0, 0, *size)]
+        return window_grid(size, self.window, self.stride)
+
+
+def _pair(values: Sequence[int], key: str) -> tuple[int, int]:
+    if len(values) != 2 or min(values) < 1:
+        raise ValueError(f"{key}: expected a positive height and width, found {list(values)}")
+    return int(values[0]), int(values[1])

@@ -1,0 +1,173 @@
+"""Post-processes against explicit loops in float64, hand-worked edges, and the contract each one keeps."""
+
+from __future__ import annotations
+
+import inspect
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from gmm_anomaly.postprocess import (
+    POSTPROCESS_REGISTRY,
+    apply_chain,
+    chain_name,
+    get_postprocesses,
+    known_postprocesses,
+)
+from gmm_anomaly.postprocess.boundary_suppression import class_boundary, suppress_boundaries
+from gmm_anomaly.postprocess.dilated_smoothing import dilated_smoothing
+
+CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+
+
+def street(height=24, width=31, seed=0):
+    """A score and a prediction with straight edges, a corner and a single odd pixel."""
+    rng = np.random.default_rng(seed)
+    prediction = np.zeros((height, width), dtype=np.int64)
+    prediction[: height // 2, width // 2 :] = 3
+    prediction[height // 2 :, : width // 3] = 7
+    prediction[4, 4] = 5
+    return torch.from_numpy(rng.normal(size=(height, width)).astype(np.float32)), torch.from_numpy(prediction)
+
+
+def step_edge():
+    prediction = torch.zeros(6, 10, dtype=torch.int64)
+    prediction[:, 5:] = 2
+    return prediction
+
+
+def diamond(radius):
+    offset = np.abs(np.arange(-radius, radius + 1))
+    return (offset[:, None] + offset[None, :] <= radius).astype(np.uint8)
+
+
+def suppressed_by_loops(score, prediction, width=4, iterations=4):
+    """The steps of the paper's code, one pixel after the other, on OpenCV's boundaries."""
+    classes = prediction.numpy().astype(np.uint8)
+    boundary = (cv2.dilate(classes, CROSS) != cv2.erode(classes, np.ones((3, 3), np.uint8))).astype(np.uint8)
+    value = score.numpy().astype(np.float64)
+    for iteration in range(iterations):
+        inside = cv2.dilate(boundary, diamond(width - 1 - iteration * (width // iterations))) > 0
+        padded, free = np.pad(value, 1, mode="edge"), np.pad(~inside, 1, mode="edge")
+        updated = value.copy()
+        for y, x in zip(*np.nonzero(inside), strict=True):
+            window = free[y : y + 3, x : x + 3]
+            if window.any():
+                updated[y, x] = padded[y : y + 3, x : x + 3][window].mean()
+        value = updated
+    return value
+
+
+def test_boundary_of_a_step_is_two_columns():
+    boundary = class_boundary(step_edge())
+    assert boundary.all(dim=0).nonzero().flatten().tolist() == [4, 5]
+    assert boundary.any(dim=0).sum() == 2
+
+
+def test_boundary_is_opencvs():
+    _, prediction = street()
+    classes = prediction.numpy().astype(np.uint8)
+    expected = cv2.dilate(classes, CROSS) != cv2.erode(classes, np.ones((3, 3), np.uint8))
+    np.testing.assert_array_equal(class_boundary(prediction).numpy(), expected)
+
+
+def test_suppression_of_a_step_works_from_outside_in():
+    # Columns 1-8 are suppressed; only 0 and 9 keep what they were, so everything becomes one of these two.
+    score = torch.full((6, 10), 100.0)
+    score[:, 0], score[:, 9] = 2.0, 6.0
+    found = suppress_boundaries(score, step_edge())
+    torch.testing.assert_close(found[0], torch.tensor([2.0] * 5 + [6.0] * 5))
+    assert torch.equal(found, found[:1].expand(6, -1))
+
+
+@pytest.mark.parametrize("width, iterations", [(4, 4), (4, 2), (2, 1), (6, 3)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_suppression_is_the_loop(width, iterations, seed):
+    score, prediction = street(seed=seed)
+    found = suppress_boundaries(score, prediction, width, iterations)
+    expected = suppressed_by_loops(score, prediction, width, iterations)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_suppression_leaves_everything_else_bit_identical():
+    score, prediction = street(60, 80)
+    classes = prediction.numpy().astype(np.uint8)
+    edge = cv2.dilate(classes, CROSS) != cv2.erode(classes, np.ones((3, 3), np.uint8))
+    outside = torch.from_numpy(cv2.dilate(edge.astype(np.uint8), diamond(3)) == 0)
+    found = suppress_boundaries(score, prediction)
+    assert outside.any() and torch.equal(found[outside], score[outside])
+    # A single pixel of another class is replaced.
+    score[4, 4] = 1000.0
+    assert suppress_boundaries(score, prediction)[4, 4] < 5
+
+
+def test_noise_in_one_class_alone_is_not_touched_by_suppression():
+    score, prediction = street()
+    assert torch.equal(suppress_boundaries(score, torch.zeros_like(prediction)), score)
+
+
+def test_where_everything_is_boundary_the_score_stays():
+    prediction = torch.arange(9).view(3, 3)
+    score = torch.randn(3, 3)
+    assert torch.equal(suppress_boundaries(score, prediction), score)
+
+
+def test_smoothing_is_the_dilated_kernel():
+    score, prediction = street(50, 61)
+    kernel = np.zeros((37, 37))
+    offset = np.arange(-3, 4)
+    gaussian = np.exp(-(offset[:, None] ** 2 + offset[None, :] ** 2) / 2)
+    kernel[::6, ::6] = gaussian / gaussian.sum()
+    assert kernel[18, 18] == pytest.approx(0.159241, abs=1e-6)
+    assert kernel[18, 24] == pytest.approx(0.096585, abs=1e-6)
+    expected = ndimage.correlate(score.numpy().astype(np.float64), kernel, mode="nearest")
+    np.testing.assert_allclose(dilated_smoothing(score, prediction).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gaussian_smoothing_is_scipys():
+    score, prediction = street()
+    expected = ndimage.gaussian_filter(score.numpy().astype(np.float64), 1.0, radius=3, mode="nearest")
+    found = POSTPROCESS_REGISTRY.get("gaussian_smoothing")(score, prediction)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", known_postprocesses())
+def test_contract_of_every_post_process(name):
+    postprocess = POSTPROCESS_REGISTRY.get(name)
+    # Nothing but the score and the model's own prediction: a label has no way in.
+    assert len(inspect.signature(postprocess).parameters) == 2
+    for height, width in ((24, 31), (5, 3), (1, 1)):
+        score, prediction = street(24, 31)
+        score, prediction = score[:height, :width], prediction[:height, :width]
+        before = score.clone()
+        found = postprocess(score, prediction)
+        assert found.shape == score.shape and found.dtype == torch.float32 and torch.equal(score, before)
+        torch.testing.assert_close(postprocess(-score, prediction), -found)
+        constant = torch.full_like(score, 7.5)
+        torch.testing.assert_close(postprocess(constant, prediction), constant)
+
+
+def test_a_chain_is_applied_in_order():
+    score, prediction = street()
+    names = ["boundary_suppression", "dilated_smoothing"]
+    found = apply_chain(score, prediction, get_postprocesses(names))
+    assert torch.equal(found, dilated_smoothing(suppress_boundaries(score, prediction), prediction))
+    reverse = apply_chain(score, prediction, get_postprocesses(names[::-1]))
+    assert not torch.equal(found, reverse)
+    assert torch.equal(apply_chain(score, prediction, {}), score)
+    assert chain_name("energy", names) == "energy+boundary_suppression+dilated_smoothing"
+    assert chain_name("energy", []) == "energy"
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match=r"TEST\.POSTPROCESS: unknown post-process 'blur'; known are bound"):
+        get_postprocesses(["blur"])
+    with pytest.raises(ValueError, match="at most once"):
+        get_postprocesses(["dilated_smoothing"] * 2)
+    with pytest.raises(ValueError, match="width: expected a positive multiple of the 3 iterations, found 4"):
+        suppress_boundaries(*street(), 4, 3)
+    with pytest.raises(ValueError, match=r"two maps \(H, W\) of one size"):
+        apply_chain(torch.zeros(3, 4), torch.zeros(4, 3), {})
