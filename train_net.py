@@ -16,7 +16,16 @@ from detectron2.engine import default_argument_parser, default_setup, launch  # 
 from detectron2.utils import comm  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
-from gmm_anomaly.engine import Checkpointer, Trainer, build_config, calibrate, evaluate  # noqa: E402
+from gmm_anomaly.engine import (  # noqa: E402
+    Checkpointer,
+    Trainer,
+    build_config,
+    calibrate,
+    check_output_dir,
+    evaluate,
+    fit_mixture,
+    fitting_config,
+)
 
 
 def parser() -> ArgumentParser:
@@ -31,8 +40,14 @@ def parser() -> ArgumentParser:
     arguments.add_argument(
         "--calibrate",
         action="store_true",
-        help="fit what the scores need to know of the training set (MODEL.FEATURE_DISTANCE) to the network in "
-        "MODEL.WEIGHTS, save it as OUTPUT_DIR/model_calibrated.pth, and evaluate",
+        help="fit what the scores need to know of the training set (MODEL.FEATURE_DISTANCE) to the network "
+        "in MODEL.WEIGHTS, save it as OUTPUT_DIR/model_calibrated.pth, and evaluate",
+    )
+    arguments.add_argument(
+        "--fit-mixture",
+        action="store_true",
+        help="freeze the network in MODEL.WEIGHTS and fit mixtures onto its features by EM over the training "
+        "set (MODEL.GMM.FIT_PASSES), save OUTPUT_DIR/mixtures_final.pth and config.yaml, and evaluate",
     )
     return arguments
 
@@ -41,7 +56,14 @@ def main(args: Namespace) -> object:
     for path in args.register:
         runpy.run_path(path)
     overrides = ["MODEL.DEVICE", "cpu", *args.opts] if args.num_gpus == 0 else args.opts
+    if args.fit_mixture:
+        # The config may be that of a twin without densities, the scores those of mixtures.
+        overrides = [*overrides, "MODEL.CLASSIFIER.NAME", "gmm"]
     cfg = build_config(args.config_file, overrides)
+    if args.fit_mixture:
+        # Before anything is written: the folder may belong to a training.
+        check_output_dir(cfg)
+        cfg = fitting_config(cfg)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gmm_anomaly")
     if args.eval_only:
@@ -55,6 +77,8 @@ def main(args: Namespace) -> object:
         calibrate(cfg, model)
         checkpointer.save_weights("model_calibrated")
         return evaluate(cfg, model)
+    if args.fit_mixture:
+        return fit_mixture(cfg, resume=args.resume)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

@@ -33,6 +33,15 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
     cfg.MODEL.RESNETS.STEM_TYPE = "basic"
 
+    # Detectron2's key, which every backbone follows: 1 freezes the stem (patch embedding), 2 the first stage
+    # too, up to 5, everything that is pretrained. A plain ViT's stages are the quarters of its blocks. By
+    # default nothing is frozen (2 in Detectron2).
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    # Freeze the whole backbone: no gradients, norm statistics and stochastic depth as at inference.
+    cfg.MODEL.BACKBONE.FREEZE = False
+    # Compute activations again in the backward pass instead of keeping them: less memory, more time.
+    cfg.MODEL.BACKBONE.GRADIENT_CHECKPOINTING = False
+
     # timm backbone (MODEL.BACKBONE.NAME "build_timm_backbone").
     cfg.MODEL.TIMM = CN()
     # Any timm model that supports features_only.
@@ -41,12 +50,40 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.TIMM.OUT_INDICES = [1, 2, 3, 4]
     # Stride of the last level; 8 or 16 dilates the last stages where the model supports it.
     cfg.MODEL.TIMM.OUTPUT_STRIDE = 32
+    # LayerNorm over the channels of every output: "LN", "" (none) or "auto" ("LN" for Swin and ConvNeXt,
+    # whose stages end without a norm).
+    cfg.MODEL.TIMM.OUTPUT_NORM = "auto"
+    # Stochastic depth of the last block; negative: the model's own (Swin: 0.1).
+    cfg.MODEL.TIMM.DROP_PATH = -1.0
     # Where ImageNet weights come from: "" (random), "hub" (timm's hub download), a local file, or
-    # "package:NAME/FILE" (a weight file shipped inside an installed Python package).
+    # "package:NAME/FILE" (a weight file shipped inside an installed Python package). Files of the networks'
+    # own authors fit too, for example official Swin files.
     cfg.MODEL.TIMM.WEIGHTS = ""
     # With True, weights that cannot be found are an error; with False training starts from scratch with a
     # warning.
     cfg.MODEL.TIMM.WEIGHTS_REQUIRED = True
+
+    # Mix Transformer, SegFormer's encoder ("build_mit_backbone").
+    cfg.MODEL.MIT = CN()
+    # "mit_b0" to "mit_b5".
+    cfg.MODEL.MIT.NAME = "mit_b0"
+    # ImageNet weights: "" (random) or a file of SegFormer's authors, MMSegmentation or transformers.
+    cfg.MODEL.MIT.WEIGHTS = ""
+    # Stochastic depth of the last block.
+    cfg.MODEL.MIT.DROP_PATH = 0.1
+
+    # Plain ViT of timm under a simple feature pyramid ("build_vit_backbone").
+    cfg.MODEL.VIT = CN()
+    # Any plain ViT of timm with patches of 16 or 14 pixels. With 14, images are reduced to 14/16 first, so
+    # that strides are exact.
+    cfg.MODEL.VIT.NAME = "vit_small_patch14_dinov2"
+    # As MODEL.TIMM.WEIGHTS, for the transformer; the pyramid starts from random weights.
+    cfg.MODEL.VIT.WEIGHTS = ""
+    # Stochastic depth of the last block.
+    cfg.MODEL.VIT.DROP_PATH = 0.0
+    # Channels of every level, and which levels there are (strides 4, 8, 16, 32).
+    cfg.MODEL.VIT.OUT_CHANNELS = 256
+    cfg.MODEL.VIT.OUT_FEATURES = ["p2", "p3", "p4", "p5"]
 
     cfg.MODEL.DECODER = CN()
     # Name in the decoder registry.

@@ -88,7 +88,9 @@ def identity(cfg: CfgNode, score: str) -> dict[str, Any]:
     kept = {key: yaml.safe_load(cfg[key].dump()) for key in ("MODEL", "INPUT")}
     for key in ("WEIGHTS", "DEVICE"):  # the file's content counts, not where it or the model lies
         del kept["MODEL"][key]
-    return {"score": score, "weights_sha256": file_digest(cfg.MODEL.WEIGHTS), "config": kept}
+    # A pretrained mask model has no file; the config names it.
+    digest = file_digest(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
+    return {"score": score, "weights_sha256": digest, "config": kept}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -96,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
         runpy.run_path(path)
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
     cfg = build_config(args.config_file, [*args.opts, *weights])
-    if not Path(cfg.MODEL.WEIGHTS).is_file():
+    if not Path(cfg.MODEL.WEIGHTS).is_file() and not cfg.MODEL.MASK2FORMER.WEIGHTS:
         raise FileNotFoundError(
             f"--weights: no file {cfg.MODEL.WEIGHTS!r}; it must be a trained model's checkpoint"
         )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from .ade20k import register_ade20k
 from .camvid import register_camvid
+from .camvid_ood import register_camvid_ood
 from .cityscapes import register_cityscapes
 from .coco_stuff import register_coco_stuff
-from .fishyscapes import register_fishyscapes
+from .fishyscapes_lost_and_found import register_fishyscapes_lost_and_found
+from .fishyscapes_static import register_fishyscapes_static
 from .lost_and_found import register_lost_and_found
 from .road_anomaly import register_road_anomaly
-from .smiyc import register_smiyc
+from .road_anomaly21 import register_road_anomaly21
+from .road_obstacle21 import register_road_obstacle21
 from .street_datasets import register_streets
 from .street_hazards import register_street_hazards
 
@@ -17,10 +20,13 @@ from .street_hazards import register_street_hazards
 def register_all() -> None:
     register_streets()
     register_camvid()
+    register_camvid_ood()
     register_cityscapes()
-    register_smiyc()
+    register_road_anomaly21()
+    register_road_obstacle21()
     register_lost_and_found()
-    register_fishyscapes()
+    register_fishyscapes_lost_and_found()
+    register_fishyscapes_static()
     register_road_anomaly()
     register_street_hazards()
     register_ade20k()

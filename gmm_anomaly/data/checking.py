@@ -5,20 +5,17 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import os
 import runpy
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-
-from tqdm import tqdm
 
 from .errors import MissingDataError
 from .label_rule import LabelRule
 from .pairing import Record
 from .reading import read_image, read_label
 from .registration import load_records, registered_specs
+from .threads import in_threads
 
 PRESENT = "present"
 WRONG_COUNT = "wrong count"
@@ -93,15 +90,8 @@ def _bad_files(records: Sequence[Record], rule: LabelRule, progress: bool) -> li
             return str(error)
         return ""
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        problems = tqdm(
-            pool.map(problem, records),
-            total=len(records),
-            desc=rule.dataset,
-            unit="frame",
-            disable=not progress,
-        )
-        return [text for text in problems if text]
+    problems = in_threads(problem, records, rule.dataset, "frame", progress=progress)
+    return [text for text in problems if text]
 
 
 def chosen_names(patterns: Sequence[str]) -> list[str]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from .label_rule import CLOSED_SET, IGNORE_LABEL
 from .pairing import FolderPairs
-from .registration import register
+from .registration import register_splits
 from .roots import DataRoot
-from .spec import DatasetSpec
 
 ROOT = DataRoot(("cityscapes",), "GMM_ANOMALY_CITYSCAPES")
 
@@ -42,30 +41,29 @@ _SOURCE = (
 )
 
 
+def split_layout(split: str) -> FolderPairs:
+    """Images of "train", "val" or "test", and the labelIds of the first two."""
+    return FolderPairs(
+        f"leftImg8bit/{split}",
+        # The test labels in the download are placeholders.
+        None if split == "test" else f"gtFine/{split}",
+        image_suffix="_leftImg8bit",
+        label_suffix="_gtFine_labelIds",
+        recursive=True,
+        short_ids=True,
+    )
+
+
 def register_cityscapes() -> None:
     train_ids = {label_id: train_id for train_id, (label_id, _, _) in enumerate(TRAIN_CLASSES)}
     label_map = tuple((value, train_ids.get(value, IGNORE_LABEL)) for value in range(_LAST_LABEL_ID + 1))
-    for split, count in COUNTS.items():
-        layout = FolderPairs(
-            f"leftImg8bit/{split}",
-            # The test labels in the download are placeholders.
-            None if split == "test" else f"gtFine/{split}",
-            image_suffix="_leftImg8bit",
-            label_suffix="_gtFine_labelIds",
-            recursive=True,
-            short_ids=True,
-        )
-        register(
-            DatasetSpec(
-                name=f"cityscapes_{split}",
-                evaluator_type=CLOSED_SET,
-                layout=layout,
-                root=ROOT,
-                needs=layout.needs(),
-                classes=tuple(name for _, name, _ in TRAIN_CLASSES),
-                colors=tuple(color for _, _, color in TRAIN_CLASSES),
-                label_map=label_map,
-                expected_count=count,
-                source=_SOURCE,
-            )
-        )
+    register_splits(
+        "cityscapes",
+        [(split, split_layout(split), count) for split, count in COUNTS.items()],
+        evaluator_type=CLOSED_SET,
+        root=ROOT,
+        classes=tuple(name for _, name, _ in TRAIN_CLASSES),
+        colors=tuple(color for _, _, color in TRAIN_CLASSES),
+        label_map=label_map,
+        source=_SOURCE,
+    )

@@ -8,19 +8,18 @@ import logging
 import os
 import zipfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.utils import comm
-from tqdm import tqdm
 
 from .atomic import replacing
 from .label_rule import LabelRule
 from .pairing import Record
 from .reading import read_label
 from .synthetic import RENDERER_VERSION
+from .threads import in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +93,5 @@ def _count(records: Sequence[Record], rule: LabelRule) -> np.ndarray:
     def one(record: Record) -> np.ndarray:
         return np.bincount(read_label(record, rule).ravel(), minlength=256)[: rule.num_classes]
 
-    # Decoding leaves the interpreter lock, so threads are enough.
-    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
-    try:
-        rows = tqdm(
-            pool.map(one, records), total=len(records), desc=f"classes of {rule.dataset}", unit="label"
-        )
-        return np.stack(list(rows)).astype(np.int64)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    rows = in_threads(one, records, f"classes of {rule.dataset}", "label")
+    return np.stack(list(rows)).astype(np.int64)

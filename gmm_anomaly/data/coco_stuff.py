@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from .label_rule import CLOSED_SET, IGNORE_LABEL
+from .label_rule import CLOSED_SET, one_based
 from .pairing import FolderPairs
-from .registration import register
+from .registration import register_splits
 from .roots import DataRoot
-from .spec import DatasetSpec
 
 ROOT = DataRoot(("coco_stuff10k",), "GMM_ANOMALY_COCO_STUFF10K")
 
@@ -34,7 +33,6 @@ PREPARED_VALUES = {
     original: value
     for value, original in enumerate(number for number in range(183) if number not in UNUSED_IDS)
 }
-LABEL_MAP = ((0, IGNORE_LABEL), *((value, value - 1) for value in range(1, len(CLASSES) + 1)))
 
 LABEL_SUFFIX = "_labelTrainIds"
 # Our split, the folder and its number of frames.
@@ -42,21 +40,18 @@ SPLITS = (("train", "train2014", 9000), ("test", "test2014", 1000))
 
 
 def register_coco_stuff() -> None:
-    for split, folder, count in SPLITS:
-        layout = FolderPairs(f"images/{folder}", f"annotations/{folder}", label_suffix=LABEL_SUFFIX)
-        register(
-            DatasetSpec(
-                name=f"coco_stuff10k_{split}",
-                evaluator_type=CLOSED_SET,
-                layout=layout,
-                root=ROOT,
-                needs=layout.needs(),
-                classes=CLASSES,
-                label_map=LABEL_MAP,
-                expected_count=count,
-                source=(
-                    "Download cocostuff-10k-v1.1.zip (github.com/nightrome/cocostuff10k), unpack it and run "
-                    "`python datasets/prepare_coco_stuff10k.py`."
-                ),
-            )
-        )
+    def layout(folder: str) -> FolderPairs:
+        return FolderPairs(f"images/{folder}", f"annotations/{folder}", label_suffix=LABEL_SUFFIX)
+
+    register_splits(
+        "coco_stuff10k",
+        [(split, layout(folder), count) for split, folder, count in SPLITS],
+        evaluator_type=CLOSED_SET,
+        root=ROOT,
+        classes=CLASSES,
+        label_map=one_based(len(CLASSES)),
+        source=(
+            "Download cocostuff-10k-v1.1.zip (github.com/nightrome/cocostuff10k), unpack it and run "
+            "`python datasets/prepare_coco_stuff10k.py`."
+        ),
+    )

@@ -19,6 +19,11 @@ ANOMALY_LABEL_MAP = {0: 0, 1: 1, 255: 255}
 _REFUSED = 254
 
 
+def one_based(num_classes: int) -> tuple[tuple[int, int], ...]:
+    """Label map of files that keep 0 for unlabelled pixels: 1 .. ``num_classes`` are the classes."""
+    return ((0, IGNORE_LABEL), *((value, value - 1) for value in range(1, num_classes + 1)))
+
+
 @dataclass(frozen=True)
 class LabelRule:
     """How the labels of one data set are read. Picklable, so that spawned workers need no catalog.

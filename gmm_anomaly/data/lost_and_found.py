@@ -8,7 +8,7 @@ from pathlib import Path
 from .errors import LayoutError
 from .label_rule import ANOMALY, IGNORE_LABEL
 from .pairing import FolderPairs, Record
-from .registration import register
+from .registration import register, register_splits
 from .roots import DataRoot
 from .spec import DatasetSpec
 
@@ -72,20 +72,14 @@ class NoKnown:
 
 
 def register_lost_and_found() -> None:
-    for split, count in COUNTS.items():
-        layout = split_layout(split)
-        register(
-            DatasetSpec(
-                name=f"lost_and_found_{split}",
-                evaluator_type=ANOMALY,
-                layout=layout,
-                root=ROOT,
-                needs=layout.needs(),
-                label_map=LABEL_MAP,
-                expected_count=count,
-                source=_SOURCE,
-            )
-        )
+    register_splits(
+        "lost_and_found",
+        [(split, split_layout(split), count) for split, count in COUNTS.items()],
+        evaluator_type=ANOMALY,
+        root=ROOT,
+        label_map=LABEL_MAP,
+        source=_SOURCE,
+    )
     register(
         DatasetSpec(
             name="lost_and_found_test_no_known",

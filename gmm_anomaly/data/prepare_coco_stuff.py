@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from .atomic import replacing
 from .coco_stuff import LABEL_SUFFIX, PREPARED_VALUES, ROOT, SPLITS
-from .errors import LayoutError, MissingDataError
+from .errors import LayoutError
+from .preparing import require_folder, run_preparation
+from .threads import in_threads
 
 _REFUSED = 255
 
@@ -64,9 +64,7 @@ def prepare(root: Path) -> int:
         if not listed.is_file():
             raise LayoutError(f"no {listed}; unpack cocostuff-10k-v1.1.zip into {root}")
         names = listed.read_text().split()
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            done = pool.map(lambda name, folder=folder: _convert(root, folder, name), names)
-            made += sum(tqdm(done, total=len(names), desc=f"labels of {split}", unit="label"))
+        made += sum(in_threads(partial(_convert, root, folder), names, f"labels of {split}", "label"))
     return made
 
 
@@ -110,12 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     root = options.root or ROOT.path()
-    try:
-        if not root.is_dir():
-            raise MissingDataError(f"there is no folder {root}; {ROOT.advice()}")
-        made = prepare(root)
-    except (OSError, ValueError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{made} labels made in {root / 'annotations'}")
-    return 0
+
+    def convert() -> str:
+        require_folder(root, ROOT)
+        return f"{prepare(root)} labels made in {root / 'annotations'}"
+
+    return run_preparation(convert)

@@ -4,7 +4,6 @@ overlay."""
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +14,10 @@ from tqdm import tqdm
 from . import cityscapes
 from .archives import unpack_flat
 from .atomic import replacing
-from .errors import LayoutError, MissingDataError
-from .fishyscapes import NUMBERED, STATIC_IMAGES, STATIC_ROOTS, base_id, list_labels
+from .errors import LayoutError
+from .fishyscapes import NUMBERED, base_id, list_labels
+from .fishyscapes_static import IMAGES, ROOTS
+from .preparing import require_folder, run_preparation
 from .reading import image_size, read_image
 
 
@@ -25,16 +26,16 @@ def static_image(base: np.ndarray, overlay: np.ndarray) -> np.ndarray:
 
     Args:
         base: (H, W, 3) uint8 RGB, the Cityscapes frame.
-        overlay: (H, W, 3) signed integers, what is added to it.
+        overlay: (H, W, 3) int32, what is added to it.
 
     Returns:
         (H, W, 3) uint8: the sum, clipped to 0 .. 255.
     """
-    return np.clip(base.astype(np.int32) + overlay.astype(np.int32), 0, 255).astype(np.uint8)
+    return np.clip(base.astype(np.int32) + overlay, 0, 255).astype(np.uint8)
 
 
 def read_overlay(path: Path) -> np.ndarray:
-    """(H, W, 3) integers of a ``*_rgb.npz``. Raises ValueError for anything else, by name."""
+    """(H, W, 3) int32 of a ``*_rgb.npz``. Raises ValueError for anything else, by name."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             overlay = stored["rgb"]
@@ -42,11 +43,13 @@ def read_overlay(path: Path) -> np.ndarray:
         raise ValueError(
             f"{path} is no overlay with the key 'rgb' ({type(error).__name__}: {error})"
         ) from error
-    if overlay.ndim != 3 or overlay.shape[2] != 3 or not np.issubdtype(overlay.dtype, np.integer):
+    if overlay.ndim != 3 or overlay.shape[2] != 3 or overlay.dtype.kind not in "iuf":
         raise ValueError(
-            f"{path}: expected integers of shape (height, width, 3), found {overlay.dtype} {overlay.shape}"
+            f"{path}: expected numbers of shape (height, width, 3), found {overlay.dtype} {overlay.shape}"
         )
-    return overlay
+    if not np.isfinite(overlay).all():
+        raise ValueError(f"{path}: its overlay holds NaN or infinities")
+    return overlay.astype(np.int32)  # towards zero, as the benchmark's code does
 
 
 def prepare_static(root: Path, cityscapes_root: Path, *, check: bool = False) -> int:
@@ -74,7 +77,7 @@ def prepare_static(root: Path, cityscapes_root: Path, *, check: bool = False) ->
             overlays.setdefault(match.group(1), []).append(path)
     made = 0
     for key, label in tqdm(labels.items(), desc=f"images of {root.name}", unit="image"):
-        target = root / STATIC_IMAGES / f"{key}.png"
+        target = root / IMAGES / f"{key}.png"
         if target.is_file() and not check:
             continue
         found = overlays.get(key.split("_")[0], [])
@@ -112,9 +115,7 @@ def _make(label: Path, overlay_path: Path, base_path: Path) -> np.ndarray:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--version", type=int, choices=sorted(STATIC_ROOTS), required=True, help="of the overlays"
-    )
+    parser.add_argument("--version", type=int, choices=sorted(ROOTS), required=True, help="of the overlays")
     parser.add_argument(
         "--root", type=Path, help="folder of the unpacked download (default: where it is looked for)"
     )
@@ -128,16 +129,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--check", action="store_true", help="compare finished images with what they should be"
     )
     options = parser.parse_args(arguments)
-    root = options.root or STATIC_ROOTS[options.version].path()
+    root = options.root or ROOTS[options.version].path()
     base = options.cityscapes or cityscapes.ROOT.path()
-    try:
+
+    def prepare() -> str:
         if options.archive:
             unpack_flat(options.archive, root, lambda name: name.endswith(("_labels.png", "rgb.npz")))
-        if not root.is_dir():
-            raise MissingDataError(f"there is no folder {root}; {STATIC_ROOTS[options.version].advice()}")
+        require_folder(root, ROOTS[options.version])
         made = prepare_static(root, base, check=options.check)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{made} images made in {root / STATIC_IMAGES}")
-    return 0
+        return f"{made} images made in {root / IMAGES}"
+
+    return run_preparation(prepare)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from detectron2.utils.logger import log_first_n
 from .errors import LayoutError, MissingDataError
 from .label_rule import IGNORE_LABEL
 from .pairing import Record
-from .spec import DatasetSpec
+from .spec import DatasetSpec, SplitLayout
 
 _SPECS: dict[str, DatasetSpec] = {}
 
@@ -45,6 +46,21 @@ def register(spec: DatasetSpec, *, overwrite: bool = False) -> None:
     _SPECS[spec.name] = spec
     DatasetCatalog.register(spec.name, lambda: load_records(spec))
     MetadataCatalog.get(spec.name).set(**_metadata(spec))
+
+
+def register_splits(name: str, splits: Iterable[tuple[str, SplitLayout, int]], **shared: Any) -> None:
+    """Register the splits of a data set as ``name_split``.
+
+    Args:
+        splits: name, layout and number of frames of each.
+        shared: what else their specs say.
+    """
+    for split, layout, count in splits:
+        register(
+            DatasetSpec(
+                name=f"{name}_{split}", layout=layout, needs=layout.needs(), expected_count=count, **shared
+            )
+        )
 
 
 def _metadata(spec: DatasetSpec) -> dict[str, Any]:

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from .label_rule import ANOMALY, ANOMALY_LABEL_MAP, LabelRule
 from .pairing import Record
 from .roots import DataRoot, FixedRoot
 
 Layout = Callable[[Path], list[Record]]
+
+
+class SplitLayout(Protocol):
+    """A layout that knows which folders it needs under the root."""
+
+    def needs(self) -> tuple[str, ...]: ...
+
+    def __call__(self, root: Path) -> list[Record]: ...
 
 
 @dataclass(frozen=True)

@@ -5,24 +5,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from gmm_anomaly.data import read_image, read_label
-from gmm_anomaly.data.build import train_records
 from gmm_anomaly.gmm import TiedGaussianStatistics
 from gmm_anomaly.gmm.collectives import sum_over_ranks
 
 from .max_logit_calibration import calibrate_max_logits
+from .training_images import TrainingImages
 
 logger = logging.getLogger(__name__)
 
@@ -136,16 +132,11 @@ class _Sample:
 
 def _samples(cfg: CfgNode, model: nn.Module, what: str) -> Iterator[_Sample]:
     keys = cfg.MODEL.FEATURE_DISTANCE
-    records: list[dict[str, Any]] = [record for part in train_records(cfg).values() for record in part]
-    chosen = np.unique(np.linspace(0, len(records) - 1, min(keys.NUM_IMAGES, len(records))).astype(int))
-    mine = chosen[comm.get_rank() :: comm.get_world_size()]
+    images = TrainingImages(cfg)
+    mine = images.evenly_spaced(keys.NUM_IMAGES)
     for index in tqdm(mine, desc=f"Fitting {what}", unit="image", disable=not comm.is_main_process()):
-        record = records[index]
-        label = read_label(record, MetadataCatalog.get(record["dataset_name"]))
-        image = np.ascontiguousarray(read_image(record, cfg.INPUT.FORMAT).transpose(2, 0, 1))
-        yield _Sample(
-            model, torch.from_numpy(image), torch.from_numpy(label).to(model.device), keys.PIXELS_PER_IMAGE
-        )
+        item = images[index]
+        yield _Sample(model, item["image"], item["sem_seg"].to(model.device), keys.PIXELS_PER_IMAGE)
 
 
 class CalibrationHook(HookBase):

@@ -12,7 +12,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 # The tensors whose first dimension is the number of classes, by classifier.
 CLASS_TENSORS = ("classifier.bank.means", "classifier.predictor.weight")
 # What only further training needs.
-TRAINING_STATE = ("classifier.bank.memory.", "classifier.bank.warm_start.", "classifier.guide.")
+GUIDE = "classifier.guide."
+TRAINING_STATE = ("classifier.bank.memory.", "classifier.bank.warm_start.", GUIDE)
 # State that is fitted after training.
 CALIBRATION = ("feature_distance.", "max_logit_moments.")
 
@@ -75,11 +76,16 @@ class Checkpointer(DetectionCheckpointer):
                 "MODEL.WEIGHTS: evaluation needs the weights of a trained model; add MODEL.WEIGHTS FILE to "
                 "the command"
             )
-        self._dispensable = TRAINING_STATE if calibrated else TRAINING_STATE + CALIBRATION
+        self._dispensable = self._training_state() + (() if calibrated else CALIBRATION)
         try:
             self.load(path)
         finally:
             self._dispensable = None
+
+    def _training_state(self) -> tuple[str, ...]:
+        """Prefixes of the tensors that only further training of this model needs."""
+        speaks = getattr(getattr(self.model, "classifier", None), "logits_from", None) == "softmax"
+        return tuple(prefix for prefix in TRAINING_STATE if not (speaks and prefix == GUIDE))
 
     # While a load must be complete: prefixes of tensors that may be missing all the same.
     _dispensable: tuple[str, ...] | None = None

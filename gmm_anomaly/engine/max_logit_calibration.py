@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -31,19 +30,16 @@ def calibrate_max_logits(cfg: CfgNode, model: nn.Module) -> None:
     if cfg.TEST.SML_IMAGES < 1:
         raise ValueError(f"TEST.SML_IMAGES: expected at least 1, found {cfg.TEST.SML_IMAGES}")
     images = TrainingImages(cfg)
-    count = min(cfg.TEST.SML_IMAGES, len(images))
-    chosen = np.unique(np.linspace(0, len(images) - 1, count).astype(int))[
-        comm.get_rank() :: comm.get_world_size()
-    ]
+    chosen = images.evenly_spaced(cfg.TEST.SML_IMAGES)
     classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
-    sums = torch.zeros(3, classes, dtype=torch.float64, device=model.device)
+    sums = torch.zeros(3, classes, dtype=torch.float64, device=moments.mean.device)
     training = model.training
     model.eval()
     try:
         for index in tqdm(
             chosen, desc="Measuring largest logits", unit="image", disable=not comm.is_main_process()
         ):
-            item = images[int(index)]
+            item = images[index]
             largest, predicted = model([{"image": item["image"]}])[0]["sem_seg"].max(dim=0)
             known = item["sem_seg"].to(model.device) < classes
             values, where = largest[known].double(), predicted[known]

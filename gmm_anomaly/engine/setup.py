@@ -67,8 +67,8 @@ def _check(cfg: CfgNode) -> None:
         given.add(MAX_LOGIT_MOMENTS)
         if cfg.MODEL.CLASSIFIER.NAME == "gmm":
             given.add(LOG_DENSITY)
-    if cfg.MODEL.FEATURE_DISTANCE.FEATURES:
-        given.add(FEATURE_DISTANCE)
+        if cfg.MODEL.FEATURE_DISTANCE.FEATURES:
+            given.add(FEATURE_DISTANCE)
     get_scores(cfg.TEST.SCORES, given=given)
     check_postprocesses(cfg)
     check_num_classes(cfg)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from torch.utils.data import Dataset
 
 from gmm_anomaly.data import SegmentationMapper
@@ -27,6 +29,11 @@ class TrainingImages(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def evenly_spaced(self, count: int) -> list[int]:
+        """This rank's share of at most ``count`` evenly spaced images, by index."""
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
+        return chosen[comm.get_rank() :: comm.get_world_size()].tolist()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         mapped = self.mapper(self.records[index])

@@ -14,7 +14,7 @@ def postprocesses_for(cfg: CfgNode, dataset_name: str) -> list[str]:
 
 
 def reported_scores(cfg: CfgNode, dataset_name: str) -> list[str]:
-    """Names of the scores reported on a data set: ``TEST.SCORES``, then each again after the post-processes."""
+    """Names of the scores reported on a data set: ``TEST.SCORES``, then each after the post-processes."""
     names = list(cfg.TEST.SCORES)
     chain = postprocesses_for(cfg, dataset_name)
     return names + [chain_name(name, chain) for name in names] if chain else names

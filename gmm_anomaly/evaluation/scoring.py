@@ -92,8 +92,7 @@ class AnomalyScorer(nn.Module):
         return self._named(result, [score(outputs) for score in self.scores.values()])
 
     def _max_logit_moments(self) -> tuple[Tensor, Tensor] | None:
-        measured = getattr(self.model, "max_logit_moments", None)
-        return None if measured is None else measured.moments()
+        return self.model.max_logit_moments.moments() if "sml" in self.scores else None
 
     def _named(self, result: dict[str, Any], maps: Iterable[Tensor]) -> dict[str, Any]:
         scores = dict(zip(self.scores, maps, strict=True))

@@ -100,7 +100,7 @@ class TiedGaussians(nn.Module):
             UnfittedMixtureError: before :meth:`fit`.
         """
         if not self.is_fitted:
-            raise UnfittedMixtureError("TiedGaussians: not fitted yet; call fit() with statistics of features")
+            raise UnfittedMixtureError("TiedGaussians: not fitted; call fit() with statistics of features")
         with torch.autocast(device_type=features.device.type, enabled=False):
             whitened = (features.float() - self.centre) @ self.whitening
             norms = self.whitened_means.square().sum(1).masked_fill(~self.seen, torch.inf)

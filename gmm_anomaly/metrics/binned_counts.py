@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from gmm_anomaly.metrics.protocols import FprRule
 from gmm_anomaly.metrics.runs import Runs
+from gmm_anomaly.metrics.state import array
 
 _BITS = 22
 _CHUNK = 2**22  # runs counted at once, which bounds the working memory
@@ -75,6 +78,12 @@ class BinnedCounts:
         if not len(first):
             return self
         return BinnedCounts(*(way.reduceat(joined[name][order], first) for name, way in ways.items()))
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> BinnedCounts:
+        """The counts whose :meth:`state` this is."""
+        counts = [array(state, name, np.int64) for name in ("bins", "negative", "positive")]
+        return cls(*counts, *(array(state, name, np.float32) for name in ("low", "high")))
 
     def state(self) -> dict[str, np.ndarray]:
         """The attributes by name."""

@@ -125,12 +125,12 @@ class CalibrationMetrics:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> CalibrationMetrics:
-        """The metrics whose :meth:`state` this is, also after ``numpy.savez`` and ``numpy.load``."""
+        """The metrics whose :meth:`state` this is, also read back from ``.npz``, JSON or torch."""
         check_header(state, "CalibrationMetrics")
         metrics = cls(scalar(state, "num_bins"), scalar(state, "ignore_label"))
         metrics.images = scalar(state, "images")
         metrics._pixels, metrics._correct, metrics._confidence = (
-            array(state, name).copy() for name in ("pixels", "correct", "confidence")
+            array(state, name, np.int64).copy() for name in ("pixels", "correct", "confidence")
         )
         return metrics
 

@@ -186,12 +186,14 @@ class ComponentMetrics:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> ComponentMetrics:
-        """The metrics whose :meth:`state` this is, also after ``numpy.savez`` and ``numpy.load``."""
+        """The metrics whose :meth:`state` this is, also read back from ``.npz``, JSON or torch."""
         check_header(state, "ComponentMetrics")
         names = ("min_prediction_size", "min_anomaly_size", "threshold")
         metrics = cls(*(scalar(state, name) for name in names))
         metrics.frames = scalar(state, "frames")
-        metrics._anomalies, metrics._predictions = [array(state, "anomalies")], [array(state, "predictions")]
+        metrics._anomalies, metrics._predictions = (
+            [array(state, name, np.int64).reshape(-1, 2)] for name in ("anomalies", "predictions")
+        )
         return metrics
 
     def compute(self) -> dict[str, Any]:

@@ -99,13 +99,13 @@ class ConfusionMetrics:
         return {name: getattr(self, name) for name in (*names, "class_names")}
 
     def state(self) -> State:
-        """Everything counted so far, as numbers, strings and arrays (no class names: an empty one)."""
-        settings = self.settings() | {"class_names": np.array(self.class_names or [], dtype=np.str_)}
+        """Everything counted so far, as numbers, strings and arrays (no class names: an empty list)."""
+        settings = self.settings() | {"class_names": self.class_names or []}
         return header("ConfusionMetrics") | settings | {"images": self.images, "counts": self._counts.copy()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> ConfusionMetrics:
-        """The metrics whose :meth:`state` this is, also after ``numpy.savez`` and ``numpy.load``."""
+        """The metrics whose :meth:`state` this is, also read back from ``.npz``, JSON or torch."""
         check_header(state, "ConfusionMetrics")
         metrics = cls(
             scalar(state, "num_classes"),
@@ -114,7 +114,7 @@ class ConfusionMetrics:
             scalar(state, "convention"),
         )
         metrics.images = scalar(state, "images")
-        metrics._counts = array(state, "counts").copy()
+        metrics._counts = array(state, "counts", np.int64).copy()
         return metrics
 
     def compute(self) -> dict[str, Any]:

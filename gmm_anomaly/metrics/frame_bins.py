@@ -125,8 +125,8 @@ class FrameBins:
 
     def load(self, state: Mapping[str, Any]) -> None:
         self._pooled = (
-            Runs(array(state, "negative_thresholds"), array(state, "negative_counts")),
-            Runs(array(state, "positive_thresholds"), array(state, "positive_counts")),
+            Runs.from_state(state, "negative_thresholds", "negative_counts", np.float64),
+            Runs.from_state(state, "positive_thresholds", "positive_counts", np.float64),
         )
         self.dropped = int(array(state, "dropped"))
 

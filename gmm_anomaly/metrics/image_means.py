@@ -53,7 +53,7 @@ class ImageMeans:
 
     def load(self, state: Mapping[str, Any]) -> None:
         self._pooled.load(state)
-        self._sums = array(state, "image_sums").copy()
+        self._sums = array(state, "image_sums", np.int64).copy()
         self.images = int(array(state, "images_used"))
 
     def totals(self) -> tuple[Ranked, Runs]:

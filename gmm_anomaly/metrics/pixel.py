@@ -104,7 +104,7 @@ class PixelMetrics:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> PixelMetrics:
-        """The metrics whose :meth:`state` this is, also after ``numpy.savez`` and ``numpy.load``."""
+        """The metrics whose :meth:`state` this is, also read back from ``.npz``, JSON or torch."""
         check_header(state, "PixelMetrics")
         metrics = cls(
             cast(ProtocolName, scalar(state, "protocol")),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
+
+from gmm_anomaly.metrics.state import array
 
 # Merging walks through blocks of this many entries, which stay in the cache and bound the working memory.
 _BLOCK = 2**16
@@ -34,6 +38,11 @@ class Runs:
     @classmethod
     def empty(cls, dtype: type = np.float32) -> Runs:
         return cls(np.empty(0, dtype), np.empty(0, np.int64))
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], values: str, counts: str, dtype: DTypeLike) -> Runs:
+        """The runs whose arrays stand in ``state`` under the keys ``values`` and ``counts``."""
+        return cls(array(state, values, dtype), array(state, counts, np.int64))
 
     @classmethod
     def from_scores(cls, scores: np.ndarray) -> Runs:

@@ -52,8 +52,8 @@ class HalfCounts:
         return {"negative_counts": self._negative.copy(), "positive_counts": self._positive.copy()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self._negative = array(state, "negative_counts").copy()
-        self._positive = array(state, "positive_counts").copy()
+        self._negative = array(state, "negative_counts", np.int64).copy()
+        self._positive = array(state, "positive_counts", np.int64).copy()
 
     def totals(self) -> tuple[Runs, Runs]:
         return Runs.from_half_counts(self._negative), Runs.from_half_counts(self._positive)
@@ -113,12 +113,11 @@ class FloatCounts:
 
     def load(self, state: Mapping[str, Any]) -> None:
         if array(state, "binned"):
-            names = ("bins", "negative", "positive", "low", "high")
-            self._bins = BinnedCounts(*(array(state, name) for name in names))
+            self._bins = BinnedCounts.from_state(state)
         else:
             self._runs = (
-                Runs(array(state, "negative_scores"), array(state, "negative_counts")),
-                Runs(array(state, "positive_scores"), array(state, "positive_counts")),
+                Runs.from_state(state, "negative_scores", "negative_counts", np.float32),
+                Runs.from_state(state, "positive_scores", "positive_counts", np.float32),
             )
 
     def totals(self) -> tuple[Ranked, Runs]:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-# What a state is: plain numbers, strings and arrays, so that it can be pickled, saved by numpy.savez, sent to
-# a rank.
+# What a state is: plain numbers, strings, lists of strings and arrays of numbers. So it can be pickled, sent
+# to a rank, saved by numpy.savez, by json with the arrays as lists, and by torch with the arrays as tensors.
 State = dict[str, Any]
 
 FORMAT = 1
@@ -48,9 +49,10 @@ def scalar(state: Mapping[str, Any], key: str) -> Any:
     return array(state, key).item()
 
 
-def array(state: Mapping[str, Any], key: str) -> np.ndarray:
-    """The array under ``key``. Raises ValueError naming the key where it is missing."""
+def array(state: Mapping[str, Any], key: str, dtype: DTypeLike | None = None) -> np.ndarray:
+    """The array under ``key``, with its ``dtype`` if JSON lost it. Raises ValueError without the key."""
     try:
-        return np.asarray(state[key])
+        found = state[key]
     except KeyError:
         raise ValueError(f"the state lacks {key!r}; it holds {sorted(state)}") from None
+    return np.asarray(found, dtype)

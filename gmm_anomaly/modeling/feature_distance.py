@@ -65,7 +65,7 @@ class FeatureDistance(nn.Module):
         """
         if not self.is_fitted:
             raise UnfittedMixtureError(
-                "the distances of backbone features (MODEL.FEATURE_DISTANCE.FEATURES) are not fitted yet; fit "
+                "the distances of backbone features (MODEL.FEATURE_DISTANCE.FEATURES) are not fitted; fit "
                 "them with train_net.py --calibrate MODEL.WEIGHTS FILE"
             )
         size = max((pyramid[name].shape[-2:] for name in self.names), key=lambda hw: hw[0] * hw[1])
@@ -82,8 +82,8 @@ def build_feature_distance(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> Featur
     unknown = [name for name in names if name not in shapes]
     if unknown:
         raise ValueError(
-            f"MODEL.FEATURE_DISTANCE.FEATURES: expected some of the backbone's features ({', '.join(shapes)}), "
-            f"found {', '.join(unknown)}"
+            "MODEL.FEATURE_DISTANCE.FEATURES: expected some of the backbone's features "
+            f"({', '.join(shapes)}), found {', '.join(unknown)}"
         )
     if not names:
         return None

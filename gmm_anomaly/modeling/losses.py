@@ -23,7 +23,9 @@ def pixel_cross_entropy(
     Returns:
         A scalar; zero, with gradient zero, when no pixel is labelled.
     """
-    logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    # Contiguous while it is small: the softmax over classes would copy the full-size maps of any other layout.
+    logits = logits.float().contiguous()
+    logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     losses = F.cross_entropy(logits, labels, ignore_index=ignore_label, reduction="none")
     count = (labels != ignore_label).sum().clamp(min=1) if average == "valid" else max(losses.numel(), 1)
     return losses.sum() / count

@@ -19,8 +19,8 @@ from .classifiers import PixelClassifier, build_classifier
 from .decoders import build_decoder
 from .evidence import ImageEvidence, PixelEvidence
 from .feature_distance import FeatureDistance, build_feature_distance
-from .max_logit_moments import MaxLogitMoments, build_max_logit_moments
 from .inference_mode import InferenceMode
+from .max_logit_moments import MaxLogitMoments, build_max_logit_moments
 from .restoration import Look, Restoration
 
 IGNORE_LABEL = 255

@@ -26,8 +26,8 @@ class PixelOutputs:
         log_density: (..., C, H, W) float32 class log-densities in nats, where the classifier is generative.
         feature_distance: (..., H, W) float32, where the model measures distances on backbone features: their
             standardised logarithms, summed over the levels.
-        evidence_moments: mean and standard deviation of ``-max_c log p(x|c)`` (of the energy, for a classifier
-            without densities) over labelled training pixels, where ``feature_distance`` is.
+        evidence_moments: mean and standard deviation of ``-max_c log p(x|c)`` (of the energy, for a
+            classifier without densities) over labelled training pixels, where ``feature_distance`` is.
         max_logit_moments: (C,) mean and (C,) standard deviation of the largest logit of the training pixels
             predicted as each class, where the model has measured them.
         masks: the masks and their classes, of one image, where the model is a mask model.

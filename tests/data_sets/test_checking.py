@@ -150,7 +150,7 @@ def test_scripts(tmp_path, make_pairs):
     assert "own_anomalies  present       2 frames" in done.stdout
 
 
-@pytest.mark.parametrize("script", ["prepare_fishyscapes_static.py", "prepare_coco_stuff10k.py"])
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "datasets").glob("prepare_*.py")))
 def test_preparation_scripts_are_thin(script, monkeypatch, capsys):
     """Run in this process: they hand over to the tested ``main``, with its exit status."""
     import runpy

@@ -17,7 +17,7 @@ from gmm_anomaly.data import (
     read_image,
     read_label,
 )
-from gmm_anomaly.data.prepare_fishyscapes import main, prepare_static, static_image
+from gmm_anomaly.data.prepare_fishyscapes import main, prepare_static, read_overlay, static_image
 
 FRAMES = ("04_Maurener_Weg_8_000000_000030", "13_Elly_Beinhorn_Str_000000_000210")
 CITY_FRAMES = ("frankfurt_000001_046504", "munster_000012_000019")
@@ -160,14 +160,23 @@ def test_preparation_resumes_and_checks(static, datasets_root, save_image):
         prepare_static(static, cities, check=True)
 
 
-def test_interrupted_preparation_leaves_no_half_image(static, datasets_root, monkeypatch):
+def test_interrupted_preparation_leaves_no_half_image(static, datasets_root, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("PIL.Image.Image.save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        prepare_static(static, datasets_root / "cityscapes")
+    assert main(["--version", "3"]) == 130
+    assert "the same command goes on where it stopped" in capsys.readouterr().err
     assert not list((static / "images").iterdir())
+    monkeypatch.undo()
+    assert prepare_static(static, datasets_root / "cityscapes") == 2
+
+
+def test_fractions_of_an_overlay_are_cut_off(tmp_path):
+    """As the benchmark's code does."""
+    path = tmp_path / "0000_x_rgb.npz"
+    np.savez(path, rgb=np.array([[[-1.9, 0.5, 254.9]]]))
+    assert read_overlay(path).tolist() == [[[-1, 0, 254]]]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +190,8 @@ def test_interrupted_preparation_leaves_no_half_image(static, datasets_root, mon
         ("two overlays", "found 2"),
         ("broken overlay", "rgb.npz is no overlay with the key 'rgb'"),
         ("other key", "rgb.npz is no overlay with the key 'rgb'"),
-        ("float overlay", r"expected integers of shape \(height, width, 3\), found float64"),
+        ("flat overlay", r"expected numbers of shape \(height, width, 3\), found int16 \(10, 14\)"),
+        ("undefined overlay", "overlay holds NaN or infinities"),
         ("other size", "are of different sizes: overlay 14 x 9, frame 14 x 10, label 14 x 10"),
     ],
 )
@@ -199,8 +209,10 @@ def test_preparation_names_what_is_wrong(static, datasets_root, capsys, damage, 
         path.write_bytes(path.read_bytes()[:100])
     elif damage == "other key":
         np.savez(path, image=overlay(1))
-    elif damage == "float overlay":
-        np.savez(path, rgb=overlay(1).astype(float))
+    elif damage == "flat overlay":
+        np.savez(path, rgb=overlay(1)[:, :, 0])
+    elif damage == "undefined overlay":
+        np.savez(path, rgb=np.full((10, 14, 3), np.nan))
     else:
         np.savez(path, rgb=overlay(1)[:9])
     assert main(["--version", "3"]) == 1

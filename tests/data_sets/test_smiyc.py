@@ -9,7 +9,7 @@ import pytest
 from detectron2.data import MetadataCatalog
 
 from gmm_anomaly.data import LayoutError, get_records, read_label
-from gmm_anomaly.data.smiyc import in_obstacle_split
+from gmm_anomaly.data.road_obstacle21 import in_split
 
 ANOMALY_FRAMES = ("validation0000", "validation0009", "zebra0000", "cones0003")
 OBSTACLE_FRAMES = (
@@ -61,7 +61,7 @@ def test_splits_of_the_obstacle_track(obstacle_track):
 
 
 def test_validation_frames_that_the_benchmark_leaves_out(obstacle_track, save_image):
-    numbers = [number for number in range(1, 41) if in_obstacle_split(f"validation_{number}", "validation")]
+    numbers = [number for number in range(1, 41) if in_split(f"validation_{number}", "validation")]
     assert numbers == [*range(1, 19), 20, *range(30, 41)]
     assert len(numbers) == 30
     make_track(obstacle_track, ["validation_19", "validation_25"], ".webp", save_image)

@@ -49,7 +49,8 @@ def test_the_covariance_is_that_of_linear_discriminant_analysis(sample):
     oracle = LinearDiscriminantAnalysis(solver="lsqr").fit(features, labels).covariance_
     oracle = oracle + SHRINKAGE * np.diag(oracle).mean() * np.eye(DIM)
     whitening = fitted(features, labels).whitening.double()
-    np.testing.assert_allclose(torch.linalg.inv(whitening @ whitening.T).numpy(), oracle, rtol=1e-4, atol=1e-4)
+    covariance = torch.linalg.inv(whitening @ whitening.T).numpy()
+    np.testing.assert_allclose(covariance, oracle, rtol=1e-4, atol=1e-4)
 
 
 def test_a_class_never_seen_is_no_neighbour(sample):

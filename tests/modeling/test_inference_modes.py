@@ -27,10 +27,15 @@ SCORES = {
     "softmax": ["msp", "energy"],
     "prototype": ["prototype_distance", "msp"],
 }
+OWN_SCORES = {
+    "GMMClassifier": ("gmm_density", lambda got: -got.log_density[0].amax(0)),
+    "SoftmaxClassifier": ("msp", lambda got: 1 - got.logits[0].softmax(0).amax(0)),
+    "PrototypeClassifier": ("prototype_distance", lambda got: 0.5 - got.logits[0].amax(0) / 20),
+}
 MODES = {
     "windows": InferenceMode(window=(64, 48), stride=(40, 32)),
     "looks": InferenceMode(scales=(0.75, 1.0, 1.5), flip=True),
-    "windows and looks": InferenceMode(window=(64, 64), stride=(40, 64), scales=(1.0, 1.25), flip=True),
+    "windows and looks": InferenceMode(window=(64, 96), stride=(40, 80), scales=(1.0, 1.25), flip=True),
 }
 
 
@@ -92,18 +97,21 @@ def resized(maps, size):
     return maps
 
 
-def network(model, image):
-    """Logits, log-densities or None of a normalised (3, H, W) image, and the padded size."""
-    height, width = image.shape[1:]
+def network(model, image, room=(0, 0)):
+    """What a normalised (3, H, W) image padded to ``room`` gives, and its padded size."""
     every = max(model.backbone.size_divisibility, 1)
-    padded = F.pad(image, (0, -width % every, 0, -height % every))[None]
+    height, width = (-(-max(lengths) // every) * every for lengths in zip(room, image.shape[1:], strict=True))
+    padded = F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1]))[None]
     with torch.no_grad():
         found = model.classifier(model.decoder(model.backbone(padded)).features)
-    return found, tuple(padded.shape[-2:])
+    return found, (height, width)
 
 
-def brute_force(model, mode, item, output_size, maps_of):
-    """The mean over looks and windows by explicit loops, of what ``maps_of`` makes of a network's output."""
+def brute_force(model, mode, item, output_size, maps_of, beside=(0, 0)):
+    """The mean over looks and windows by explicit loops, of what ``maps_of`` makes of a network's output.
+
+    Whole images of a batch are padded to one size: ``beside`` is the size of the other one.
+    """
     normalised = (item["image"].float() - model.pixel_mean) / model.pixel_std
     total, number = 0.0, 0
     for scale in mode.scales:
@@ -111,6 +119,7 @@ def brute_force(model, mode, item, output_size, maps_of):
             size = tuple(int(length * scale + 0.5) for length in item["image"].shape[1:])
             image = torch.from_numpy(resized(normalised.double().numpy(), size)).float()
             image = image.flip(-1) if mirrored else image
+            room = (0, 0) if mode.window else tuple(int(length * scale + 0.5) for length in beside)
             window = mode.window or size
             stride = mode.stride or window
             evidence, count = None, np.zeros(size)
@@ -119,7 +128,7 @@ def brute_force(model, mode, item, output_size, maps_of):
                     bottom = min(row * stride[0] + window[0], size[0])
                     right = min(column * stride[1] + window[1], size[1])
                     top, left = max(bottom - window[0], 0), max(right - window[1], 0)
-                    found, padded = network(model, image[:, top:bottom, left:right])
+                    found, padded = network(model, image[:, top:bottom, left:right], room)
                     maps = resized(maps_of(found).double().numpy(), padded)
                     evidence = np.zeros((len(maps), *size)) if evidence is None else evidence
                     evidence[:, top:bottom, left:right] += maps[:, : bottom - top, : right - left]
@@ -132,38 +141,20 @@ def brute_force(model, mode, item, output_size, maps_of):
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 def test_evidence_is_the_mean_over_windows_and_looks(model, look, mode):
-    small, large = images((70, 90), (101, 83))
-    large |= {"height": 57, "width": 121}
-    found = look(mode, [large])[0] if mode.window else look(mode, [small, large])[1]
-    if mode.window:
-        expected = brute_force(model, mode, large, (57, 121), lambda got: got.logits[0])
-    else:
-        # Images of a batch are padded to one size: each alone, padded so.
-        expected = 0
-        batch = [(item["image"].float() - model.pixel_mean) / model.pixel_std for item in (small, large)]
-        for scale, mirrored in mode.looks:
-            sizes = [tuple(int(length * scale + 0.5) for length in image.shape[1:]) for image in batch]
-            image = torch.from_numpy(resized(batch[1].double().numpy(), sizes[1])).float()
-            image = image.flip(-1) if mirrored else image
-            room = [max(lengths) for lengths in zip(*sizes, strict=True)]
-            padded = F.pad(image, (0, room[1] - sizes[1][1], 0, room[0] - sizes[1][0]))
-            got, size = network(model, padded)
-            maps = resized(got.logits[0].double().numpy(), size)[:, : sizes[1][0], : sizes[1][1]]
-            expected = expected + resized(maps[:, :, ::-1] if mirrored else maps, (57, 121))
-        expected = expected / len(mode.looks)
+    first, second = images((70, 90), (101, 83))
+    second |= {"height": 57, "width": 121}
+    found = look(mode, [first, second])[1]
+    expected = brute_force(model, mode, second, (57, 121), lambda got: got.logits[0], beside=(70, 90))
     np.testing.assert_allclose(found["sem_seg"].numpy(), expected, rtol=1e-3, atol=1e-3)
-    if "log_density" in found:
-        assert model.classifier.generative
-        torch.testing.assert_close(found["anomaly_score"], -found["log_density"].amax(0))
-        if mode.window:
-            density = brute_force(model, mode, large, (57, 121), lambda got: got.log_density[0])
-            np.testing.assert_allclose(found["log_density"].numpy(), density, rtol=1e-3, atol=2e-2)
+    assert ("log_density" in found) == model.classifier.generative
+    if model.classifier.generative:
+        density = brute_force(model, mode, second, (57, 121), lambda got: got.log_density[0], beside=(70, 90))
+        np.testing.assert_allclose(found["log_density"].numpy(), density, rtol=1e-3, atol=2e-2)
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 def test_scores_on_features_are_restored_scores(model, look, mode):
-    name = SCORES_IN_NUMPY[type(model.classifier).__name__][0]
-    formula = SCORES_IN_NUMPY[type(model.classifier).__name__][1]
+    name, formula = OWN_SCORES[type(model.classifier).__name__]
     item = {**images((101, 83))[0], "height": 50, "width": 41}
     scores = [name, "max_logit"]
     found = look(dataclasses.replace(mode, score_on="features"), [item], scores)[0]
@@ -174,13 +165,6 @@ def test_scores_on_features_are_restored_scores(model, look, mode):
     torch.testing.assert_close(found["sem_seg"], on_logits["sem_seg"], rtol=1e-5, atol=1e-5)
     # Minus the largest logit is concave: averaging first can only raise it.
     assert (found["anomaly_scores"]["max_logit"] <= on_logits["anomaly_scores"]["max_logit"] + 1e-4).all()
-
-
-SCORES_IN_NUMPY = {
-    "GMMClassifier": ("gmm_density", lambda got: -got.log_density[0].amax(0)),
-    "SoftmaxClassifier": ("msp", lambda got: 1 - got.logits[0].softmax(0).amax(0)),
-    "PrototypeClassifier": ("prototype_distance", lambda got: 0.5 - got.logits[0].amax(0) / 20),
-}
 
 
 @pytest.mark.parametrize("score_on", ["logits", "features"])
@@ -212,12 +196,9 @@ def test_strips_do_not_show(model, look, monkeypatch):
     mode = MODES["windows and looks"]
     item = {**images((75, 90))[0], "height": 61, "width": 77}
     names = SCORES[type(model.classifier).__name__.removesuffix("Classifier").lower()]
-    for score_on in ("logits", "features"):
-        at_once = look(dataclasses.replace(mode, score_on=score_on), [item], names)[0]
-        with monkeypatch.context() as patch:
-            patch.setattr(restoration, "STRIP_VALUES", 3 * CLASSES * 77)
-            in_strips = look(dataclasses.replace(mode, score_on=score_on), [item], names)[0]
-        torch.testing.assert_close(in_strips, at_once, rtol=1e-5, atol=1e-5)
+    at_once = look(mode, [item], names)[0]
+    monkeypatch.setattr(restoration, "STRIP_VALUES", 3 * CLASSES * 77)
+    torch.testing.assert_close(look(mode, [item], names)[0], at_once, rtol=1e-5, atol=1e-5)
 
 
 def test_whole_image_is_interpolated_as_torch_does(model, look):

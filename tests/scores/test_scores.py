@@ -40,8 +40,10 @@ ORACLES = {
 
 
 def test_every_registered_score_has_an_oracle():
-    # Those of mask models have theirs in test_mask_scores.py, those on distances in test_hybrid.py.
-    assert set(known_scores()) == set(ORACLES) | {"maskomaly", "rba", "mask_void", "feature_distance", "hybrid"}
+    # Those of mask models have theirs in test_mask_scores.py, those on distances in test_hybrid.py, that on
+    # moments in test_sml.py.
+    elsewhere = {"maskomaly", "rba", "mask_void", "feature_distance", "hybrid", "sml"}
+    assert set(known_scores()) == set(ORACLES) | elsewhere
 
 
 @pytest.mark.parametrize("name", sorted(ORACLES))

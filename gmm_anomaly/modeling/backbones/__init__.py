@@ -5,15 +5,40 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from detectron2.projects import deeplab  # noqa: F401  (registers build_resnet_deeplab_backbone)
 
 from ..registry import look_up
+from .checkpointing import checkpoint_gradients
+from .freezing import FreezableBackbone, freeze_backbone
+from .mit import MixTransformer, build_mit_backbone
+from .resnet import check_resnet_keys
 from .timm import TimmBackbone, build_timm_backbone
+from .vit import VitBackbone, build_vit_backbone
 
-__all__ = ["TimmBackbone", "build_backbone", "build_timm_backbone"]
+__all__ = [
+    "FreezableBackbone",
+    "MixTransformer",
+    "TimmBackbone",
+    "VitBackbone",
+    "build_backbone",
+    "build_mit_backbone",
+    "build_timm_backbone",
+    "build_vit_backbone",
+]
 
 
 def build_backbone(cfg: CfgNode) -> Backbone:
-    """The backbone ``MODEL.BACKBONE.NAME`` names, for images with the channels of ``MODEL.PIXEL_MEAN``."""
+    """The backbone ``MODEL.BACKBONE.NAME`` names, for images with the channels of ``MODEL.PIXEL_MEAN``.
+
+    ``FREEZE_AT`` is the builders' to follow; ``FREEZE`` and ``GRADIENT_CHECKPOINTING`` are followed here.
+
+    Raises:
+        ValueError: an unknown name, or keys that do not fit it.
+    """
     builder = look_up(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
-    return builder(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+    check_resnet_keys(cfg)
+    backbone = builder(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+    if cfg.MODEL.BACKBONE.FREEZE:
+        freeze_backbone(backbone)
+    if cfg.MODEL.BACKBONE.GRADIENT_CHECKPOINTING:
+        checkpoint_gradients(backbone)
+    return backbone

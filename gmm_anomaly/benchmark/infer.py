@@ -1,0 +1,70 @@
+"""Inference: one image with the gmm classifier against its softmax twin, side by side, scored on logits and
+on features."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.modeling import build_model
+
+from gmm_anomaly.evaluation.scoring import AnomalyScorer
+
+from .readiness import make_ready
+from .timing import environment, ratio, side_by_side, summary
+from .twins import add_arguments, clock, print_times, random_image, settings, twin_config
+
+__all__ = ["add_arguments", "run"]
+
+WANTED = 1.05
+
+
+class Inference:
+    """Calls score the same images with one twin: class logits at full size, and its own anomaly score."""
+
+    def __init__(self, args: argparse.Namespace, classifier: str) -> None:
+        cfg = twin_config(args, classifier)
+        torch.manual_seed(0)
+        model = build_model(cfg).eval()
+        if cfg.MODEL.CHANNELS_LAST:
+            model = model.to(memory_format=torch.channels_last)
+        make_ready(model)
+        self.scorer = AnomalyScorer.from_config(cfg, model)
+        self.batch = [{"image": random_image(args.size, seed)} for seed in range(args.batch)]
+
+    def on(self, score_on: str) -> Callable[[], None]:
+        """The call with ``TEST.SCORE_ON`` so."""
+
+        @torch.no_grad()
+        def call() -> None:
+            model = self.scorer.model
+            model.inference = dataclasses.replace(model.inference, score_on=score_on)
+            self.scorer(self.batch)
+
+        return call
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    torch.set_num_threads(args.threads)
+    cfg = twin_config(args, "gmm")
+    twins = {name: Inference(args, name) for name in ("softmax", "gmm")}
+    calls = {
+        f"{name}, on {score_on}": twin.on(score_on)
+        for score_on in ("logits", "features")
+        for name, twin in twins.items()
+    }
+    seconds = side_by_side(calls, args.repeats, clock(cfg.MODEL.DEVICE))
+    times = {name: summary(values)._asdict() for name, values in seconds.items()}
+    ratios = {
+        f"gmm / softmax, on {score_on}": ratio(
+            seconds[f"gmm, on {score_on}"], seconds[f"softmax, on {score_on}"]
+        )._asdict()
+        for score_on in ("logits", "features")
+    }
+    given = settings(args, cfg)
+    print(f"one inference, {given['config']}, {args.batch} x {args.size[0]}x{args.size[1]}")
+    print_times(times, ratios, WANTED)
+    return {"settings": given, "environment": environment([torch]), "seconds": times, "ratios": ratios}

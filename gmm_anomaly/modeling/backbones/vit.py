@@ -1,0 +1,142 @@
+"""Plain Vision Transformers of timm under a simple feature pyramid (Li et al., "Exploring Plain Vision
+Transformer Backbones for Object Detection", ECCV 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .freezing import FreezableBackbone
+from .timm_weights import load_timm_weights
+
+STRIDE = 16
+PATCHES = (14, 16)
+LEVELS = {"p2": 4.0, "p3": 2.0, "p4": 1.0, "p5": 0.5}
+KEY = "MODEL.VIT.WEIGHTS"
+
+
+class PlainVit(Backbone):
+    """The last map of a plain Vision Transformer, after its norm, at stride 16, under the name ``last``.
+
+    With patches of 14 pixels the image is reduced to 14/16 first, so that there is one patch for every 16
+    pixels of the image, at its place, and strides are exact. Position embeddings are resampled to the size
+    of the map.
+
+    Args:
+        name: timm model name, with patches of 14 or 16 pixels.
+        drop_path: stochastic depth of the last block.
+        weights: "" (random), "hub", a file, or "package:NAME/FILE"; see :func:`load_timm_weights`.
+        in_channels: channels of the image.
+
+    Raises:
+        ValueError: a model timm does not know, or that is no plain ViT with such patches.
+    """
+
+    def __init__(self, name: str, *, drop_path: float = 0.0, weights: str = "", in_channels: int = 3) -> None:
+        super().__init__()
+        import timm
+
+        try:
+            self.vit = timm.create_model(
+                name,
+                pretrained=weights == "hub",
+                num_classes=0,
+                global_pool="",
+                in_chans=in_channels,
+                dynamic_img_size=True,
+                drop_path_rate=drop_path,
+            )
+            patch = tuple(self.vit.patch_embed.patch_size)
+        except Exception as error:
+            raise ValueError(
+                f"MODEL.VIT.NAME: timm cannot build a plain ViT {name!r} for images of any size: {error}. "
+                'timm.list_models("vit_*") names the known models'
+            ) from error
+        if patch not in [(size, size) for size in PATCHES]:
+            raise ValueError(f"MODEL.VIT.NAME: expected patches of 14 or 16 pixels, {name} has {patch}")
+        if weights not in ("", "hub"):
+            load_timm_weights(self.vit, name, weights, KEY)
+        self.patch_size = patch[0]
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """x: (B, 3, H, W) normalised images, multiples of 16 -> {"last": (B, D, H / 16, W / 16)}."""
+        if self.patch_size != STRIDE:
+            size = [length // STRIDE * self.patch_size for length in x.shape[-2:]]
+            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        last = self.vit.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
+        return {"last": last[0]}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {"last": ShapeSpec(channels=self.vit.embed_dim, stride=STRIDE)}
+
+
+class VitBackbone(SimpleFeaturePyramid, FreezableBackbone):
+    """Features of strides 4, 8, 16 and 32 under the names ``p2`` to ``p5``, from the last map of a plain ViT.
+
+    ``FREEZE_AT`` 1 freezes the embeddings of patches and positions, 2 to 5 the first quarter to all of the
+    transformer. The pyramid stays trainable.
+
+    Args:
+        net: the transformer.
+        out_channels: channels of every level.
+        out_features: levels to give; others get no parameters.
+
+    Raises:
+        ValueError: unknown levels, or none.
+    """
+
+    def __init__(
+        self, net: PlainVit, *, out_channels: int = 256, out_features: Sequence[str] = tuple(LEVELS)
+    ) -> None:
+        if not out_features or not set(out_features) <= set(LEVELS):
+            raise ValueError(
+                f"MODEL.VIT.OUT_FEATURES: expected some of {', '.join(LEVELS)}, found {list(out_features)}"
+            )
+        super().__init__(
+            net=net, in_feature="last", out_channels=out_channels, scale_factors=list(LEVELS.values())
+        )
+        # Levels nobody asked for go: parameters without a gradient break data parallelism.
+        self.stages = [
+            stage for stage, level in zip(self.stages, LEVELS, strict=True) if level in out_features
+        ]
+        self._out_features = [level for level in LEVELS if level in out_features]
+        for level in set(LEVELS) - set(out_features):
+            delattr(self, f"simfp_{level.removeprefix('p')}")
+
+    @property
+    def size_divisibility(self) -> int:
+        return 32
+
+    def stage_parts(self) -> list[list[nn.Module | nn.Parameter]]:
+        vit = self.net.vit
+        blocks = list(vit.blocks)
+        stem: list[nn.Module | nn.Parameter] = [
+            part
+            for name in ("patch_embed", "pos_drop", "norm_pre", "cls_token", "reg_token", "pos_embed")
+            if isinstance(part := getattr(vit, name, None), (nn.Module, nn.Parameter))
+        ]
+        ends = [len(blocks) * quarter // 4 for quarter in range(5)]
+        quarters = [blocks[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        return [stem, *quarters[:3], [vit]]
+
+    def set_grad_checkpointing(self) -> None:
+        """By block."""
+        self.net.vit.set_grad_checkpointing(True)
+
+
+@BACKBONE_REGISTRY.register()
+def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> VitBackbone:
+    """``MODEL.BACKBONE.NAME`` "build_vit_backbone": keys ``MODEL.VIT.*``."""
+    keys = cfg.MODEL.VIT
+    net = PlainVit(
+        keys.NAME, drop_path=keys.DROP_PATH, weights=keys.WEIGHTS, in_channels=input_shape.channels
+    )
+    backbone = VitBackbone(net, out_channels=keys.OUT_CHANNELS, out_features=keys.OUT_FEATURES)
+    backbone.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
+    return backbone

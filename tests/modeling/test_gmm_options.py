@@ -1,0 +1,104 @@
+"""Options of the GMM classifier: assignment, embedding, where logits come from, contrast with draws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gmm_anomaly.gmm import GaussianMixtureBank, sinkhorn_assign_all
+from gmm_anomaly.modeling import GMMClassifier
+from gmm_anomaly.modeling.sampled_contrast import SampledContrast
+
+CLASSES, COMPONENTS, DIM = 3, 2, 6
+
+
+def classifier(in_channels=DIM, **options):
+    torch.manual_seed(0)
+    bank = GaussianMixtureBank(CLASSES, COMPONENTS, DIM, memory_size=60, samples_per_update=30)
+    made = GMMClassifier(in_channels, bank, dropout=0.0, **options)
+    made(torch.randn(1, in_channels, 4, 4))
+    return made
+
+
+def batch(in_channels=DIM):
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(2, in_channels, 8, 9, generator=generator)
+    labels = torch.randint(0, CLASSES, (2, 16, 18), generator=generator)
+    labels[:, :4] = 255
+    return features, labels
+
+
+def fitted(**options):
+    made = classifier(**options)
+    made.losses(*batch())
+    made.bank.update()
+    return made
+
+
+def test_plain_em_takes_the_largest_responsibility():
+    own = torch.randn(50, COMPONENTS, generator=torch.Generator().manual_seed(0)) * 5
+    labels = torch.arange(50) % CLASSES
+    responsibility = own.double().softmax(dim=1)
+    assert torch.equal(classifier(assignment="em").assign(own, labels), responsibility.argmax(1))
+    balanced, _ = sinkhorn_assign_all(own, labels, CLASSES)
+    assert torch.equal(classifier(assignment="sinkhorn").assign(own, labels), balanced)
+    # All pixels nearer to the first component: EM leaves the second one empty, Sinkhorn does not.
+    near = torch.stack([torch.zeros(40), -torch.linspace(1, 2, 40)], 1)
+    labels = torch.zeros(40, dtype=torch.long)
+    assert classifier(assignment="em").assign(near, labels).unique().tolist() == [0]
+    assert classifier(assignment="sinkhorn").assign(near, labels).unique().tolist() == [0, 1]
+
+
+def test_without_projection_the_embedding_is_the_normalised_feature():
+    made = classifier(projection="none")
+    assert not [name for name, _ in made.named_parameters() if name.startswith("project")]
+    features, _ = batch()
+    expected = F.normalize(F.layer_norm(features.permute(0, 2, 3, 1).reshape(-1, DIM), (DIM,)), dim=1)
+    torch.testing.assert_close(made.embed(features), expected)
+
+
+def test_logits_of_the_softmax_beside_the_mixtures():
+    made = fitted(projection="none", logits_from="softmax").eval()
+    features, _ = batch()
+    with torch.no_grad():
+        found = made(features)
+        expected = made.guide.predictor(features)
+        made.logits_from = "density"
+        density = made(features)
+    torch.testing.assert_close(found.logits, expected)
+    torch.testing.assert_close(found.log_density, density.log_density)
+    torch.testing.assert_close(made.anomaly_score(found), -density.log_density.amax(1))
+    # It learns with a weight only, and data parallelism never waits for it.
+    assert not any(p.requires_grad for p in made.guide.parameters())
+    learning = classifier(logits_from="softmax", guide_weight=1.0).guide
+    assert all(p.requires_grad for p in learning.parameters())
+
+
+def test_contrast_with_draws_is_a_loss_while_its_factor_is_positive():
+    contrast = SampledContrast(weight=0.05, min_fill=0.1)
+    made = fitted(projection="mlp", norm="", sampled_contrast=contrast)
+    assert "loss_sampled_contrast" not in made.losses(*batch())
+    contrast.factor = 1.0
+    features, labels = batch()
+    before = {name: value.clone() for name, value in made.bank.state_dict().items()}
+    loss = made.losses(features.requires_grad_(), labels)["loss_sampled_contrast"]
+    loss.backward()
+    assert 0 < loss < 0.05 * 20
+    assert features.grad.abs().sum() > 0
+    assert all(torch.equal(value, before[name]) for name, value in made.bank.state_dict().items())
+    # A batch without a label has the loss too, so that all ranks report the same terms.
+    assert made.losses(features, torch.full_like(labels, 255))["loss_sampled_contrast"].item() == 0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"assignment": "hard"}, 'MODEL.GMM.ASSIGNMENT: expected "sinkhorn" or "em", found \'hard\''),
+        ({"logits_from": "guide"}, 'MODEL.GMM.LOGITS: expected "density" or "softmax", found \'guide\''),
+        ({"projection": "conv"}, "MODEL.GMM.PROJECTION: expected .*\"none\", found 'conv'"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        classifier(**options)

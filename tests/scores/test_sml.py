@@ -1,0 +1,103 @@
+"""Standardized max logits against loops in float64, their moments against every training pixel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+
+from gmm_anomaly.data import get_records, read_image, read_label
+from gmm_anomaly.engine import build_config, calibrate
+from gmm_anomaly.evaluation.scoring import AnomalyScorer
+from gmm_anomaly.modeling.max_logit_moments import MaxLogitMoments, UncalibratedError
+from gmm_anomaly.scores import LOGITS, MAX_LOGIT_MOMENTS, PixelOutputs, get_scores, sml_score
+
+CLASSES = 10
+
+
+def test_score_is_its_formula():
+    rng = np.random.default_rng(0)
+    logits, means, stds = rng.normal(size=(5, 6, 7)) * 3, rng.normal(size=5), rng.uniform(0.5, 2, size=5)
+    expected = np.empty((6, 7))
+    for y in range(6):
+        for x in range(7):
+            best = logits[:, y, x].argmax()
+            expected[y, x] = -(logits[best, y, x] - means[best]) / stds[best]
+    arguments = [torch.from_numpy(part.astype(np.float32)) for part in (logits, means, stds)]
+    np.testing.assert_allclose(sml_score(*arguments).numpy(), expected, rtol=1e-4, atol=1e-5)
+    outputs = PixelOutputs(torch.stack([arguments[0]] * 2), max_logit_moments=(arguments[1], arguments[2]))
+    found = get_scores(["sml"], given={LOGITS, MAX_LOGIT_MOMENTS})["sml"](outputs)
+    torch.testing.assert_close(found[1], sml_score(*arguments))
+
+
+def test_classes_of_unequal_confidence_come_to_one_scale():
+    # A confident class one deviation below its mean, and a timid one above: only the first is anomalous.
+    logits = torch.tensor([[[8.0, 0.0]], [[0.0, 2.0]]])
+    found = sml_score(logits, torch.tensor([10.0, 1.0]), torch.tensor([2.0, 0.5]))
+    torch.testing.assert_close(found, torch.tensor([[1.0, -2.0]]))
+
+
+def test_classes_hardly_predicted_share_the_moments_of_all():
+    moments = MaxLogitMoments(4)
+    with pytest.raises(UncalibratedError, match="--calibrate"):
+        moments.moments()
+    values = [np.array([1.0, 2, 6]), np.array([4.0]), np.array([]), np.array([3.0, 3.0])]
+    sums = [torch.tensor([float((v**power).sum()) for v in values]).double() for power in range(3)]
+    moments.fit(*sums)
+    mean, std = moments.moments()
+    everything = np.concatenate(values)
+    torch.testing.assert_close(mean, torch.tensor([3.0] + [everything.mean()] * 3).float())
+    torch.testing.assert_close(std, torch.tensor([values[0].std()] + [everything.std()] * 3).float())
+    with pytest.raises(ValueError, match="found 0 pixels"):
+        moments.fit(*torch.zeros(3, 4, dtype=torch.float64))
+
+
+def test_moments_are_those_of_every_labelled_pixel(tmp_path):
+    cfg = build_config(
+        "configs/synthetic/effnetlite0_deeplabv3plus_softmax.yaml",
+        [
+            "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.FEATURE_DISTANCE.FEATURES", [],
+            "MODEL.CHANNELS_LAST", False, "TEST.SCORES", ["sml", "energy"], "TEST.SML_IMAGES", 7,
+            "DATASETS.SYNTHETIC.NUM_TRAIN", 3, "DATASETS.SYNTHETIC.HEIGHT", 64,
+            "DATASETS.SYNTHETIC.WIDTH", 128, "DATASETS.SYNTHETIC.CACHE_DIR", "", "OUTPUT_DIR", str(tmp_path),
+        ],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    # Some classes are predicted, others are not.
+    model.classifier.predictor.weight.data.mul_(100)
+    with pytest.raises(UncalibratedError, match=r'"sml" needs moments .* train_net.py --calibrate'):
+        AnomalyScorer.from_config(cfg, model.eval())([{"image": torch.zeros(3, 64, 128)}])
+    calibrate(cfg, model.train())
+    assert model.training
+    model.eval()
+
+    largest, predicted = [], []
+    metadata = MetadataCatalog.get("synthetic_street_train")
+    for record in get_records("synthetic_street_train"):
+        image = torch.from_numpy(read_image(record, cfg.INPUT.FORMAT).transpose(2, 0, 1).copy())
+        with torch.no_grad():
+            logits = model([{"image": image}])[0]["sem_seg"].double().numpy()
+        known = read_label(record, metadata) < CLASSES
+        largest.append(logits.max(0)[known])
+        predicted.append(logits.argmax(0)[known])
+    largest, predicted = np.concatenate(largest), np.concatenate(predicted)
+    seen = np.unique(predicted)
+    assert 2 <= len(seen) < CLASSES
+    mean, std = (part.numpy() for part in model.max_logit_moments.moments())
+    for label in range(CLASSES):
+        own = largest[predicted == label] if label in seen else largest
+        np.testing.assert_allclose([mean[label], std[label]], [own.mean(), own.std()], rtol=1e-3)
+    with torch.no_grad():
+        found = AnomalyScorer.from_config(cfg, model)([{"image": image}])[0]["anomaly_scores"]["sml"]
+    best = logits.argmax(0)
+    np.testing.assert_allclose(found.numpy(), -(logits.max(0) - mean[best]) / std[best], rtol=1e-3, atol=1e-3)
+
+
+def test_models_without_moments_are_named():
+    with pytest.raises(ValueError, match="'sml' needs moments of the largest logit"):
+        get_scores(["sml"], given={LOGITS})
+    with pytest.raises(ValueError, match="one number for each of the 3 classes"):
+        sml_score(torch.zeros(3, 2, 2), torch.zeros(2), torch.ones(2))
