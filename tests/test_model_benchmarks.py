@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "synthetic" / "effnetlite0_deeplabv3plus_gmm.yaml"
+OPTIONS = ["--repeats", "1", "--config-file", str(CONFIG), "--size", "64", "96", "--batch", "2"]
+OVERRIDES = ["MODEL.DEVICE", "cpu", "MODEL.GMM.MEMORY_SIZE", "50"]
 
 
 @pytest.mark.parametrize(
-    "subject, ratios", [("train", {"gmm / softmax": 1.1}), ("infer", {"gmm / softmax, on logits": 1.05})]
+    "subject, ratios",
+    [
+        ("train", {"gmm / softmax": 1.1}),
+        ("infer", {"gmm / softmax, on logits": 1.05, "gmm / softmax, on features": 1.05}),
+    ],
 )
-def test_a_quick_run_from_any_folder(tmp_path, subject, ratios):
+def test_a_quick_run(tmp_path, monkeypatch, capsys, subject, ratios):
+    monkeypatch.chdir(tmp_path)
     result = tmp_path / "result.json"
-    done = subprocess.run(
-        [
-            sys.executable, str(ROOT / "tools" / "benchmark.py"), subject, "--repeats", "1", "--json", str(result),
-            "--config-file", str(CONFIG), "--size", "64", "96", "--batch", "2", "MODEL.DEVICE", "cpu",
-            "MODEL.GMM.MEMORY_SIZE", "50",
-        ],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    main = runpy.run_path(str(ROOT / "tools" / "benchmark.py"))["main"]
+    main([subject, *OPTIONS, "--json", str(result), *OVERRIDES])
+    printed = capsys.readouterr().out
     data = json.loads(result.read_text())
     assert data["subject"] == subject and data["settings"]["clock"] == "processor time"
     assert (data["settings"]["batch"], data["settings"]["size"]) == (2, [64, 96])
     found = {"gmm / softmax": data["ratio"]} if subject == "train" else data["ratios"]
+    assert set(found) == set(ratios)
     for name, wanted in ratios.items():
-        assert f"at most {wanted} wanted" in done.stdout
+        assert f"at most {wanted} wanted" in printed
         gmm, softmax = (
             data["seconds"][name.replace("gmm / softmax", twin)]["median"] for twin in ("gmm", "softmax")
         )

@@ -6,7 +6,6 @@ measured in a process of its own.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,8 +47,6 @@ def measure(
         ValueError, FileNotFoundError: see :func:`build_config`.
     """
     torch.set_num_threads(threads)
-    logging.getLogger("gmm_anomaly").setLevel(logging.ERROR)
-    logging.getLogger("fvcore").setLevel(logging.ERROR)
     without = ["MODEL.WEIGHTS", "", "MODEL.TIMM.WEIGHTS", "", "MODEL.MASK2FORMER.WEIGHTS", ""]
     cfg = build_config(config_file, [*overrides, *without])
     model = build_model(cfg).eval()

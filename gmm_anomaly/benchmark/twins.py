@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def twin_config(args: argparse.Namespace, classifier: str) -> CfgNode:
     """The config of one twin, without pretrained weights: they change no time."""
-    logging.getLogger("gmm_anomaly").setLevel(logging.ERROR)
     default = R50 if args.config_file == str(CONFIG) else ()
     overrides = [
         *default, *args.overrides, "MODEL.WEIGHTS", "", "MODEL.TIMM.WEIGHTS", "",

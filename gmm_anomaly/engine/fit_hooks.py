@@ -60,9 +60,10 @@ class FitProgress(HookBase):
         if done % self.period and done % trainer.per_pass and here > 1:
             return
         seconds = (time.perf_counter() - self.started_at) / here
-        likelihood, _ = trainer.storage.latest().get("fit/log_likelihood", (math.nan, 0))
+        known = trainer.storage.latest().get("fit/log_likelihood")
+        likelihood = "-" if known is None else f"{known[0]:.3f}"
         logger.info(
-            "pass %d/%d  iteration %d/%d  log-likelihood of a pixel %.3f  classes %d/%d  %.2f s each  ETA %s",
+            "pass %d/%d  iteration %d/%d  log-likelihood of a pixel %s  classes %d/%d  %.2f s each  ETA %s",
             math.ceil(done / trainer.per_pass),
             trainer.max_iter // trainer.per_pass,
             done,

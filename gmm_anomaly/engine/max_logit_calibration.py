@@ -18,7 +18,7 @@ def calibrate_max_logits(cfg: CfgNode, model: nn.Module) -> None:
     """Fit the model's ``max_logit_moments``, if it has them, and keep them in the model.
 
     All labelled pixels of ``TEST.SML_IMAGES`` evenly spaced images of ``DATASETS.TRAIN``, whole and
-    unaugmented, in evaluation mode, at the output's resolution, each under the class it is predicted as.
+    unaugmented, in evaluation mode, at the size they are tested at, each under the class it is predicted as.
     Deterministic. Collective: every rank must call, each takes its share of the images.
 
     Raises:

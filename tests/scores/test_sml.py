@@ -59,7 +59,8 @@ def test_moments_are_those_of_every_labelled_pixel(tmp_path):
         "configs/synthetic/effnetlite0_deeplabv3plus_softmax.yaml",
         [
             "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.FEATURE_DISTANCE.FEATURES", [],
-            "MODEL.CHANNELS_LAST", False, "TEST.SCORES", ["sml", "energy"], "TEST.SML_IMAGES", 7,
+            "MODEL.CHANNELS_LAST", False, "INPUT.MIN_SIZE_TEST", 0,
+            "TEST.SCORES", ["sml", "energy"], "TEST.SML_IMAGES", 7,
             "DATASETS.SYNTHETIC.NUM_TRAIN", 3, "DATASETS.SYNTHETIC.HEIGHT", 64,
             "DATASETS.SYNTHETIC.WIDTH", 128, "DATASETS.SYNTHETIC.CACHE_DIR", "", "OUTPUT_DIR", str(tmp_path),
         ],

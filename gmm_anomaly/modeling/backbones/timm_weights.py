@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import torch
 from torch import Tensor, nn
 
 from .weights import COUNTER, load_complete, misfits, read_state_dict, resolve_weight_file
@@ -31,7 +32,9 @@ def load_timm_weights(model: nn.Module, name: str, weights: str, key: str = "MOD
     if misfits(model, state):
         import timm
 
-        whole = timm.create_model(name, pretrained=False)
+        # Names and shapes are enough.
+        with torch.device("meta"):
+            whole = timm.create_model(name, pretrained=False)
         translated = (_by_filter(whole, state), _by_order(whole, state))
         readings = [state, *(_flattened(names, model) for names in translated)]
         # If none fits, the error tells what the one that comes closest lacks.

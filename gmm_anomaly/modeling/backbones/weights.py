@@ -30,8 +30,7 @@ def resolve_weight_file(weights: str, key: str = "MODEL.TIMM.WEIGHTS") -> Path:
     if not weights.startswith("package:"):
         path = Path(weights).expanduser()
         if not path.is_file():
-            hub = '"hub" or ' if key != "MODEL.MIT.WEIGHTS" else ""
-            raise FileNotFoundError(f'{key}: no file {path}; give an existing file, {hub}""')
+            raise FileNotFoundError(f'{key}: no file {path}; give an existing file, or "" for random weights')
         return path
     package, _, inside = weights.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(package)
@@ -110,8 +109,8 @@ def load_complete(module: nn.Module, state: dict[str, Tensor], path: Path, what:
     surplus = [name for name in unused if name.partition(".")[0] in parts]
     if surplus:
         raise ValueError(
-            f"{key}: {path} does not fit {what}: it has more tensors, {len(surplus)} ({_listed(surplus)}); is "
-            "it a file of a larger network?"
+            f"{key}: {path} does not fit {what}: {len(surplus)} of its tensors have no place "
+            f"({_listed(surplus)}); is it a file of a larger network?"
         )
     module.load_state_dict(state, strict=False)
     note = f"; not used: {_listed(unused)}" if unused else ""
