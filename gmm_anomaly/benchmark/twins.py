@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, nargs=2, default=(512, 1024), metavar=("H", "W"), help="of an image (512 1024)"
     )
-    parser.add_argument("--batch", type=int, default=1, help="images at a time (1)")
+    parser.add_argument("--batch", type=int, default=2, help="images at a time (2)")
     parser.add_argument("--threads", type=int, default=1, help="processor threads (1)")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="KEY VALUE pairs for both twins")
 
