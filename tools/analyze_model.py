@@ -15,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+FORMATS = ("", ".1f", *[".1f"] * 4, "", ".2f", ".3g")
 PARTS = ("backbone", "decoder", "classifier", "total")
 
 
@@ -35,6 +36,7 @@ def row(found: dict[str, Any]) -> list[Any]:
         found["config"],
         found["parameters"]["total"] / 1e6,
         *(found["multiply_adds"][part] / 1e9 for part in PARTS),
+        found["passes"],
         found["peak_memory"] / 1e9,
         found["seconds"],
     ]
@@ -76,8 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
     memory = "GPU memory" if on_gpu else "process memory"
     seconds = "time" if on_gpu else f"processor time with {args.threads} thread(s)"
     print(f"one image of {height} x {width}: multiply-adds (G) of one look, peak of {memory}, {seconds}")
-    headers = ["config", "params M", *(f"{part} G" for part in PARTS), "memory GB", "seconds"]
-    print(tabulate([row(found) for found in results], headers, floatfmt=".1f", tablefmt="github"))
+    headers = ["config", "params M", *(f"{part} G" for part in PARTS), "passes", "memory GB", "seconds"]
+    print(tabulate([row(found) for found in results], headers, floatfmt=FORMATS, tablefmt="github"))
     if args.json:
         from gmm_anomaly.benchmark.timing import write_json
 

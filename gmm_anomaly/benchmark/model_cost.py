@@ -39,6 +39,7 @@ def measure(
 
     Returns:
         ``parameters`` and ``multiply_adds`` (of one look at the whole image) {part: number} with a ``total``;
+        ``passes`` through the network per image, in windows or at several scales as ``TEST`` says;
         ``seconds`` per image, the median, with the scores of ``TEST.SCORES``, processor time on the CPU;
         ``peak_memory`` and ``idle_memory`` in bytes: of the process with its libraries on the CPU, of the
         tensors on a GPU; ``device``, ``config``, ``size``.
@@ -62,6 +63,7 @@ def measure(
         "device": cfg.MODEL.DEVICE,
         "parameters": parameters | {"total": _parameters(model)},
         "multiply_adds": _multiply_adds(model, size),
+        "passes": model.inference.passes(size) if hasattr(model, "inference") else 1,
         **found,
     }
 

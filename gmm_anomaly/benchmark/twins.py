@@ -34,11 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def twin_config(args: argparse.Namespace, classifier: str) -> CfgNode:
-    """The config of one twin, without pretrained weights: they change no time."""
+    """The config of one twin, for whole images and without pretrained weights, which change no time."""
     default = R50 if args.config_file == str(CONFIG) else ()
     overrides = [
         *default, *args.overrides, "MODEL.WEIGHTS", "", "MODEL.TIMM.WEIGHTS", "",
         "MODEL.CLASSIFIER.NAME", classifier, "TEST.SCORES", [OWN_SCORE[classifier]],
+        "TEST.SLIDING_WINDOW.ENABLED", False, "TEST.AUG.ENABLED", False,
     ]  # fmt: skip
     return build_config(args.config_file, overrides)
 

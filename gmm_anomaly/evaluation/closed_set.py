@@ -137,6 +137,8 @@ class ClosedSetEvaluator(DatasetEvaluator):
             }
         details = {
             "class_names": self.class_names,
+            "convention": found["convention"],
+            "num_bins": calibrated["num_bins"],
             "images": found["images"],
             "pixels": found["pixels"],
             "note": found["note"],

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
+from gmm_anomaly.data.label_rule import CLOSED_SET
 from gmm_anomaly.data.registration import require_known
 from gmm_anomaly.postprocess import chain_name, get_postprocesses
 
 
 def postprocesses_for(cfg: CfgNode, dataset_name: str) -> list[str]:
-    """Names of the post-processes on a data set, in the order they are applied."""
+    """Names of the post-processes on a data set, in the order they are applied; none on a closed set, where
+    no score is measured."""
+    if dataset_name and MetadataCatalog.get(dataset_name).get("evaluator_type") == CLOSED_SET:
+        return []
     return list(cfg.TEST.POSTPROCESS_OVERRIDES.get(dataset_name, cfg.TEST.POSTPROCESS))
 
 

@@ -70,7 +70,7 @@ def results_document(results: Results, **context: Any) -> dict[str, Any]:
 def _nested(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for task, result in tasks.items():
-        details = result.details if isinstance(result, TaskResult) else {}
+        details = _details(result)
         kind, *rest = task.split("/", 2)
         if kind in (ANOMALY, COMPONENTS) and len(rest) == 2:
             rule, score = rest
@@ -79,6 +79,10 @@ def _nested(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         else:
             nested[task] = {**result, **details}
     return nested
+
+
+def _details(result: Mapping[str, float]) -> Mapping[str, Any]:
+    return result.details if isinstance(result, TaskResult) else {}
 
 
 def _versions() -> dict[str, str]:
@@ -95,7 +99,9 @@ def _closed_set_table(results: Results) -> str:
         for name, tasks in results.items()
         if CLOSED_SET in tasks
     ]
-    return _table("Closed set, percent", ["data set", *columns], rows)
+    return _table(
+        "Closed set, percent (IoU as in MMSegmentation, ECE in 15 bins)", ["data set", *columns], rows
+    )
 
 
 def _class_table(name: str, numbers: Mapping[str, float]) -> str:
@@ -125,11 +131,11 @@ def _component_table(results: Results) -> str:
     columns = ("sIoU_gt", "PPV", "F1")
     rows = []
     for name, track, score, result in _by_score(results, COMPONENTS):
-        threshold = result.get("threshold", math.nan)
-        rows.append(
-            [name, score, track, *(_fraction(result, column) for column in columns), f"{threshold:.6g}"]
-        )
-    return _table("Components, fractions", ["data set", "score", "track", *columns, "threshold"], rows)
+        cells = [_fraction(result, column) for column in columns]
+        threshold = f"{result.get('threshold', math.nan):.6g}"
+        rows.append([name, score, track, *cells, threshold, _details(result).get("threshold_from", "")])
+    headers = ["data set", "score", "track", *columns, "threshold", "threshold from"]
+    return _table("Components, fractions", headers, rows)
 
 
 def _by_score(results: Results, kind: str) -> list[tuple[str, str, str, Mapping[str, float]]]:
@@ -163,4 +169,8 @@ def _table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 
 def _looks_numeric(cell: str) -> bool:
-    return cell == "-" or cell.lstrip("~-").replace(".", "", 1).isdigit()
+    try:
+        float(cell.removeprefix("~"))
+    except ValueError:
+        return cell == "-"
+    return True

@@ -67,6 +67,10 @@ class InferenceMode:
         """Scale, and whether mirrored, of every look."""
         return [(scale, mirrored) for scale in self.scales for mirrored in (False, True)[: 1 + self.flip]]
 
+    def passes(self, size: tuple[int, int]) -> int:
+        """How many times an image of this height and width goes through the network, whole or in part."""
+        return sum(len(self.windows(scaled_size(size, scale))) for scale, _ in self.looks)
+
     def windows(self, size: tuple[int, int]) -> list[Window]:
         """Windows that cover an image of this height and width: one, or the sliding ones."""
         if self.window is None or self.stride is None:
@@ -78,3 +82,9 @@ def _pair(values: Sequence[int], key: str) -> tuple[int, int]:
     if len(values) != 2 or min(values) < 1:
         raise ValueError(f"{key}: expected a positive height and width, found {list(values)}")
     return int(values[0]), int(values[1])
+
+
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Height and width after resizing by a factor: rounded, and at least one pixel."""
+    height, width = (max(1, int(length * scale + 0.5)) for length in size)
+    return height, width

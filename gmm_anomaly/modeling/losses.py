@@ -23,7 +23,7 @@ def pixel_cross_entropy(
     Returns:
         A scalar; zero, with gradient zero, when no pixel is labelled.
     """
-    # Contiguous while it is small: the softmax over classes would copy the full-size maps of any other layout.
+    # Contiguous while it is small: the softmax over classes copies full-size maps of any other layout.
     logits = logits.float().contiguous()
     logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     losses = F.cross_entropy(logits, labels, ignore_index=ignore_label, reduction="none")

@@ -19,7 +19,7 @@ from .classifiers import PixelClassifier, build_classifier
 from .decoders import build_decoder
 from .evidence import ImageEvidence, PixelEvidence
 from .feature_distance import FeatureDistance, build_feature_distance
-from .inference_mode import InferenceMode
+from .inference_mode import InferenceMode, scaled_size
 from .max_logit_moments import MaxLogitMoments, build_max_logit_moments
 from .restoration import Look, Restoration
 
@@ -190,7 +190,7 @@ class AnomalySegmentor(nn.Module):
 def _transformed(image: Tensor, scale: float, mirrored: bool) -> Tensor:
     """image: (3, H, W), resized as training images are, and mirrored."""
     if scale != 1:
-        size = [max(1, int(length * scale + 0.5)) for length in _size(image)]
+        size = scaled_size(_size(image), scale)
         image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
     return image.flip(-1) if mirrored else image
 

@@ -29,7 +29,7 @@ def cfg(tmp_path_factory):
             "MODEL.FEATURE_DISTANCE.FEATURES", LEVELS, "MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE", 10**6,
             "MODEL.CHANNELS_LAST", False, "TEST.SCORES", ["hybrid", "feature_distance", "energy"],
             "DATASETS.SYNTHETIC.NUM_TRAIN", 3, "DATASETS.SYNTHETIC.HEIGHT", 64,
-            "DATASETS.SYNTHETIC.WIDTH", 128, "DATASETS.SYNTHETIC.CACHE_DIR", "",
+            "DATASETS.SYNTHETIC.WIDTH", 128, "INPUT.MIN_SIZE_TEST", 0, "DATASETS.SYNTHETIC.CACHE_DIR", "",
             "OUTPUT_DIR", str(tmp_path_factory.mktemp("run")),
         ],
     )  # fmt: skip

@@ -313,6 +313,17 @@ def test_keys_reach_the_model():
     assert build_model(config("MODEL.CLASSIFIER.NAME", "softmax")).inference == InferenceMode()
 
 
+def test_passes_through_the_network_are_counted(model, look, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(
+        model, "_tiles", lambda images, run=model._tiles: shapes.append(images[0].shape[1:]) or run(images)
+    )
+    mode = MODES["windows and looks"]
+    look(mode, images((75, 110)))
+    # 75 x 110: 2 x 2 windows; 94 x 138: 2 x 2 windows; each twice.
+    assert len(shapes) == mode.passes((75, 110)) == 16 and set(shapes) == {(64, 96)}
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [

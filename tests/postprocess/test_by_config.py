@@ -37,6 +37,8 @@ def test_each_score_is_reported_without_and_with_them(tmp_path):
         "energy+boundary_suppression+dilated_smoothing",
     ]
     assert reported_scores(cfg, "road_anomaly") == ["msp", "energy"]
+    # Closed sets measure no score.
+    assert postprocesses_for(cfg, "synthetic_street_val") == []
     assert reported_scores(cfg, "camvid_ood_test")[2:] == [
         "msp+gaussian_smoothing",
         "energy+gaussian_smoothing",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -25,6 +27,8 @@ __all__ = [
     "build_vit_backbone",
 ]
 
+logger = logging.getLogger(__name__)
+
 
 def build_backbone(cfg: CfgNode) -> Backbone:
     """The backbone ``MODEL.BACKBONE.NAME`` names, for images with the channels of ``MODEL.PIXEL_MEAN``.
@@ -37,7 +41,10 @@ def build_backbone(cfg: CfgNode) -> Backbone:
     builder = look_up(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
     check_resnet_keys(cfg)
     backbone = builder(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
-    if cfg.MODEL.BACKBONE.FREEZE:
+    if cfg.MODEL.BACKBONE.FREEZE and getattr(backbone, "lacks_weights", False):
+        # Random features would stay random.
+        logger.warning("MODEL.BACKBONE.FREEZE is ignored: the backbone has no weights, so it trains")
+    elif cfg.MODEL.BACKBONE.FREEZE:
         freeze_backbone(backbone)
     if cfg.MODEL.BACKBONE.GRADIENT_CHECKPOINTING:
         checkpoint_gradients(backbone)

@@ -60,6 +60,8 @@ class TimmBackbone(FreezableBackbone):
         super().__init__()
         import timm
 
+        # Whether the weights asked for were not found.
+        self.lacks_weights = False
         if output_norm not in ("auto", "LN", ""):
             raise ValueError(f'MODEL.TIMM.OUTPUT_NORM: expected "auto", "LN" or "", found {output_norm!r}')
         options: dict[str, object] = {"out_indices": tuple(out_indices)}
@@ -93,6 +95,7 @@ class TimmBackbone(FreezableBackbone):
                 logger.warning(
                     "%s. Training starts from random weights (MODEL.TIMM.WEIGHTS_REQUIRED False)", error
                 )
+                self.lacks_weights = True
         self.name = name
         self._names = [f"level{index}" for index in out_indices]
         channels, strides = self.model.feature_info.channels(), self.model.feature_info.reduction()
