@@ -100,7 +100,8 @@ class Submission:
                 raise ValueError(
                     f"{images[frame.target]} and {image} would both be written to {frame.target}"
                 )
-        if self.manifest.is_file() and not overwrite:
+        begun = self.manifest.is_file() and any(self.folder("").rglob("*.hdf5"))
+        if begun and not overwrite:
             earlier = json.loads(self.manifest.read_text()).get("identity", {})
             differing = sorted(key for key, value in self.identity().items() if earlier.get(key) != value)
             if differing:
