@@ -47,8 +47,10 @@ def parser() -> argparse.ArgumentParser:
         "--method", required=True, metavar="NAME", help="the method's name in the benchmark"
     )
     arguments.add_argument(
-        "--score", metavar="NAME", help="score to submit; default: the first of TEST.SCORES"
-    )
+        "--score", metavar="NAME[+POST...]",
+        help="score to submit, with the post-processes after it, as results.json names it; default: the "
+        "first of TEST.SCORES",
+    )  # fmt: skip
     arguments.add_argument(
         "--dataset", action="append", metavar="NAME[=FOLDER]",
         help="registered data set, and the benchmark's folder for it where its name does not tell (may be "
@@ -88,6 +90,8 @@ def identity(cfg: CfgNode, score: str) -> dict[str, Any]:
     kept = {key: yaml.safe_load(cfg[key].dump()) for key in ("MODEL", "INPUT")}
     for key in ("WEIGHTS", "DEVICE"):  # the file's content counts, not where it or the model lies
         del kept["MODEL"][key]
+    kept["TEST"] = {"SCORE_ON": cfg.TEST.SCORE_ON}
+    kept["TEST"] |= {key: yaml.safe_load(cfg.TEST[key].dump()) for key in ("SLIDING_WINDOW", "AUG")}
     # A pretrained mask model has no file; the config names it.
     digest = file_digest(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
     return {"score": score, "weights_sha256": digest, "config": kept}
@@ -97,12 +101,15 @@ def run(args: argparse.Namespace) -> None:
     for path in args.register:
         runpy.run_path(path)
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
-    cfg = build_config(args.config_file, [*args.opts, *weights])
+    overrides = [*args.opts, *weights]
+    score = args.score or build_config(args.config_file, overrides).TEST.SCORES[0]
+    name, *chain = score.split("+")
+    overrides += ["TEST.SCORES", str([name]), "TEST.POSTPROCESS", str(chain)]
+    cfg = build_config(args.config_file, overrides)
     if not Path(cfg.MODEL.WEIGHTS).is_file() and not cfg.MODEL.MASK2FORMER.WEIGHTS:
         raise FileNotFoundError(
             f"--weights: no file {cfg.MODEL.WEIGHTS!r}; it must be a trained model's checkpoint"
         )
-    score = args.score or cfg.TEST.SCORES[0]
 
     named = [name.partition("=")[::2] for name in args.dataset or DEFAULT_DATASETS]
     made_from = identity(cfg, score)
@@ -112,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
 
     model = Trainer.build_model(cfg)
     Checkpointer(model).load_for_evaluation(cfg.MODEL.WEIGHTS)
-    scorer = AnomalyScorer(model.eval(), [score])
+    scorer = AnomalyScorer.from_config(cfg, model.eval())
     report = {}
     for name, group in frames.items():
         predict = partial(predictions, cfg, scorer, score)

@@ -28,5 +28,5 @@ def register_ade20k() -> None:
         root=ROOT,
         classes=CLASSES,
         label_map=one_based(len(CLASSES)),  # 0 is "other objects"
-        source="Download ADEChallengeData2016.zip (address: datasets/README.md) and unpack it.",
+        source="Download ADEChallengeData2016.zip (data.csail.mit.edu/places/ADEchallenge) and unpack it.",
     )

@@ -161,11 +161,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="Python file that registers data sets of your own (may be repeated)",
     )
     options = parser.parse_args(arguments)
-    for path in options.register:
-        runpy.run_path(path)
     try:
+        for path in options.register:
+            runpy.run_path(path)
         names = chosen_names(options.names)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     checks = [check_dataset(name, deep=options.deep, progress=sys.stderr.isatty()) for name in names]
     print(json.dumps([asdict(check) for check in checks], indent=2) if options.json else render(checks))

@@ -60,8 +60,8 @@ def register_fishyscapes_static() -> None:
                 expected_count=COUNTS[version],
                 protocol=PROTOCOL,
                 source=(
-                    f"Download fs_val_v{version}.zip (address: datasets/README.md), unpack it and "
-                    "make its images with `python datasets/prepare_fishyscapes_static.py --version "
+                    f"Download fs_val_v{version}.zip (robotics.ethz.ch/~asl-datasets/Fishyscapes), unpack it "
+                    "and make its images with `python datasets/prepare_fishyscapes_static.py --version "
                     f"{version}`, which needs Cityscapes' validation images ({cityscapes.ROOT.variable})."
                 ),
             )

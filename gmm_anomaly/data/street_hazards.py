@@ -41,7 +41,10 @@ COUNTS = {"train": 5125, "validation": 1031, "test": 1500}
 FOLDERS = {"train": ("train", "training"), "validation": ("train", "validation"), "test": ("test", "test")}
 
 _SOURCES = {
-    part: f"Download streethazards_{part}.tar (github.com/hendrycks/anomaly-seg) and unpack it in one folder."
+    part: (
+        f"Download streethazards_{part}.tar (people.eecs.berkeley.edu/~hendrycks) and unpack both tars into "
+        "one folder."
+    )
     for part in ("train", "test")
 }
 

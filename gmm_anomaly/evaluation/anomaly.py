@@ -33,7 +33,7 @@ class AnomalyEvaluator(DatasetEvaluator):
     """Metrics of one or more anomaly scores on one data set.
 
     Component metrics need the threshold of the best F1 over the whole data set, so score maps are kept (in
-    memory, beyond 2 GiB in a temporary folder) until it is known; the model runs once.
+    memory, beyond 2 GiB in a temporary folder under ``output_dir``) until it is known; the model runs once.
 
     Over several ranks each evaluates its own images; whole-number counts are gathered, so the results are
     those of one process to the last bit.
@@ -94,7 +94,7 @@ class AnomalyEvaluator(DatasetEvaluator):
         self.save_scores = save_scores
         self._drawn = range(min(num_visualizations, len(self.records)))
         self._shards = Shards(distributed)
-        self._kept = KeptScores(memory_budget)
+        self._kept = KeptScores(memory_budget, output_dir)
         self.reset()
 
     def reset(self) -> None:

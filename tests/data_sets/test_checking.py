@@ -132,6 +132,10 @@ def test_patterns(capsys):
         main(["kitti*"])
     assert caught.value.code == 2
     assert "no data set matches 'kitti*'; known: synthetic_street_train" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(["--register", "nowhere.py"])
+    assert caught.value.code == 2
+    assert "nowhere.py" in capsys.readouterr().err
 
 
 def test_scripts(tmp_path, make_pairs):

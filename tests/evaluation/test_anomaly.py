@@ -76,13 +76,13 @@ def test_every_logger_of_detectron2_takes_the_results(anomaly_tree, scores, capl
 
 
 @pytest.mark.parametrize("budget", [2**30, 0], ids=["memory", "disk"])
-def test_components_use_the_threshold_of_the_whole_data_set(
-    anomaly_tree, scores, budget, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
+def test_components_use_the_threshold_of_the_whole_data_set(anomaly_tree, scores, budget, tmp_path):
     evaluator = AnomalyEvaluator(
-        anomaly_tree.name, ["good", "bad"], component_track="obstacle", memory_budget=budget
+        anomaly_tree.name,
+        ["good", "bad"],
+        component_track="obstacle",
+        memory_budget=budget,
+        output_dir=tmp_path,
     )
     feed(evaluator, anomaly_tree, scores)
     on_disk = list(tmp_path.glob("kept_scores_*/*.npy"))

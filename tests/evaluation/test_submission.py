@@ -139,6 +139,11 @@ def test_an_interrupted_run_goes_on(tmp_path, track):
     assert submission.write(frames, lambda records: pytest.fail("nothing is missing")).written == 0
 
 
+def test_a_submission_without_a_file_can_be_begun_with_anything(tmp_path, track):
+    _, frames = started(tmp_path, track)
+    Submission(tmp_path, "ours", {"weights": "other"}).begin(frames)
+
+
 def test_files_of_two_models_do_not_mix(tmp_path, track):
     submission, frames = started(tmp_path, track)
     submission.write(frames, scores_of)
@@ -149,6 +154,7 @@ def test_files_of_two_models_do_not_mix(tmp_path, track):
         other.begin(frames)
     other.begin(frames, overwrite=True)
     assert not any(frame.target.exists() for frame in frames)
+    other.write(frames, scores_of)
     with pytest.raises(ValueError, match="another offset, scale"):
         Submission(tmp_path, "ours", {"weights": "other"}, 1.0, 2.0).begin(frames)
 
@@ -263,8 +269,13 @@ def test_the_tool_submits_what_the_evaluator_scores(tmp_path, track, capsys):
     assert tool.main(arguments) == 0
     manifest = json.loads((tmp_path / "out" / "ours.json").read_text())
     assert (manifest["datasets"][track]["written"], manifest["datasets"][track]["kept"]) == (0, 4)
-    assert tool.main([*arguments, "--scale", "2"]) == 1
-    assert "another scale" in capsys.readouterr().err
+    for other, named in (
+        (["--scale", "2"], "another scale"),
+        (["TEST.SLIDING_WINDOW.ENABLED", "True"], "another config"),
+        (["TEST.AUG.ENABLED", "True"], "another config"),
+    ):
+        assert tool.main([*arguments, *other]) == 1
+        assert named in capsys.readouterr().err
 
     evaluator = AnomalyEvaluator("road_anomaly21_validation", ["energy"])
     with torch.no_grad():
@@ -277,6 +288,16 @@ def test_the_tool_submits_what_the_evaluator_scores(tmp_path, track, capsys):
     assert list(saved) == ["anomaly/smiyc/energy", "components/anomaly_track/energy"]
     for task, numbers in direct.items():
         np.testing.assert_equal(dict(saved[task]), dict(numbers))
+
+    smooth = [*arguments, "--method", "smooth", "--score", "energy+gaussian_smoothing"]
+    assert tool.main(smooth) == 0
+    scorer = AnomalyScorer(model, ["energy"], ["gaussian_smoothing"])
+    with torch.no_grad():
+        for record in evaluator.records.records:
+            (output,) = scorer([tool.SegmentationMapper(cfg, False)(record)])
+            with h5py.File(folder.parents[1] / "smooth" / folder.name / f"{record['image_id']}.hdf5") as file:
+                expected = output["anomaly_scores"]["energy+gaussian_smoothing"].numpy().astype(np.float16)
+                np.testing.assert_array_equal(file["value"][()], expected)
 
 
 def test_two_images_cannot_have_one_file(tmp_path, track, anomaly_tree):
