@@ -37,8 +37,8 @@ def _add_model(cfg: CN) -> None:
     # too, up to 5, everything that is pretrained. A plain ViT's stages are the quarters of its blocks. By
     # default nothing is frozen (2 in Detectron2).
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    # Freeze the whole backbone: no gradients, norm statistics and stochastic depth as at inference. Ignored, with
-    # a warning, where optional weights were not found (MODEL.TIMM.WEIGHTS_REQUIRED False).
+    # Freeze the whole backbone: no gradients, norm statistics and stochastic depth as at inference. Ignored,
+    # with a warning, where optional weights were not found (MODEL.TIMM.WEIGHTS_REQUIRED False).
     cfg.MODEL.BACKBONE.FREEZE = False
     # Compute activations again in the backward pass instead of keeping them: less memory, more time.
     cfg.MODEL.BACKBONE.GRADIENT_CHECKPOINTING = False

@@ -15,9 +15,7 @@ MOMENTS = (torch.tensor(2.0), torch.tensor(4.0))
 def outputs(log_density=None):
     # One pixel, two classes: the energy is -log(1 + 3).
     logits = torch.tensor([0.0, math.log(3.0)]).view(2, 1, 1)
-    return PixelOutputs(
-        logits, log_density, feature_distance=torch.tensor([[1.5]]), evidence_moments=MOMENTS
-    )
+    return PixelOutputs(logits, log_density, feature_distance=torch.tensor([[1.5]]), evidence_moments=MOMENTS)
 
 
 def test_generative_evidence_is_standardised_and_added():
