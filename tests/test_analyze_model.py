@@ -71,7 +71,7 @@ def test_a_missing_config_is_named(tmp_path):
         [sys.executable, str(SCRIPT), "--config-file", str(tmp_path / "none.yaml")],
         capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 1 and f"no file {tmp_path / 'none.yaml'}" in done.stderr
+    assert done.returncode == 2 and f"no file {tmp_path / 'none.yaml'}" in done.stderr
 
 
 def test_attention_counts_both_of_its_products():

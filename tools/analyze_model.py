@@ -61,12 +61,15 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.repeats < 1 or args.threads < 1 or min(args.size) < 1:
         parser.error("--repeats, --threads and --size must be at least 1")
+    for config in args.config_file:
+        if not Path(config).is_file():
+            parser.error(f"--config-file: no file {config}")
 
     results = []
     for config in args.config_file:
         try:
             found = in_own_process(config, args.opts, tuple(args.size), args.repeats, args.threads)
-        except (ValueError, FileNotFoundError) as error:
+        except ValueError as error:
             parser.exit(1, f"{config}: {error}\n")
         results.append(found)
         print(f"measured {config}", file=sys.stderr, flush=True)
