@@ -5,6 +5,9 @@ VENV ?= .venv
 # Which Detectron2. Empty: keep what imports already, else the pinned wheel of the package registry.
 DETECTRON2 ?=
 PYTEST_ARGS ?=
+# Data sets of `make compare` (a folder of configs/), and KEY VALUE pairs for all its runs.
+CONFIG_SET ?= synthetic
+COMPARE_ARGS ?=
 TORCH_PAIR := torch==2.14.1 torchvision==0.29.1
 
 PY := $(VENV)/bin/python
@@ -17,7 +20,7 @@ endif
 SETUP = $(SETUP_PYTHON) tools/setup_environment.py --venv "$(VENV)" --detectron2 "$(DETECTRON2)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test doctor lint constraints clean clean-venv check-python
+.PHONY: help setup demo compare test doctor lint constraints clean clean-venv check-python
 # Two set-ups at once would write into one environment.
 .NOTPARALLEL:
 
@@ -36,6 +39,8 @@ help:  ## this text
 	@echo "                   registry                  the registry's wheel, replacing another one"
 	@echo "                 Compiling takes about two minutes and a C++17 compiler; this project needs none of the"
 	@echo "                 compiled operators, so a checkout on PYTHONPATH, not installed at all, works as well."
+	@echo "  CONFIG_SET=... data sets of 'make compare': synthetic (default) or camvid"
+	@echo "  COMPARE_ARGS=. KEY VALUE pairs for its runs, for example COMPARE_ARGS='SOLVER.MAX_ITER 200'"
 	@echo "  PYTEST_ARGS=.. more arguments for the tests, for example PYTEST_ARGS='-k metrics'"
 
 check-python:
@@ -49,6 +54,10 @@ setup: check-python  ## make the environment: pinned packages, Detectron2, this 
 demo: check-python  ## set-up, then train and evaluate the GMM and its softmax twin on synthetic streets
 	@$(SETUP) --extras demo
 	@$(PY) tools/demo.py
+
+compare: check-python  ## set-up, then train and evaluate the published systems on CONFIG_SET, in one table
+	@$(SETUP) --extras demo
+	@$(PY) tools/compare.py --set $(CONFIG_SET) -- $(COMPARE_ARGS)
 
 test: check-python  ## set-up, then the test suite
 	@$(SETUP) --extras demo,test

@@ -313,6 +313,9 @@ def _add_test(cfg: CN) -> None:
     # Other lists for some data sets, by name, in a config file: {road_obstacle: []}. Smoothing erases objects
     # of less than about 10 pixels.
     cfg.TEST.POSTPROCESS_OVERRIDES = CN(new_allowed=True)
+    # Component metrics on the anomaly data sets, with the object sizes of a track of SegmentMeIfYouCan:
+    # "anomaly", "obstacle" or "none"; "" is each data set's own. Scores are rounded to float16 then.
+    cfg.TEST.COMPONENT_TRACK = ""
     # Write every score map to OUTPUT_DIR/scores/<data set>/<score>/<image id>.npy (float16).
     cfg.TEST.SAVE_SCORES = False
     # Overlays of the first so many images of each anomaly data set, in OUTPUT_DIR/visualizations.

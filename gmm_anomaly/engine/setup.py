@@ -13,6 +13,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from gmm_anomaly.compat import add_upstream_keys
 from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.data import check_num_classes, configure_synthetic
+from gmm_anomaly.evaluation.anomaly import check_component_track
 from gmm_anomaly.evaluation.postprocessing import check_postprocesses
 from gmm_anomaly.modeling.norm import usable_norm
 from gmm_anomaly.modeling.registry import look_up
@@ -71,4 +72,5 @@ def _check(cfg: CfgNode) -> None:
             given.add(FEATURE_DISTANCE)
     get_scores(cfg.TEST.SCORES, given=given)
     check_postprocesses(cfg)
+    check_component_track(cfg.TEST.COMPONENT_TRACK)
     check_num_classes(cfg)

@@ -33,7 +33,11 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return ClosedSetEvaluator(dataset_name, **options)
     if kind == "anomaly":
         return AnomalyEvaluator(
-            dataset_name, reported_scores(cfg, dataset_name), save_scores=cfg.TEST.SAVE_SCORES, **options
+            dataset_name,
+            reported_scores(cfg, dataset_name),
+            component_track=cfg.TEST.COMPONENT_TRACK or None,
+            save_scores=cfg.TEST.SAVE_SCORES,
+            **options,
         )
     raise ValueError(f'{dataset_name}: expected evaluator_type "closed_set" or "anomaly", found {kind!r}')
 

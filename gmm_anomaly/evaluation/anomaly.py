@@ -29,6 +29,16 @@ COMPONENT_TRACKS = {
 }
 
 
+def check_component_track(track: str) -> None:
+    """Raise ValueError for a value that the key ``TEST.COMPONENT_TRACK`` cannot have."""
+    if track not in ("", "none", *COMPONENT_TRACKS):
+        raise ValueError(f"TEST.COMPONENT_TRACK: {_expected_track(track)}")
+
+
+def _expected_track(found: str) -> str:
+    return f"expected {', '.join(map(repr, COMPONENT_TRACKS))} or 'none', found {found!r}"
+
+
 class AnomalyEvaluator(DatasetEvaluator):
     """Metrics of one or more anomaly scores on one data set.
 
@@ -82,9 +92,7 @@ class AnomalyEvaluator(DatasetEvaluator):
         metadata = self.records.metadata
         track = component_track or metadata.get("component_track") or "none"
         if track not in ("none", *COMPONENT_TRACKS):
-            raise ValueError(
-                f"component_track must be none, {' or '.join(COMPONENT_TRACKS)}, found {track!r}"
-            )
+            raise ValueError(f"component_track: {_expected_track(track)}")
         self.scores = list(scores)
         self.track = None if track == "none" else track
         self.protocol = protocol or metadata.get("protocol") or "pooled"
