@@ -18,6 +18,7 @@ from gmm_anomaly.data import build_test_loader
 from gmm_anomaly.evaluation import AnomalyEvaluator, ClosedSetEvaluator, format_results, write_results
 from gmm_anomaly.evaluation.postprocessing import reported_scores
 from gmm_anomaly.evaluation.scoring import AnomalyScorer
+from gmm_anomaly.modeling.norm import share_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
             reported_scores(cfg, dataset_name),
             component_track=cfg.TEST.COMPONENT_TRACK or None,
             save_scores=cfg.TEST.SAVE_SCORES,
+            num_best_worst=cfg.TEST.NUM_BEST_WORST,
             **options,
         )
     raise ValueError(f'{dataset_name}: expected evaluator_type "closed_set" or "anomaly", found {kind!r}')
@@ -51,6 +53,7 @@ def evaluate(cfg: CfgNode, model: nn.Module, *, iteration: int | None = None) ->
     Returns:
         {data set: {task: {metric: number}}} on rank 0, as Detectron2 nests results; {} on the other ranks.
     """
+    share_statistics(model)
     results: dict[str, Any] = OrderedDict()
     for name in cfg.DATASETS.TEST:
         scorer = AnomalyScorer.from_config(cfg, model, name)

@@ -13,8 +13,11 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 
 from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
+from gmm_anomaly.metrics.component_sizes import ComponentSizes, anomaly_sizes
 
+from .curves import pixel_curves, write_curves
 from .files import save_array
+from .frame_scores import FrameScores, frame_average_precision
 from .kept_scores import KeptScores
 from .overlays import anomaly_overlay, range_sample, shared_range
 from .records import EvaluatedRecords
@@ -59,10 +62,13 @@ class AnomalyEvaluator(DatasetEvaluator):
             None: float16 under the ``smiyc`` protocols and with component metrics, because that is what the
             benchmark stores; else float32.
         distributed: merge over the ranks.
-        output_dir: folder for score maps and overlays.
+        output_dir: folder for score maps and overlays, and for what reports draw: ``curves/<data set>.json``
+            (see :mod:`.curves`).
         save_scores: write every map to ``output_dir/scores/<data set>/<score>/<image id>.npy`` (float16).
         num_visualizations: overlays of the first so many images of the data set, in
             ``output_dir/visualizations/<data set>/<image id>.png``.
+        num_best_worst: overlays of so many images where the first score's AP is highest, and of as many
+            where it is lowest, in the same folder.
         memory_budget: bytes of kept score maps in memory, per rank.
 
     Raises:
@@ -82,12 +88,13 @@ class AnomalyEvaluator(DatasetEvaluator):
         output_dir: str | Path | None = None,
         save_scores: bool = False,
         num_visualizations: int = 0,
+        num_best_worst: int = 0,
         memory_budget: int = 2 * 2**30,
     ) -> None:
         if isinstance(scores, str) or not scores:
             raise ValueError(f"scores must be a list of at least one score's name, found {scores!r}")
-        if output_dir is None and (save_scores or num_visualizations):
-            raise ValueError("save_scores and num_visualizations need output_dir")
+        if output_dir is None and (save_scores or num_visualizations or num_best_worst):
+            raise ValueError("save_scores, num_visualizations and num_best_worst need output_dir")
         self.records = EvaluatedRecords(dataset_name, "anomaly")
         metadata = self.records.metadata
         track = component_track or metadata.get("component_track") or "none"
@@ -101,6 +108,7 @@ class AnomalyEvaluator(DatasetEvaluator):
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.save_scores = save_scores
         self._drawn = range(min(num_visualizations, len(self.records)))
+        self._num_best_worst = num_best_worst
         self._shards = Shards(distributed)
         self._kept = KeptScores(memory_budget, output_dir)
         self.reset()
@@ -108,6 +116,7 @@ class AnomalyEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         self._pixels = {name: PixelMetrics(self.protocol, self.precision) for name in self.scores}
         self._seen: set[int] = set()
+        self._frames = FrameScores(self._num_best_worst)
         self._kept.clear()
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
@@ -134,13 +143,24 @@ class AnomalyEvaluator(DatasetEvaluator):
                     self._pixels[name].update(score, label, self.records.image_id(index))
                 except (TypeError, ValueError) as error:
                     raise ValueError(f"{self.records.name}, score {name!r}: {error}") from error
-                self._keep(index, name, score)
+                rounded = _rounded(score, self.precision)
+                dropped = self._rank(index, rounded, label) if name == self.scores[0] else set()
+                self._keep(index, name, score, rounded)
+                for frame in dropped:
+                    self._kept.drop((frame, name))
             self._seen.add(index)
 
-    def _keep(self, index: int, name: str, score: np.ndarray) -> None:
-        drawn = index in self._drawn and name == self.scores[0]
+    def _rank(self, index: int, score: np.ndarray, label: np.ndarray) -> set[int]:
+        """Note the AP of a frame; returns the frames whose maps nobody will draw any more."""
+        if self.output_dir is None:
+            return set()
+        dropped = self._frames.add(index, frame_average_precision(score, label))
+        return set() if self.track is not None else dropped - {index, *self._drawn}
+
+    def _keep(self, index: int, name: str, score: np.ndarray, rounded: np.ndarray) -> None:
+        drawn = name == self.scores[0] and (index in self._drawn or index in self._frames.extreme)
         if self.track is not None or drawn:
-            self._kept.put((index, name), _rounded(score, self.precision))
+            self._kept.put((index, name), rounded)
         if self.save_scores:
             assert self.output_dir is not None
             folder = self.output_dir / "scores" / self.records.name / name
@@ -161,14 +181,19 @@ class AnomalyEvaluator(DatasetEvaluator):
         try:
             self._shards.check_coverage(self._seen, self.records)
             results: dict[str, TaskResult] = {}
+            curves: dict[str, dict[str, Any]] = {}
             for name in self.scores:
                 merged = self._shards.merged(self._pixels[name])
                 if merged is not None:
-                    results[task_name(ANOMALY, self.protocol, name)] = pixel_task(merged.compute())
+                    computed = merged.compute()
+                    results[task_name(ANOMALY, self.protocol, name)] = pixel_task(computed)
+                    if self.output_dir is not None:
+                        curves[name] = pixel_curves(merged, computed)
             thresholds = self._shards.from_main([result["best_f1_threshold"] for result in results.values()])
             if self.track is not None:
-                results |= self._components(dict(zip(self.scores, thresholds, strict=True)))
-            self._draw()
+                results |= self._components(dict(zip(self.scores, thresholds, strict=True)), curves)
+            if self.output_dir is not None:
+                self._report(curves)
         finally:
             self._kept.clear()
         if not self._shards.is_main:
@@ -178,36 +203,66 @@ class AnomalyEvaluator(DatasetEvaluator):
                 logger.warning("%s, %s: %s", self.records.name, task, result.details["note"])
         return results
 
-    def _components(self, thresholds: Mapping[str, float]) -> dict[str, TaskResult]:
-        """Component metrics of this rank's frames at the data set's thresholds, merged on rank 0."""
+    def _components(
+        self, thresholds: Mapping[str, float], curves: Mapping[str, dict[str, Any]]
+    ) -> dict[str, TaskResult]:
+        """Component metrics of this rank's frames at the data set's thresholds, merged on rank 0.
+
+        Where there are ``curves`` of a score, its components by size are added to them.
+        """
         make = COMPONENT_TRACKS[self.track or ""]
         # Without one valid pixel there is no threshold, and nothing to compare.
         metrics = {name: make(0.0 if math.isnan(at) else at) for name, at in thresholds.items()}
+        by_size = {name: ComponentSizes() for name in thresholds}
         for index in sorted(self._seen):
             label = self.records.label(index)
+            sizes = anomaly_sizes(label, make(0.0).min_anomaly_size)
             for name, metric in metrics.items():
-                metric.update(self._kept.get((index, name)), label, self.records.image_id(index))
+                found = metric.update(self._kept.get((index, name)), label, self.records.image_id(index))
+                by_size[name].update(found, sizes)
         results = {}
         for name, metric in metrics.items():
-            merged = self._shards.merged(metric)
-            if merged is not None:
+            merged, merged_sizes = self._shards.merged(metric), self._shards.merged(by_size[name])
+            if merged is not None and merged_sizes is not None:
+                if name in curves:
+                    curves[name]["components_by_size"] = merged_sizes.compute()
                 task = task_name(COMPONENTS, f"{self.track}_track", name)
                 details = {"threshold_from": f"best F1, {self.protocol}"}
                 results[task] = component_task(merged.compute() | details, str(self.track))
         return results
 
-    def _draw(self) -> None:
-        """Overlays of this rank's part of the first images, all ranks' in one colour range."""
-        if not self._drawn:
-            return
+    def _report(self, curves: Mapping[str, dict[str, Any]]) -> None:
+        """Draw overlays, and write what a report needs of all ranks on rank 0."""
         assert self.output_dir is not None
+        frames = FrameScores.joined(self._shards.share(self._frames.found), self._num_best_worst)
+        drawn = frames.extreme | (set(self._drawn) & frames.found.keys())
+        self._draw(drawn, self.output_dir)
+        if not self._shards.is_main:
+            return
+        ids = self.records.image_id
+        document = {
+            "dataset": self.records.name,
+            "protocol": self.protocol,
+            "precision": self.precision,
+            "track": self.track,
+            "scores": curves,
+            "frames": {
+                "score": self.scores[0],
+                "AP": {ids(index): found for index, found in frames.found.items()},
+                "drawn": [ids(index) for index in sorted(drawn)],
+            },
+        }
+        write_curves(self.output_dir, document)
+
+    def _draw(self, drawn: set[int], output_dir: Path) -> None:
+        """Overlays of this rank's part of the frames, all ranks' in one colour range."""
         name = self.scores[0]
-        mine = sorted(set(self._drawn) & self._seen)
+        mine = sorted(drawn & self._seen)
         samples = [range_sample(self._kept.get((index, name))) for index in mine]
         colors = shared_range([sample for shard in self._shards.share(samples) for sample in shard])
         for index in mine:
             score = self._kept.get((index, name))
-            anomaly_overlay(self.records, index, score, name, colors, self.output_dir)
+            anomaly_overlay(self.records, index, score, name, colors, output_dir)
 
 
 def _score_map(output: Mapping[str, Any], name: str, shape: tuple[int, ...], where: str) -> np.ndarray:

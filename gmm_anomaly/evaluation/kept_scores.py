@@ -26,7 +26,7 @@ class KeptScores:
         self.budget, self._parent = budget, folder
         self._in_memory: dict[Hashable, np.ndarray] = {}
         self._on_disk: dict[Hashable, Path] = {}
-        self._bytes = 0
+        self._bytes = self._written = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __len__(self) -> int:
@@ -44,7 +44,8 @@ class KeptScores:
             if self._parent is not None:
                 Path(self._parent).mkdir(parents=True, exist_ok=True)
             self._folder = tempfile.TemporaryDirectory(prefix="kept_scores_", dir=self._parent)
-        path = Path(self._folder.name) / f"{len(self._on_disk)}.npy"
+        path = Path(self._folder.name) / f"{self._written}.npy"
+        self._written += 1
         np.save(path, array, allow_pickle=False)
         self._on_disk[key] = path
 
@@ -53,6 +54,13 @@ class KeptScores:
         if key in self._in_memory:
             return self._in_memory[key]
         return np.load(self._on_disk[key], allow_pickle=False)
+
+    def drop(self, key: Hashable) -> None:
+        """Forget the array under ``key``; raises KeyError if there is none."""
+        if key in self._in_memory:
+            self._bytes -= self._in_memory.pop(key).nbytes
+        else:
+            self._on_disk.pop(key).unlink()
 
     def clear(self) -> None:
         """Forget everything and remove the temporary folder."""

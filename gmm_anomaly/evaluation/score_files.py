@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import cv2
 import numpy as np
-from PIL import Image
+
+from gmm_anomaly.data.array_files import RefusedArrayError, read_npy, read_npz
+from gmm_anomaly.data.image_files import MAX_PIXELS, RefusedImageError, bits_16, open_image, png_bit_depth
 
 HDF5_KEY = "value"  # the one data set in a score file of SegmentMeIfYouCan
 
@@ -35,25 +38,44 @@ def read_score_map(path: Path, key: str | None = None) -> ScoreMap:
     default); ``.png``: one channel of 16 bits. A PNG's text chunks "scale" and "offset" give score = pixel ·
     scale + offset (scale above 0); without them the pixels are taken as they are, which keeps the ranks.
 
+    Type and shape are checked before a value is read, so that no small file can fill the memory.
+
     Raises:
-        ValueError: the file cannot be decoded, or holds something else; the message names it.
+        FileNotFoundError: no such file.
+        ValueError: the file cannot be decoded, holds something else, or more than 100 million values; the
+            message names it.
         ImportError: an HDF5 file, and h5py is not installed.
     """
     try:
         read = _READERS[path.suffix.lower()]
     except KeyError:
         raise ValueError(f"{path}: score maps are {', '.join(SCORE_EXTENSIONS)} files") from None
+    if not path.is_file():
+        if path.exists():
+            raise ValueError(f"{path}: a score map must be a regular file")
+        raise FileNotFoundError(f"no score map {path}")
     found = read(path, key)
     values = found.values
-    while values.ndim > 2 and 1 in (values.shape[0], values.shape[-1]):
+    while values.ndim > 2:
         values = values[0] if values.shape[0] == 1 else values[..., 0]
-    if values.ndim != 2 or not values.size:
-        raise ValueError(f"{path}: a score map must be (H, W), found shape {found.values.shape}")
-    if values.dtype.kind not in "fiu":
-        raise ValueError(f"{path}: scores must be real numbers, found {values.dtype}")
     if values.dtype.kind != "f":
         values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
     return ScoreMap(values, found.ranks_only)
+
+
+def _require_map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raise RefusedArrayError unless an array of this shape and type can be a score map."""
+    inner = list(shape)
+    while len(inner) > 2 and 1 in (inner[0], inner[-1]):
+        inner = inner[1:] if inner[0] == 1 else inner[:-1]
+    if len(inner) != 2 or 0 in inner:
+        raise RefusedArrayError(f"{path}: a score map must be (H, W), found shape {tuple(shape)}")
+    if dtype.kind not in "fiu":
+        raise RefusedArrayError(f"{path}: scores must be real numbers, found {dtype}")
+    if math.prod(inner) > MAX_PIXELS:
+        raise RefusedArrayError(
+            f"{path}: at most {MAX_PIXELS // 10**6} megapixels are read, it claims the shape {tuple(shape)}"
+        )
 
 
 def require_h5py() -> ModuleType:
@@ -69,15 +91,12 @@ def require_h5py() -> ModuleType:
 
 
 def _read_npy(path: Path, key: str | None) -> ScoreMap:
-    return ScoreMap(_decoded(path, lambda: np.load(path, allow_pickle=False)))
+    return ScoreMap(_decoded(path, lambda: read_npy(path, partial(_require_map, path))))
 
 
 def _read_npz(path: Path, key: str | None) -> ScoreMap:
-    def load() -> np.ndarray:
-        with np.load(path, allow_pickle=False) as archive:
-            return archive[_choose(path, key, list(archive))]
-
-    return ScoreMap(_decoded(path, load))
+    choose, accept = partial(_choose, path, key), partial(_require_map, path)
+    return ScoreMap(_decoded(path, lambda: read_npz(path, choose, accept)))
 
 
 def _read_hdf5(path: Path, key: str | None) -> ScoreMap:
@@ -85,25 +104,40 @@ def _read_hdf5(path: Path, key: str | None) -> ScoreMap:
 
     def load() -> np.ndarray:
         with h5py.File(path, "r") as file:
-            names = [name for name, item in file.items() if isinstance(item, h5py.Dataset)]
+            # Links could lead to other files.
+            own = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
+            names = [name for name in own if isinstance(file[name], h5py.Dataset)]
             wanted = key or (HDF5_KEY if HDF5_KEY in names else None)
-            return file[_choose(path, wanted, names)][()]
+            stored = file[_choose(path, wanted, names)]
+            _require_map(path, stored.shape or (), stored.dtype)
+            if stored.is_virtual or stored.external:
+                raise RefusedArrayError(
+                    f"{path}: its values lie in other files; a score map must hold its own"
+                )
+            if stored.chunks and math.prod(stored.chunks) > MAX_PIXELS:
+                raise RefusedArrayError(f"{path}: its chunks {stored.chunks} are larger than any score map")
+            return stored[()]
 
     return ScoreMap(_decoded(path, load))
 
 
 def _read_png(path: Path, key: str | None) -> ScoreMap:
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise ValueError(f"{path}: cannot be decoded as a PNG; it is corrupt or cut off")
-    if pixels.ndim != 2 or pixels.dtype != np.uint16:
-        channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-        raise ValueError(
-            f"{path}: a PNG of scores must have one channel of 16 bits, found {channels} of "
-            f"{8 * pixels.itemsize}; a picture of a score map cannot be evaluated"
-        )
-    with Image.open(path) as image:
-        text = getattr(image, "text", {})
+    try:
+        with open_image(str(path), "score map") as image:
+            image.load()
+            text: dict[str, str] = getattr(image, "text", {})
+            if image.format != "PNG" or not bits_16(image):
+                found = f"{len(image.getbands())} of {png_bit_depth(path)}"
+                raise RefusedImageError(
+                    f"{path}: a PNG of scores must have one channel of 16 bits, found "
+                    f"{found if image.format == 'PNG' else image.format}; a picture of a score map cannot be "
+                    "evaluated"
+                )
+            pixels = np.asarray(image).astype(np.uint16)
+    except RefusedImageError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read as a PNG of scores ({error})") from error
     given = [name for name in ("scale", "offset") if name in text]
     if not given:
         return ScoreMap(pixels.astype(np.float32), ranks_only=True)
@@ -123,16 +157,17 @@ def _choose(path: Path, key: str | None, names: list[str]) -> str:
         return names[0]
     if key not in names:
         wanted = "one array" if key is None else f"an array {key!r}"
-        raise ValueError(f"{path}: expected {wanted}, found {', '.join(names) or 'none'}; name it with --key")
+        found = ", ".join(names) or "none"
+        raise RefusedArrayError(f"{path}: expected {wanted}, found {found}; name it with --key")
     return key
 
 
 def _decoded(path: Path, load: Callable[[], Any]) -> np.ndarray:
     try:
         found = load()
+    except RefusedArrayError:
+        raise
     except ValueError as error:
-        if str(error).startswith(str(path)):
-            raise
         raise ValueError(f"{path}: cannot be read ({error})") from error
     except Exception as error:  # zipfile, h5py and NumPy raise OSError, KeyError, EOFError, BadZipFile, ...
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from gmm_anomaly.scores import (
     get_scores,
 )
 
+from .finite_scores import check_rule, finite_scores
 from .postprocessing import postprocesses_for
 
 
@@ -32,13 +33,22 @@ class AnomalyScorer(nn.Module):
         scores: names as in ``TEST.SCORES``. The first one becomes ``anomaly_score``.
         postprocess: names as in ``TEST.POSTPROCESS``; with some, every score is also given after them, as
             ``"score+first+second"``.
+        non_finite: what becomes of NaN and infinity in a score, as ``TEST.NON_FINITE_SCORES``.
 
     Raises:
-        ValueError: an unknown score or post-process, or a score this model cannot give.
+        ValueError: an unknown score, post-process or rule, or a score this model cannot give.
     """
 
-    def __init__(self, model: nn.Module, scores: Sequence[str], postprocess: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        scores: Sequence[str],
+        postprocess: Sequence[str] = (),
+        *,
+        non_finite: str = "stop",
+    ) -> None:
         super().__init__()
+        self.non_finite = check_rule(non_finite)
         self.model = model
         self.scores = get_scores(scores, given=given_outputs(model))
         self.postprocess = get_postprocesses(postprocess)
@@ -56,7 +66,12 @@ class AnomalyScorer(nn.Module):
         model = getattr(model, "module", model)
         if getattr(model, "gives_masks", False):
             _require_whole_images(cfg)
-        return cls(model, cfg.TEST.SCORES, postprocesses_for(cfg, dataset_name))
+        return cls(
+            model,
+            cfg.TEST.SCORES,
+            postprocesses_for(cfg, dataset_name),
+            non_finite=cfg.TEST.NON_FINITE_SCORES,
+        )
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Predictions with every score.
@@ -64,15 +79,23 @@ class AnomalyScorer(nn.Module):
         Returns:
             One dict per image: ``sem_seg`` (C, height, width), ``anomaly_scores`` {name: (height, width)}
             and ``anomaly_score``, the first of them; of a mask model whatever it gives beside these.
+
+        Raises:
+            FloatingPointError: a score is NaN or infinite, unless such pixels count as anomalous.
         """
         if getattr(self.model, "gives_masks", False):
-            return [self._score_masks(result) for result in self.model(batched_inputs)]
-        return [self._score_pixels(evidence) for evidence in self.model.evidence(batched_inputs)]
+            found = [self._score_masks(result) for result in self.model(batched_inputs)]
+        else:
+            found = [self._score_pixels(evidence) for evidence in self.model.evidence(batched_inputs)]
+        return [
+            self._named(result, maps, item)
+            for (result, maps), item in zip(found, batched_inputs, strict=True)
+        ]
 
-    def _score_pixels(self, evidence: Any) -> dict[str, Any]:
+    def _score_pixels(self, evidence: Any) -> tuple[dict[str, Any], Iterable[Tensor]]:
         # A strip of the image at a time: densities and temporary maps of all classes never exist as a whole.
         kept, maps = evidence.restore(self._stacked_scores)
-        return self._named({"sem_seg": kept["logits"]}, maps)
+        return {"sem_seg": kept["logits"]}, maps
 
     def _stacked_scores(self, evidence: Any) -> Tensor:
         outputs = PixelOutputs(
@@ -84,18 +107,24 @@ class AnomalyScorer(nn.Module):
         )
         return torch.stack([score(outputs) for score in self.scores.values()])
 
-    def _score_masks(self, result: dict[str, Any]) -> dict[str, Any]:
+    def _score_masks(self, result: dict[str, Any]) -> tuple[dict[str, Any], Iterable[Tensor]]:
         masks = MaskOutputs(
             result["mask_logits"], result["class_logits"], result["anomaly_queries"], result["road_queries"]
         )
         outputs = PixelOutputs(logits=result["sem_seg"], masks=masks)
-        return self._named(result, [score(outputs) for score in self.scores.values()])
+        return result, [score(outputs) for score in self.scores.values()]
 
     def _max_logit_moments(self) -> tuple[Tensor, Tensor] | None:
         return self.model.max_logit_moments.moments() if "sml" in self.scores else None
 
-    def _named(self, result: dict[str, Any], maps: Iterable[Tensor]) -> dict[str, Any]:
-        scores = dict(zip(self.scores, maps, strict=True))
+    def _named(
+        self, result: dict[str, Any], maps: Iterable[Tensor], item: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        image = f"image {item.get('image_id', item.get('file_name', 'without a name'))!r}"
+        scores = {
+            name: finite_scores(score, self.non_finite, image=image, name=name)
+            for name, score in zip(self.scores, maps, strict=True)
+        }
         first = next(iter(scores.values()))
         if self.postprocess:
             prediction = result["sem_seg"].argmax(dim=0)

@@ -9,6 +9,7 @@ import numpy as np
 
 from gmm_anomaly.metrics.frame_bins import FrameBins
 from gmm_anomaly.metrics.frames import anomaly_masks, as_scores, check_same_shape, to_precision
+from gmm_anomaly.metrics.histogram import score_histogram
 from gmm_anomaly.metrics.image_means import ImageMeans
 from gmm_anomaly.metrics.operating_points import OperatingPoints
 from gmm_anomaly.metrics.protocols import (
@@ -180,3 +181,9 @@ class PixelMetrics:
     def curve(self, points: int = 1000) -> dict[str, np.ndarray]:
         """Points of the curves over all pixels; see :meth:`OperatingPoints.curve` for what they are."""
         return OperatingPoints(*self._store.totals()).curve(points)
+
+    def histogram(self, bins: int = 100) -> dict[str, np.ndarray]:
+        """Pixels per bin of the score; see :func:`score_histogram`. Under ``smiyc`` scores are known only by
+        the bins of their frames, and counted at the lower edges.
+        """
+        return score_histogram(*self._store.totals(), bins, half=self.precision == "float16")

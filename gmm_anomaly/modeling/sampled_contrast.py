@@ -55,8 +55,11 @@ def choose_anchors(
     num_classes: int,
     per_class: int,
     generator: torch.Generator | None = None,
+    *,
+    hard_share: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
-    """Pixels to contrast: of each class half misclassified ones, as far as there are any, the rest at random.
+    """Pixels to contrast: of each class a share of misclassified ones, as far as there are any, and the rest at
+    random.
 
     Shapes do not depend on the data, so a GPU is never waited for.
 
@@ -66,6 +69,7 @@ def choose_anchors(
         num_classes: C.
         per_class: largest number of anchors of a class, P.
         generator: random state, on the labels' device.
+        hard_share: of P that is taken from the misclassified pixels first; 0: none are preferred.
 
     Returns:
         index: (C, P) int64 pixels; valid: (C, P) bool, false where the class has too few pixels.
@@ -77,7 +81,7 @@ def choose_anchors(
     order, starts, _ = _sorted_groups(wrong, num_classes)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device) - starts[wrong[order]]
-    preferred = (wrong < num_classes) & (rank < per_class // 2)
+    preferred = (wrong < num_classes) & (rank < int(per_class * hard_share))
     # The preferred ones first: a class of P pixels or more gives exactly P.
     first = torch.argsort((~preferred).to(torch.uint8), stable=True)
     order, starts, counts = _sorted_groups(group[first], num_classes)
@@ -100,6 +104,7 @@ class SampledContrast:
         weight: of the loss, once the hook has ramped it up.
         temperature: T of the loss.
         anchors_per_class, samples_per_class: at most so many pixels, and so many drawn vectors.
+        hard_share: of the anchors that are misclassified pixels, as far as there are any.
         noise_scale: factor of the mixtures' standard deviations when vectors are drawn: 1 draws from the
             mixture itself, 0 gives its means.
         min_fill: a class takes part once its components' memories are full to this share, on average.
@@ -118,6 +123,7 @@ class SampledContrast:
         temperature: float = 0.1,
         anchors_per_class: int = 50,
         samples_per_class: int = 32,
+        hard_share: float = 0.5,
         noise_scale: float = 0.5,
         min_fill: float = 0.5,
     ) -> None:
@@ -125,12 +131,14 @@ class SampledContrast:
         _require(temperature > 0, f"{where}.TEMPERATURE", "a positive number", temperature)
         _require(anchors_per_class >= 1, f"{where}.ANCHORS_PER_CLASS", "at least 1", anchors_per_class)
         _require(samples_per_class >= 1, f"{where}.SAMPLES_PER_CLASS", "at least 1", samples_per_class)
+        _require(0 <= hard_share <= 1, f"{where}.HARD_SHARE", "a number in [0, 1]", hard_share)
         _require(noise_scale >= 0, f"{where}.NOISE_SCALE", "a number from 0 up", noise_scale)
         _require(0 <= min_fill <= 1, f"{where}.MIN_FILL", "a number in [0, 1]", min_fill)
         self.weight = weight
         self.temperature = temperature
         self.anchors_per_class = anchors_per_class
         self.samples_per_class = samples_per_class
+        self.hard_share = hard_share
         self.noise_scale = noise_scale
         self.min_fill = min_fill
         self.factor = 0.0
@@ -152,7 +160,9 @@ class SampledContrast:
         """
         classes = torch.arange(bank.num_classes, device=embedding.device)
         samples = bank.sample(classes, self.samples_per_class, noise_scale=self.noise_scale)
-        index, valid = choose_anchors(labels, correct, bank.num_classes, self.anchors_per_class)
+        index, valid = choose_anchors(
+            labels, correct, bank.num_classes, self.anchors_per_class, hard_share=self.hard_share
+        )
         target = torch.where(valid, classes[:, None], -1).flatten()
         loss = sampled_contrast(
             embedding[index.flatten()], target, samples, self.usable(bank), self.temperature

@@ -48,6 +48,7 @@ def evaluate(job: dict[str, Any], image_ids: list[str], output_dir: Path) -> dic
         protocol="smiyc",
         component_track="obstacle",
         num_visualizations=3,
+        num_best_worst=1,
         output_dir=output_dir,
     )
     closed_evaluator = ClosedSetEvaluator(closed, num_visualizations=3, output_dir=output_dir)

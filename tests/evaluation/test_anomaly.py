@@ -232,7 +232,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"component_track": "road"}, "component_track: expected 'anomaly', 'obstacle' or 'none', found 'road'"),
+            ({"component_track": "road"}, "expected 'anomaly', 'obstacle' or 'none', found 'road'"),
             ({"protocol": "mine"}, "protocol must be one of pooled"),
             ({"save_scores": True}, "need output_dir"),
             ({"scores": []}, "at least one score"),

@@ -113,7 +113,7 @@ def test_cut_off_files_are_named(tmp_path, suffix):
         (np.zeros(3), r"must be \(H, W\), found shape \(3,\)"),
         (np.zeros((0, 4)), r"must be \(H, W\), found shape \(0, 4\)"),
         (np.zeros((2, 2), complex), "real numbers"),
-        (np.array([[object()]]), "cannot be read"),
+        (np.array([[object()]]), "real numbers, found object"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path, array, message):

@@ -121,6 +121,16 @@ def test_anchors_are_distinct_labelled_pixels_half_of_them_wrong():
     assert 10 <= wrong[0] < 20 and wrong[1] == 3 and wrong[2] == 0
 
 
+@pytest.mark.parametrize("hard_share, preferred", [(0.0, 0), (0.25, 5), (1.0, 20)])
+def test_share_of_misclassified_anchors(hard_share, preferred):
+    # One class of 2000 pixels, 40 of them misclassified: at random 0.4 of 20 anchors would be.
+    labels, correct = torch.zeros(2000, dtype=torch.long), torch.arange(2000) >= 40
+    generator = torch.Generator().manual_seed(0)
+    index, _ = choose_anchors(labels, correct, 1, 20, generator, hard_share=hard_share)
+    wrong = int((~correct[index[0]]).sum())
+    assert preferred <= wrong <= preferred + 4
+
+
 def test_anchors_are_drawn_at_random_without_preference_for_a_place():
     labels, correct = torch.zeros(100, dtype=torch.long), torch.ones(100, dtype=torch.bool)
     counts = torch.zeros(100)
