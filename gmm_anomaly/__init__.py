@@ -1,8 +1,34 @@
 """Anomaly segmentation of road scenes on Detectron2, with class-conditional Gaussian mixtures.
 
-Importing this package loads neither Detectron2 nor torch: each module imports what it needs.
+Importing this package loads neither Detectron2 nor torch: each module imports what it needs, and the names
+below are looked up when they are first used.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .prediction.components import AnomalyComponent as AnomalyComponent
+    from .prediction.results import Prediction as Prediction
+    from .predictor import AnomalyPredictor as AnomalyPredictor
+
 __version__ = "0.1.0"
+__all__ = ["AnomalyComponent", "AnomalyPredictor", "Prediction", "__version__"]
+
+_LAZY = {
+    "AnomalyComponent": "prediction.components",
+    "AnomalyPredictor": "predictor",
+    "Prediction": "prediction.results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
