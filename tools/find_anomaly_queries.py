@@ -30,6 +30,7 @@ from gmm_anomaly.evaluation.query_overlap import (
 )
 from gmm_anomaly.evaluation.query_report import known_class_names, query_config, query_table
 from gmm_anomaly.evaluation.records import EvaluatedRecords
+from gmm_anomaly.weight_files import add_trust_argument, trust_pickles
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
         "--register", action="append", default=[], metavar="FILE.py",
         help="Python file that registers data sets of your own (may be repeated)",
     )  # fmt: skip
+    add_trust_argument(arguments)
     arguments.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
     return arguments
 
@@ -96,6 +98,7 @@ def search(args: argparse.Namespace, cfg: CfgNode, model: nn.Module, *, road: bo
 
 
 def run(args: argparse.Namespace) -> None:
+    trust_pickles(args.trust_pickle)
     for path in args.register:
         runpy.run_path(path)
     if not 0 < args.mask_threshold < 1:

@@ -23,9 +23,10 @@ from detectron2.data import build_detection_test_loader
 from tabulate import tabulate
 
 from gmm_anomaly.data import SegmentationMapper
-from gmm_anomaly.engine import Checkpointer, Trainer, build_config
+from gmm_anomaly.engine import Checkpointer, Trainer, build_config, inference_config
 from gmm_anomaly.evaluation.scoring import AnomalyScorer
 from gmm_anomaly.evaluation.submission import Frame, Submission, file_digest, file_problem, list_frames
+from gmm_anomaly.weight_files import add_trust_argument, trust_pickles
 
 DEFAULT_DATASETS = ("road_anomaly21_all", "road_obstacle21_all")
 
@@ -67,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "--register", action="append", default=[], metavar="FILE.py",
         help="Python file that registers data sets of your own (may be repeated)",
     )  # fmt: skip
+    add_trust_argument(arguments)
     arguments.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
     return arguments
 
@@ -90,7 +92,7 @@ def identity(cfg: CfgNode, score: str) -> dict[str, Any]:
     kept = {key: yaml.safe_load(cfg[key].dump()) for key in ("MODEL", "INPUT")}
     for key in ("WEIGHTS", "DEVICE"):  # the file's content counts, not where it or the model lies
         del kept["MODEL"][key]
-    kept["TEST"] = {"SCORE_ON": cfg.TEST.SCORE_ON}
+    kept["TEST"] = {key: cfg.TEST[key] for key in ("SCORE_ON", "MAX_WHOLE_PIXELS")}
     kept["TEST"] |= {key: yaml.safe_load(cfg.TEST[key].dump()) for key in ("SLIDING_WINDOW", "AUG")}
     # A pretrained mask model has no file; the config names it.
     digest = file_digest(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
@@ -98,6 +100,7 @@ def identity(cfg: CfgNode, score: str) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> None:
+    trust_pickles(args.trust_pickle)
     for path in args.register:
         runpy.run_path(path)
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
@@ -117,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
     frames = {name: list_frames(submission, name, folder or None) for name, folder in named}
     submission.begin([frame for group in frames.values() for frame in group], overwrite=args.overwrite)
 
-    model = Trainer.build_model(cfg)
+    model = Trainer.build_model(inference_config(cfg))
     Checkpointer(model).load_for_evaluation(cfg.MODEL.WEIGHTS)
     scorer = AnomalyScorer.from_config(cfg, model.eval())
     report = {}

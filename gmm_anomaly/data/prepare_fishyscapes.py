@@ -13,10 +13,12 @@ from tqdm import tqdm
 
 from . import cityscapes
 from .archives import unpack_flat
+from .array_files import RefusedArrayError, read_npz
 from .atomic import replacing
 from .errors import LayoutError
 from .fishyscapes import NUMBERED, base_id, list_labels
 from .fishyscapes_static import IMAGES, ROOTS
+from .image_files import MAX_PIXELS
 from .preparing import require_folder, run_preparation
 from .reading import image_size, read_image
 
@@ -36,17 +38,25 @@ def static_image(base: np.ndarray, overlay: np.ndarray) -> np.ndarray:
 
 def read_overlay(path: Path) -> np.ndarray:
     """(H, W, 3) int32 of a ``*_rgb.npz``. Raises ValueError for anything else, by name."""
+
+    def accept(shape: tuple[int, ...], dtype: np.dtype) -> None:
+        if len(shape) != 3 or shape[2] != 3 or dtype.kind not in "iuf":
+            raise RefusedArrayError(
+                f"{path}: expected numbers of shape (height, width, 3), found {dtype} {shape}"
+            )
+        if shape[0] * shape[1] > MAX_PIXELS:
+            raise RefusedArrayError(
+                f"{path}: an overlay has at most {MAX_PIXELS // 10**6} megapixels, found the shape {shape}"
+            )
+
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            overlay = stored["rgb"]
+        overlay = read_npz(path, lambda names: "rgb", accept)
+    except RefusedArrayError:
+        raise
     except Exception as error:  # zipfile, zlib, numpy and the missing key each raise their own
         raise ValueError(
             f"{path} is no overlay with the key 'rgb' ({type(error).__name__}: {error})"
         ) from error
-    if overlay.ndim != 3 or overlay.shape[2] != 3 or overlay.dtype.kind not in "iuf":
-        raise ValueError(
-            f"{path}: expected numbers of shape (height, width, 3), found {overlay.dtype} {overlay.shape}"
-        )
     if not np.isfinite(overlay).all():
         raise ValueError(f"{path}: its overlay holds NaN or infinities")
     return overlay.astype(np.int32)  # towards zero, as the benchmark's code does

@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import detection_utils
-from PIL import Image
 
+from .image_files import (
+    RefusedImageError,
+    bits_16,
+    open_image,
+    orientation,
+    png_bit_depth,
+    to_rgb,
+    transposed,
+    upright,
+)
 from .label_rule import LabelRule
 from .synthetic import render_street
 
 IMAGE_FORMATS = ("RGB", "BGR")
-
-_EXIF_ORIENTATION = 274
-# Orientations that exchange height and width.
-_TRANSPOSED = (5, 6, 7, 8)
 
 
 def require_format(format: str) -> None:
@@ -30,6 +34,9 @@ def require_format(format: str) -> None:
 def read_image(record: Mapping[str, Any], format: str) -> np.ndarray:
     """Image of a record, turned upright by its EXIF orientation as in Detectron2.
 
+    PNG, JPEG, WebP, BMP or PPM of at most 100 megapixels. Grey and palette images become three channels,
+    alpha is dropped, of 16 bits a channel the upper 8 are kept.
+
     Args:
         record: with "render" or "file_name".
         format: "RGB" or "BGR".
@@ -38,20 +45,18 @@ def read_image(record: Mapping[str, Any], format: str) -> np.ndarray:
         (H, W, 3) uint8, contiguous, the caller's own.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: the file cannot be decoded (names it), or an unknown
-            format.
+        FileNotFoundError: no such file. ValueError: the file is refused or cannot be decoded (names it), or
+            an unknown format.
     """
     require_format(format)
     if "render" in record:
         image = _render(**record["render"])[0]
         return np.array(image if format == "RGB" else image[:, :, ::-1], order="C")
     path = record["file_name"]
-    try:
-        return np.array(detection_utils.read_image(path, format), order="C")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no image {path}") from None
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise ValueError(_undecodable("image", path, error)) from error
+    with open_image(path, "image") as stored:
+        stored.load()
+        image = upright(to_rgb(stored, path), orientation(stored))
+    return np.array(image if format == "RGB" else image[:, :, ::-1], order="C")
 
 
 def read_label(record: Mapping[str, Any], metadata: Any) -> np.ndarray:
@@ -66,8 +71,9 @@ def read_label(record: Mapping[str, Any], metadata: Any) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the label is withheld, cannot be decoded, is not a single-channel 8-bit PNG, holds a value
-            outside the classes, or has another size than its image. Each names the file.
+        ValueError: the label is withheld, cannot be decoded, is not a single-channel PNG of values up to 255,
+            holds a value outside the classes, or has another size than its upright image. Each names the
+            file.
     """
     rule = metadata if isinstance(metadata, LabelRule) else LabelRule.from_metadata(metadata)
     if "render" in record:
@@ -82,59 +88,62 @@ def read_label(record: Mapping[str, Any], metadata: Any) -> np.ndarray:
     # Labels may be read without their images (scores of other programs); a missing image is its reader's
     # error.
     image = record["file_name"]
-    if Path(image).is_file() and image_size(image) != label.shape:
-        height, width = image_size(image)
+    if not Path(image).is_file():
+        return label
+    (height, width), turn = _oriented_size(image)
+    if (height, width) != label.shape:
+        turned = f" upright (it has the EXIF orientation {turn})" if turn != 1 else ""
         raise ValueError(
             f"the label {path} is {label.shape[1]} x {label.shape[0]} (width x height), its image {image} is "
-            f"{width} x {height}; they must be of the same size"
+            f"{width} x {height}{turned}; they must be of the same size"
         )
     return label
 
 
 def read_raw_label(path: str) -> np.ndarray:
-    """(H, W) uint8 values of a label PNG as stored; palette images give their indices. Errors as
-    ``read_label``."""
-    try:
-        with Image.open(path) as image:
-            kind = image.format
-            mode = image.mode
-            image.load()
-            values = np.asarray(image)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no label {path}") from None
-    except Exception as error:
-        raise ValueError(_undecodable("label", path, error)) from error
-    # PIL stretches the values of 1-, 2- and 4-bit grey images over 0 .. 255.
-    if kind != "PNG" or mode not in ("L", "P") or (mode == "L" and _bit_depth(path) != 8):
-        raise ValueError(
-            f"{path}: a label must be a PNG of one 8-bit channel whose pixels are label values (mode L, or P "
-            f"with a palette); found {kind} of mode {mode}"
-            + (f" with {_bit_depth(path)} bits" if kind == "PNG" else "")
-        )
-    return values
+    """(H, W) uint8 values of a label PNG as stored; palette images give their indices.
+
+    16 bits are taken where every value fits into 8. Errors as ``read_label``.
+    """
+    with open_image(path, "label") as image:
+        kind, mode = image.format, image.mode
+        image.load()
+        values = np.asarray(image)
+        turned = orientation(image)
+        wide = bits_16(image)
+        depth = png_bit_depth(path) if kind == "PNG" else 0
+        # PIL stretches the values of 1-, 2- and 4-bit grey images over 0 .. 255.
+        if kind != "PNG" or not (wide or mode == "P" or (mode == "L" and depth == 8)):
+            raise RefusedImageError(
+                f"{path}: a label must be a PNG of one 8-bit channel whose pixels are label values (mode L, "
+                f"or P with a palette); found {kind} of mode {mode}"
+                + (f" with {depth} bits" if kind == "PNG" else "")
+                + ("; colours are no label values" if len(image.getbands()) > 2 else "")
+            )
+        if wide and values.max() > 255:
+            raise RefusedImageError(
+                f"{path}: label values must fit into 8 bits, found 16 bits with values up to {values.max()}; "
+                "map them to 0 .. 255 before"
+            )
+        if turned != 1:
+            raise RefusedImageError(
+                f"{path}: the label has the EXIF orientation {turned}; labels are read as stored. Turn its "
+                "pixels and remove the tag"
+            )
+    return values.astype(np.uint8, copy=False)
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """Height and width of an image file, upright, from its header alone. Errors as ``read_image``."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no image {path}") from None
-    except Exception as error:
-        raise ValueError(_undecodable("image", path, error)) from error
-    return (width, height) if turned else (height, width)
+    """Height and width of an image file, upright. Errors as ``read_image``."""
+    return _oriented_size(path)[0]
 
 
-def _bit_depth(path: str) -> int:
-    """Bit depth of a PNG: byte 24, in its IHDR chunk."""
-    with open(path, "rb") as file:
-        return file.read(25)[24]
-
-
-def _undecodable(kind: str, path: str, error: Exception) -> str:
-    return f"{kind} {path} cannot be decoded, it is corrupt or cut off ({type(error).__name__}: {error})"
+def _oriented_size(path: str) -> tuple[tuple[int, int], int]:
+    """Height and width, upright, and the EXIF orientation."""
+    with open_image(path, "image") as image:
+        width, height = image.size
+        turn = orientation(image)
+    return ((width, height) if transposed(turn) else (height, width)), turn
 
 
 # Image and label of a frame are asked for one after the other, in several threads at once in deep checks.

@@ -13,6 +13,7 @@ from detectron2.utils.logger import log_first_n
 
 from .errors import LayoutError, MissingDataError
 from .label_rule import IGNORE_LABEL
+from .links import require_inside
 from .pairing import Record
 from .spec import DatasetSpec, SplitLayout
 
@@ -89,8 +90,8 @@ def load_records(spec: DatasetSpec, *, warn: bool = True) -> list[Record]:
 
     Raises:
         MissingDataError: there is no root folder; says what to download and where to put it.
-        LayoutError: the folder lacks something, an image has no label (or the reverse), or there are no
-            images.
+        LayoutError: the folder lacks something, an image has no label (or the reverse), there are no images,
+            or a link leads out of the data (see ``require_inside``).
     """
     root = Path() if spec.root is None else spec.root.path()
     if spec.root is not None:
@@ -111,6 +112,11 @@ def load_records(spec: DatasetSpec, *, warn: bool = True) -> list[Record]:
             )
     try:
         records = spec.layout(root)
+        # A user's own function names files as it likes.
+        if spec.root is not None and getattr(spec.layout, "pair_files", None) is None:
+            labels = getattr(spec.layout, "label_root", None)
+            others = [other.path() for other, _ in spec.companions]
+            require_inside(records, [root, *others, *([Path(labels).expanduser()] if labels else [])])
     except LayoutError as error:
         raise LayoutError(f"{spec.name}: {error}") from None
     if not records:

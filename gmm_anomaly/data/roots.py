@@ -9,6 +9,11 @@ from pathlib import Path
 COMMON_VARIABLE = "DETECTRON2_DATASETS"
 
 
+def common_root() -> Path:
+    """Absolute path of ``$DETECTRON2_DATASETS``, read from the environment at each call."""
+    return Path(os.environ.get(COMMON_VARIABLE) or "datasets").expanduser().absolute()
+
+
 @dataclass(frozen=True)
 class DataRoot:
     """Root of a benchmark's data.
@@ -27,8 +32,7 @@ class DataRoot:
         named = os.environ.get(self.variable)
         if named:
             return Path(named).expanduser().absolute()
-        common = Path(os.environ.get(COMMON_VARIABLE) or "datasets").expanduser().absolute()
-        candidates = [common / folder for folder in self.folders]
+        candidates = [common_root() / folder for folder in self.folders]
         return next((path for path in candidates if path.is_dir()), candidates[0])
 
     def advice(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
@@ -69,6 +70,49 @@ def test_images_of_other_modes_become_three_channels(tmp_path, mode):
     assert read_image({"file_name": path}, "RGB").shape == (3, 4, 3)
 
 
+def test_palette_grey_and_alpha_give_the_colours_a_viewer_shows(tmp_path, picture, label):
+    palette = np.random.default_rng(4).integers(0, 256, (10, 3), np.uint8)
+    indexed = Image.fromarray(label)
+    indexed.putpalette(palette.ravel().tolist())
+    alpha = np.random.default_rng(5).integers(0, 256, (7, 11, 1), np.uint8)
+    cases = {
+        "palette.png": (indexed, palette[label]),
+        "grey.png": (Image.fromarray(label), np.repeat(label[..., None], 3, 2)),
+        "alpha.png": (Image.fromarray(np.concatenate([picture, alpha], 2)), picture),
+        "grey_alpha.png": (Image.fromarray(np.stack([label, alpha[..., 0]], 2), "LA"), label[..., None]),
+        "mask.png": (Image.fromarray(label > 4), np.where(label > 4, 255, 0)[..., None]),
+    }
+    for name, (image, expected) in cases.items():
+        image.save(tmp_path / name)
+        found = read_image({"file_name": str(tmp_path / name)}, "RGB")
+        np.testing.assert_array_equal(found, np.broadcast_to(expected, (7, 11, 3)), err_msg=name)
+
+
+def test_of_16_bits_the_upper_8_are_kept(tmp_path, save_image):
+    grey = np.array([[0, 255, 256], [32768, 65279, 65535]], np.uint16)
+    expected = np.repeat((grey >> 8)[..., None], 3, 2)
+    path = save_image(tmp_path / "grey.png", grey)
+    np.testing.assert_array_equal(read_image({"file_name": path}, "RGB"), expected)
+    colours = np.random.default_rng(6).integers(0, 65536, (5, 4, 3), np.uint16)
+    assert cv2.imwrite(str(tmp_path / "colours.png"), colours)
+    assert (tmp_path / "colours.png").read_bytes()[24] == 16
+    found = read_image({"file_name": str(tmp_path / "colours.png")}, "BGR")
+    np.testing.assert_array_equal(found, colours >> 8)
+
+
+def test_floating_point_images_are_refused(tmp_path):
+    Image.new("F", (4, 3), 0.5).save(tmp_path / "a.pfm")
+    with pytest.raises(ValueError, match=r"image .*a.pfm has pixels of Pillow's mode 'F'"):
+        read_image({"file_name": str(tmp_path / "a.pfm")}, "RGB")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_broken_exif_leaves_the_image_as_stored(tmp_path, save_image, picture):
+    path = save_image(tmp_path / "a.png", picture, exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    np.testing.assert_array_equal(read_image({"file_name": path}, "RGB"), picture)
+    assert image_size(path) == (7, 11)
+
+
 def test_unknown_format(tmp_path, save_image, picture):
     record = {"file_name": save_image(tmp_path / "a.png", picture)}
     with pytest.raises(ValueError, match="INPUT.FORMAT: expected one of RGB, BGR, found 'HSV'"):
@@ -126,12 +170,39 @@ def test_four_bit_palette_labels_are_not_stretched(tmp_path, label):
 
 @pytest.mark.parametrize(
     ("mode", "found"),
-    [("RGB", "mode RGB with 8"), ("LA", "mode LA"), ("1", "mode 1 with 1 bits"), ("I;16", "with 16 bits")],
+    [
+        ("RGB", "mode RGB with 8 bits; colours are no label values"),
+        ("LA", "mode LA"),
+        ("1", "mode 1 with 1 b"),
+    ],
 )
 def test_other_label_modes_are_refused(tmp_path, mode, found):
     path = str(tmp_path / "label.png")
     Image.new(mode, (4, 3)).save(path)
     with pytest.raises(ValueError, match=rf"label.png: a label must be a PNG of one 8-bit channel.*{found}"):
+        read_raw_label(path)
+
+
+def test_wide_labels_are_taken_if_their_values_fit(tmp_path, save_image, label):
+    path = save_image(tmp_path / "label.png", label.astype(np.uint16))
+    assert (tmp_path / "label.png").read_bytes()[24] == 16
+    found = read_raw_label(path)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, label)
+    wide = label.astype(np.uint16)
+    wide[3, 4] = 256
+    save_image(path, wide)
+    with pytest.raises(
+        ValueError, match=r"label.png: label values must fit into 8 bits, .* values up to 256"
+    ):
+        read_raw_label(path)
+
+
+def test_turned_labels_are_refused(tmp_path, save_image, label):
+    exif = Image.Exif()
+    exif[274] = 3
+    path = save_image(tmp_path / "label.png", label, exif=exif)
+    with pytest.raises(ValueError, match="label.png: the label has the EXIF orientation 3"):
         read_raw_label(path)
 
 
@@ -195,6 +266,19 @@ def test_label_of_another_size(tmp_path, save_image, picture, label):
     }
     with pytest.raises(ValueError, match=r"b.png is 9 x 7 \(width x height\), its image .*a.png is 11 x 7"):
         read_label(record, RULE)
+
+
+def test_label_of_a_turned_image_must_be_upright(tmp_path, save_image, picture, label):
+    exif = Image.Exif()
+    exif[274] = 6
+    record = {
+        "file_name": save_image(tmp_path / "a.jpg", picture, exif=exif),
+        "sem_seg_file_name": save_image(tmp_path / "b.png", label),
+    }
+    with pytest.raises(ValueError, match=r"a.jpg is 7 x 11 upright \(it has the EXIF orientation 6\)"):
+        read_label(record, RULE)
+    save_image(tmp_path / "b.png", label.T.copy())
+    np.testing.assert_array_equal(read_label(record, RULE), label.T)
 
 
 def test_withheld_label_names_the_data_set(tmp_path):
