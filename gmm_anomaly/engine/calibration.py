@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from gmm_anomaly.gmm import TiedGaussianStatistics
 from gmm_anomaly.gmm.collectives import sum_over_ranks
+from gmm_anomaly.modeling.classifiers.gmm_unseen_classes import excluding_unseen_classes
+from gmm_anomaly.modeling.norm import share_statistics
 
 from .max_logit_calibration import calibrate_max_logits
 from .training_images import TrainingImages
@@ -51,9 +53,11 @@ def calibrate(cfg: CfgNode, model: nn.Module) -> None:
     Raises:
         ValueError: no labelled pixel in those images.
     """
-    calibrate_distances(cfg, model)
-    # Its forward passes give the distances too.
-    calibrate_max_logits(cfg, model)
+    share_statistics(model)
+    with excluding_unseen_classes(model):
+        calibrate_distances(cfg, model)
+        # Its forward passes give the distances too.
+        calibrate_max_logits(cfg, model)
 
 
 @torch.no_grad()

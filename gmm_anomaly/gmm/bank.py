@@ -9,11 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import collectives
+from .em_options import check_em_options, check_sizes
+from .empty_components import reseed_empty
 from .memory import FeatureMemory
 from .mixture import GaussianMixtures
 from .reference_state import reference_sizes
 from .statistics import mean_and_variance
 from .warm_start import WarmStartBuffer, start_components
+
+# A floor of zero must not let a density become infinite.
+LEAST_SCALE = 1e-6
 
 
 class _Recorded(NamedTuple):
@@ -48,11 +53,14 @@ class GaussianMixtureBank(GaussianMixtures):
         kmeans_rounds: rounds of that k-means.
         memory_dtype: storage type of the memory, ``torch.float32`` or ``torch.float16``.
         save_memory: write the memory (not only its statistics) into the state dict.
+        empty_components: at an EM step a component whose memory is empty keeps its state ("keep", the paper)
+            or splits another one of its class ("reseed", :func:`reseed_empty`).
 
     Attributes:
         means, scales, fitted: see :class:`GaussianMixtures`; scales are at least ``sqrt(variance_floor)``
-            once fitted.
+            once fitted, and never below 1e-6.
         memory: the :class:`FeatureMemory` that EM reads.
+        reseeded: scalar int64, how often a component was re-seeded in this process.
 
     Raises:
         ValueError: a size, momentum, floor or memory type out of range; more samples than slots.
@@ -60,6 +68,7 @@ class GaussianMixtureBank(GaussianMixtures):
 
     started: Tensor
     seen: Tensor
+    reseeded: Tensor
 
     def __init__(
         self,
@@ -78,27 +87,25 @@ class GaussianMixtureBank(GaussianMixtures):
         kmeans_rounds: int = 10,
         memory_dtype: torch.dtype = torch.float32,
         save_memory: bool = False,
+        empty_components: str = "keep",
     ) -> None:
         super().__init__(num_classes, num_components, dim, reduction=reduction)
-        for name, size, least in (
-            ("memory_size", memory_size, 1),
-            ("samples_per_update", samples_per_update, 1),
-            ("fill_slots", fill_slots, 0),
-            ("warm_start_features", warm_start_features, 0),
-            ("kmeans_rounds", kmeans_rounds, 0),
-        ):
-            if size < least:
-                raise ValueError(f"{name}: expected at least {least}, found {size}")
-        if samples_per_update > memory_size:
-            raise ValueError(
-                f"samples_per_update ({samples_per_update}) exceeds memory_size ({memory_size}): one batch "
-                "would overwrite itself; lower MODEL.GMM.SAMPLES_PER_UPDATE or raise MODEL.GMM.MEMORY_SIZE"
-            )
-        for name, momentum in (("momentum_mean", momentum_mean), ("momentum_scale", momentum_scale)):
-            if not 0 <= momentum <= 1:
-                raise ValueError(f"{name}: expected a number in [0, 1], found {momentum}")
-        if not variance_floor >= 0:
-            raise ValueError(f"variance_floor: expected a non-negative number, found {variance_floor}")
+        check_sizes(
+            memory_size=(memory_size, 1),
+            samples_per_update=(samples_per_update, 1),
+            fill_slots=(fill_slots, 0),
+            warm_start_features=(warm_start_features, 0),
+            kmeans_rounds=(kmeans_rounds, 0),
+        )
+        check_em_options(
+            memory_size=memory_size,
+            samples_per_update=samples_per_update,
+            momentum_mean=momentum_mean,
+            momentum_scale=momentum_scale,
+            variance_floor=variance_floor,
+            empty_components=empty_components,
+        )
+        self.empty_components = empty_components
         self.samples_per_update = samples_per_update
         self.momentum_mean = momentum_mean
         self.momentum_scale = momentum_scale
@@ -110,6 +117,7 @@ class GaussianMixtureBank(GaussianMixtures):
         self.register_buffer("started", torch.full((num_classes,), warm_start_features == 0))
         # Classes recorded since the last update.
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
+        self.register_buffer("reseeded", torch.zeros((), dtype=torch.int64), persistent=False)
         self.memory = FeatureMemory(
             num_classes * num_components, memory_size, dim, dtype=memory_dtype, save_ring=save_memory
         )
@@ -147,6 +155,11 @@ class GaussianMixtureBank(GaussianMixtures):
         return bank
 
     def _after_loading(self, _incompatible: object) -> None:
+        if not bool(self.means.isfinite().all() & (self.scales.isfinite() & (self.scales > 0)).all()):
+            raise ValueError(
+                "the checkpoint's mixtures have means that are not finite, or standard deviations that are "
+                "not positive and finite; take an earlier checkpoint (MODEL.WEIGHTS)"
+            )
         if self.warm_start is None:
             # Without a warm start no class waits, also where that of the checkpoint did.
             self.started.fill_(True)
@@ -185,6 +198,10 @@ class GaussianMixtureBank(GaussianMixtures):
         component = torch.where(entering & storable & started, component, -1)
         self._recorded.append(_Recorded(features, labels, component))
 
+    def discard_recorded(self) -> None:
+        """Forget what was recorded since the last ``commit``: the batches of a step that is left out."""
+        self._recorded.clear()
+
     @torch.no_grad()
     def commit(self) -> None:
         """Move recorded batches into the memory, oldest first.
@@ -213,8 +230,8 @@ class GaussianMixtureBank(GaussianMixtures):
 
         Args:
             classes: indices, or a (C,) bool mask, of the classes to update, the same on every rank; default:
-                those that any rank recorded since the last update. Components whose memory is empty keep
-                their state.
+                those that any rank recorded since the last update. What becomes of components whose memory
+                is empty, ``empty_components`` says.
             momentum_mean: for this step, in place of the bank's own.
         """
         self.commit()
@@ -236,10 +253,22 @@ class GaussianMixtureBank(GaussianMixtures):
         means = keep * current.double() + (1 - keep) * direction
         new_scales = (variance + self.variance_floor).sqrt()
         scales = self.momentum_scale * self.scales.double() + (1 - self.momentum_scale) * new_scales
+        # A running mean in single precision may end a rounding below the floor.
+        scales = scales.float().clamp(min=max(self.variance_floor**0.5, LEAST_SCALE))
         moved = chosen[:, None] & (count > 0)
         self.means.copy_(torch.where(moved[..., None], means.float(), current))
-        self.scales.copy_(torch.where(moved[..., None], scales.float(), self.scales))
+        self.scales.copy_(torch.where(moved[..., None], scales, self.scales))
         self.fitted |= moved
+        if self.empty_components == "reseed":
+            self._reseed(chosen, count, variance)
+
+    def _reseed(self, chosen: Tensor, count: Tensor, variance: Tensor) -> None:
+        split = reseed_empty(self.unit_means, self.scales, variance, count)
+        which = split.which & chosen[:, None]
+        self.means.copy_(torch.where(which[..., None], split.means, self.means))
+        self.scales.copy_(torch.where(which[..., None], split.scales, self.scales))
+        self.fitted |= which
+        self.reseeded += which.sum()
 
     def _start_ready_classes(self) -> None:
         assert self.warm_start is not None
@@ -267,7 +296,8 @@ class GaussianMixtureBank(GaussianMixtures):
         unit = F.normalize(features.float(), dim=1)
         start = start_components(unit, self.num_components, self.kmeans_rounds)
         self.means[index] = start.means
-        self.scales[index] = (start.variance + self.variance_floor).sqrt().float()
+        scales = (start.variance + self.variance_floor).sqrt().float()
+        self.scales[index] = scales.clamp(min=max(self.variance_floor**0.5, LEAST_SCALE))
         for tensor in (self.means[index], self.scales[index]):
             collectives.broadcast_from_first(tensor)
         clusters = [unit[start.assignment == component] for component in range(self.num_components)]

@@ -8,6 +8,10 @@ from torch.nn import functional as F
 
 from .gaussian import PIXELS_PER_CHUNK, class_log_density, component_log_prob
 
+# Log-density, and logit, of a class that takes no part. exp of it is 0 in every floating point type, as of
+# minus infinity; but interpolation and entropies multiply it with 0, which must not give NaN.
+EXCLUDED = -1e30
+
 
 class UnfittedMixtureError(RuntimeError):
     """A mixture that no EM step has touched was asked for densities outside training."""
@@ -58,6 +62,11 @@ class GaussianMixtures(nn.Module):
         return bool(self.fitted.any())
 
     @property
+    def known_classes(self) -> Tensor:
+        """(C,) bool: classes with a component that an EM step has set."""
+        return self.fitted.any(dim=1)
+
+    @property
     def unit_means(self) -> Tensor:
         """(C, M, D) means as they are used: of unit length."""
         return F.normalize(self.means, dim=-1)
@@ -81,8 +90,8 @@ class GaussianMixtures(nn.Module):
         """Class log-densities. x: (N, D) -> (N, C).
 
         Under ``no_grad`` the (N, C, M) component densities exist only ``chunk_size`` pixels at a time.
-        Outside training, components that no EM step has ever set take no part; a class without any other is
-        given the lowest density of each pixel, so that it is neither predicted nor part of the anomaly score.
+        Outside training, components that no EM step has ever set take no part; a class without any other has
+        the density :data:`EXCLUDED`, so that it is neither predicted nor part of any score.
         """
         self._require_fitted()
         means = self.unit_means
@@ -94,11 +103,7 @@ class GaussianMixtures(nn.Module):
                 log_prob = log_prob.masked_fill(unfitted, -torch.inf)
             parts.append(class_log_density(log_prob, self.reduction))
         density = torch.cat(parts)
-        if unfitted is None:
-            return density
-        known = self.fitted.any(dim=1)
-        lowest = density.masked_fill(~known, torch.inf).amin(dim=1, keepdim=True)
-        return torch.where(known, density, lowest)
+        return density if unfitted is None else density.masked_fill(~self.known_classes, EXCLUDED)
 
     def _require_fitted(self) -> None:
         if not self.training and not self.is_fitted:

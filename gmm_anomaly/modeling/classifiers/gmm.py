@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import get_norm
@@ -9,12 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, sinkhorn_assign_all
+from gmm_anomaly.gmm.mixture import EXCLUDED
 
 from ..losses import IGNORED_COMPONENT, component_contrast, pixel_cross_entropy
 from ..norm import usable_norm
 from ..registry import CLASSIFIER_REGISTRY
 from ..sampled_contrast import SampledContrast
 from .base import Classified, PixelClassifier
+from .gmm_unseen_classes import check_rule, refuse_unseen, training_class_names
 from .softmax import SoftmaxClassifier
 
 MEMORY_DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -46,6 +50,12 @@ class GMMClassifier(PixelClassifier):
             the component of the largest responsibility).
         sinkhorn_iterations, sinkhorn_epsilon: see :func:`sinkhorn_assign`.
         loss_average: see :func:`pixel_cross_entropy`.
+        unseen_classes: what inference does while a class's mixture was never fitted: "refuse" it, or
+            "exclude" the class from predictions and scores, as if the model did not have it.
+        class_names: of the C classes, for messages; None: their indices.
+
+    Attributes:
+        unseen_classes: may be changed; :func:`excluding_unseen_classes` does so for a while.
     """
 
     generative = True
@@ -67,8 +77,12 @@ class GMMClassifier(PixelClassifier):
         sinkhorn_iterations: int = 3,
         sinkhorn_epsilon: float = 0.05,
         loss_average: str = "valid",
+        unseen_classes: str = "refuse",
+        class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(bank.num_classes)
+        self.unseen_classes = check_rule(unseen_classes)
+        self.class_names = None if class_names is None else list(class_names)
         if logits_from not in ("density", "softmax"):
             raise ValueError(f'MODEL.GMM.LOGITS: expected "density" or "softmax", found {logits_from!r}')
         if assignment not in ("sinkhorn", "em"):
@@ -100,10 +114,22 @@ class GMMClassifier(PixelClassifier):
             return F.normalize(self.feature_norm(pixels), dim=1)
 
     def logits(self, density: Tensor) -> Tensor:
-        """density: (N, C) class log-densities -> (N, C) logits."""
-        return self.class_norm(density)
+        """density: (N, C) class log-densities -> (N, C) logits.
+
+        At inference a class that was never fitted has the logit :data:`EXCLUDED`, and no part in the norm.
+        """
+        known = self.bank.known_classes
+        if self.training or bool(known.all()):
+            return self.class_norm(density)
+        norm = self.class_norm
+        of_known = F.layer_norm(
+            density[:, known], (int(known.sum()),), norm.weight[known], norm.bias[known], norm.eps
+        )
+        return torch.full_like(density, EXCLUDED).index_copy(1, known.nonzero()[:, 0], of_known)
 
     def forward(self, features: Tensor) -> Classified:
+        if not self.training and self.unseen_classes == "refuse":
+            refuse_unseen(self.bank.known_classes, self.class_names)
         batch, _, height, width = features.shape
         embedding = self.embed(features)
         with torch.autocast(device_type=features.device.type, enabled=False):
@@ -142,7 +168,11 @@ class GMMClassifier(PixelClassifier):
     @torch.no_grad()
     def assign(self, own_log_prob: Tensor, labels: Tensor) -> Tensor:
         """Components of pixels. own_log_prob: (N, M) log-densities under the components of each pixel's own
-        class; labels: (N,) int64 -> (N,) int64, any component where the label is no class."""
+        class; labels: (N,) int64 -> (N,) int64, any component where the label is no class or a density is not
+        finite (a pixel that overflowed must not have a say in where the others of its class go)."""
+        finite = own_log_prob.isfinite().all(dim=1)
+        labels = torch.where(finite, labels, -1)
+        own_log_prob = torch.where(finite[:, None], own_log_prob, 0.0)
         if self.assignment == "em":
             # Components weigh the same, so the largest responsibility is the largest density.
             return own_log_prob.argmax(dim=1)
@@ -192,6 +222,7 @@ def _sampled_contrast(keys: CfgNode) -> SampledContrast | None:
         temperature=keys.TEMPERATURE,
         anchors_per_class=keys.ANCHORS_PER_CLASS,
         samples_per_class=keys.SAMPLES_PER_CLASS,
+        hard_share=keys.HARD_SHARE,
         noise_scale=keys.NOISE_SCALE,
         min_fill=keys.MIN_FILL,
     )
@@ -219,6 +250,7 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
         kmeans_rounds=keys.WARM_START_KMEANS_ROUNDS,
         memory_dtype=MEMORY_DTYPES[keys.MEMORY_DTYPE],
         save_memory=keys.SAVE_MEMORY,
+        empty_components=keys.EMPTY_COMPONENTS,
     )
     return GMMClassifier(
         in_channels,
@@ -235,4 +267,6 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
         sinkhorn_iterations=keys.SINKHORN_ITERATIONS,
         sinkhorn_epsilon=keys.SINKHORN_EPSILON,
         loss_average=cfg.MODEL.CLASSIFIER.LOSS_AVERAGE,
+        unseen_classes=keys.UNSEEN_CLASSES,
+        class_names=training_class_names(cfg),
     )

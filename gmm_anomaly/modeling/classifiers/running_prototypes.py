@@ -81,6 +81,10 @@ class RunningMeanPrototypes(nn.Module):
         entries = torch.where(known[:, None], entries, 0.0)
         self.total.index_add_(0, torch.where(known, labels, 0), entries)
 
+    def discard_recorded(self) -> None:
+        """Forget what was recorded since the last ``update``: the batches of a step that is left out."""
+        self.total.zero_()
+
     @torch.no_grad()
     def update(self) -> None:
         """Move the prototypes of the classes recorded on any rank since the last update."""

@@ -1,0 +1,148 @@
+"""Numbers that tell whether mixtures are well: from a bank's state, and from labelled pixels."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .bank import GaussianMixtureBank
+from .gaussian import PIXELS_PER_CHUNK, class_log_density, component_log_prob
+
+
+def state_numbers(bank: GaussianMixtureBank) -> dict[str, float]:
+    """Numbers of the state alone; each is of the bank's own components, whatever pixels there are.
+
+    Returns:
+        ``fitted_classes``: classes that can be scored. ``mean_scale``: mean standard deviation of the fitted
+        components. ``scales_at_floor``: share of their variances within 10 % of the floor. ``memory_fill``:
+        share of the memory's slots that hold a feature. ``empty_components``: components whose memory is
+        empty. ``reseeded_components``: how often one of those was re-seeded.
+    """
+    count = bank.memory.count
+    scales = bank.scales[bank.fitted].double()
+    at_floor = scales.square() < bank.variance_floor * 1.1
+    return {
+        "fitted_classes": int(bank.known_classes.sum()),
+        "mean_scale": float(scales.mean()) if len(scales) else 1.0,
+        "scales_at_floor": float(at_floor.double().mean()) if len(scales) else 0.0,
+        "memory_fill": float(count.double().mean()) / bank.memory.slots,
+        "empty_components": int((count == 0).sum()),
+        "reseeded_components": int(bank.reseeded),
+    }
+
+
+def effective_components(weights: Tensor) -> Tensor:
+    """How many components a class really uses: ``exp(-sum_m w_m log w_m)`` of their shares ``w``.
+
+    Args:
+        weights: (..., M) non-negative; shares need not be normalised.
+
+    Returns:
+        (...,) float64 from 1 (a single one) to M (all alike); NaN where all weights are 0.
+    """
+    shares = weights.double() / weights.double().sum(dim=-1, keepdim=True)
+    return torch.exp(-torch.special.xlogy(shares, shares).sum(dim=-1))
+
+
+class PixelHealth(NamedTuple):
+    """How the mixtures of their own classes fit labelled pixels.
+
+    Attributes:
+        pixels: (C,) int64, pixels of each class.
+        effective_components: (C,) float64, of the mean responsibilities over the class's pixels; NaN for a
+            class without pixels or without a fitted mixture.
+        assignment_entropy: mean entropy of a pixel's responsibilities divided by log M: 0 where each pixel
+            has its component, 1 where components cannot be told apart; 0 with one component, NaN without
+            pixels.
+        log_likelihood: mean log-density of a pixel under the mixture of its class (``logsumexp`` with uniform
+            weights, whatever ``MODEL.GMM.REDUCTION`` says), in nats; NaN without pixels.
+    """
+
+    pixels: Tensor
+    effective_components: Tensor
+    assignment_entropy: float
+    log_likelihood: float
+
+
+@torch.no_grad()
+def pixel_health(
+    bank: GaussianMixtureBank, features: Tensor, labels: Tensor, *, chunk_size: int = PIXELS_PER_CHUNK
+) -> PixelHealth:
+    """The health of a bank on labelled pixels. Pixels of classes that were never fitted are left out, and so
+    are components that were not.
+
+    Args:
+        features: (N, D) floating point. labels: (N,) integer; anything outside ``0 .. C-1`` is left out.
+        chunk_size: pixels whose densities exist at a time.
+
+    Raises:
+        ValueError: labels of another number than the features.
+    """
+    if labels.shape != features.shape[:1]:
+        raise ValueError(f"labels: expected shape ({len(features)},), found {tuple(labels.shape)}")
+    classes, components = bank.num_classes, bank.num_components
+    inside = (labels >= 0) & (labels < classes)
+    inside &= bank.known_classes[torch.where(inside, labels, 0)]
+    features, labels = features[inside].float(), labels[inside].long()
+    weights = torch.zeros(classes, components, dtype=torch.float64, device=features.device)
+    entropy = likelihood = 0.0
+    for part, own in zip(features.split(chunk_size), labels.split(chunk_size), strict=True):
+        log_prob = component_log_prob(part, bank.unit_means, bank.scales, chunk_size=chunk_size).double()
+        log_prob = log_prob[torch.arange(len(own), device=own.device), own]
+        log_prob = log_prob.masked_fill(~bank.fitted[own], -torch.inf)
+        responsibility = log_prob.softmax(dim=1)
+        weights.index_add_(0, own, responsibility)
+        entropy -= float(torch.special.xlogy(responsibility, responsibility).sum())
+        likelihood += float(class_log_density(log_prob[:, None], "logsumexp").sum())
+    pixels = torch.bincount(labels, minlength=classes)
+    total = len(labels)
+    return PixelHealth(
+        pixels,
+        effective_components(weights),
+        math.nan if not total else 0.0 if components == 1 else entropy / (total * math.log(components)),
+        likelihood / total if total else math.nan,
+    )
+
+
+class Plane(NamedTuple):
+    """origin: (D,) float64; axes: (2, D) float64, orthonormal; explained: shares of the variance."""
+
+    origin: Tensor
+    axes: Tensor
+    explained: tuple[float, float]
+
+    def points(self, features: Tensor) -> Tensor:
+        """features: (..., D) -> (..., 2) float64 coordinates."""
+        return (features.double() - self.origin) @ self.axes.t()
+
+    def covariances(self, scales: Tensor) -> Tensor:
+        """Diagonal Gaussians on the plane. scales: (..., D) standard deviations -> (..., 2, 2) float64."""
+        return torch.einsum("id,...d,jd->...ij", self.axes, scales.double().square(), self.axes)
+
+
+def principal_plane(features: Tensor) -> Plane:
+    """The plane of the two directions along which features vary most (PCA).
+
+    An axis's sign makes its largest entry positive, so that pictures of one training do not flip for nothing.
+
+    Args:
+        features: (N, D) floating point, N >= 1, D >= 2.
+
+    Raises:
+        ValueError: no features, or of one dimension.
+    """
+    if features.dim() != 2 or not len(features) or features.shape[1] < 2:
+        raise ValueError(f"features: expected shape (N >= 1, D >= 2), found {tuple(features.shape)}")
+    values = features.double()
+    origin = values.mean(dim=0)
+    centred = values - origin
+    variances, directions = torch.linalg.eigh(centred.t() @ centred / len(values))
+    axes = directions[:, -2:].flip(1).t()
+    largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
+    axes = axes * torch.where(largest < 0, -1.0, 1.0)
+    total = float(variances.clamp(min=0).sum())
+    first, second = (float(variances[-k]) / total if total > 0 else 0.0 for k in (1, 2))
+    return Plane(origin, axes, (first, second))
