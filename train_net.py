@@ -1,18 +1,20 @@
 #!/usr/bin/env python
-"""Train or evaluate a model: python train_net.py --config-file FILE [--eval-only] [KEY VALUE ...]."""
+"""Train or evaluate a model: python train_net.py --config-file FILE [--eval-only] [KEY VALUE ...].
+
+Several processes: --num-gpus N, or torchrun --nproc-per-node N train_net.py ...; on the CPU add
+MODEL.DEVICE cpu.
+"""
 
 from __future__ import annotations
 
 import runpy
 from argparse import ArgumentParser, Namespace
 
-import torch
-
 from gmm_anomaly.compat import silence_import_warnings
 
 silence_import_warnings()
 
-from detectron2.engine import default_argument_parser, default_setup, launch  # noqa: E402
+from detectron2.engine import default_argument_parser, default_setup  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
@@ -25,11 +27,19 @@ from gmm_anomaly.engine import (  # noqa: E402
     evaluate,
     fit_mixture,
     fitting_config,
+    inference_config,
 )
+from gmm_anomaly.engine.held_log import held_log  # noqa: E402
+from gmm_anomaly.engine.launching import config_overrides, launch  # noqa: E402
+from gmm_anomaly.engine.output_folder import require_writable  # noqa: E402
+from gmm_anomaly.engine.restarting import resumes_after_restart  # noqa: E402
+from gmm_anomaly.weight_files import add_trust_argument, trust_pickles  # noqa: E402
 
 
 def parser() -> ArgumentParser:
     arguments = default_argument_parser()
+    # What is not given can be known from elsewhere: from torchrun, or from the config.
+    arguments.set_defaults(num_gpus=None, dist_url=None)
     arguments.add_argument(
         "--register",
         action="append",
@@ -49,25 +59,31 @@ def parser() -> ArgumentParser:
         help="freeze the network in MODEL.WEIGHTS and fit mixtures onto its features by EM over the training "
         "set (MODEL.GMM.FIT_PASSES), save OUTPUT_DIR/mixtures_final.pth and config.yaml, and evaluate",
     )
+    add_trust_argument(arguments)
     return arguments
 
 
 def main(args: Namespace) -> object:
+    # In each process that is launched.
+    trust_pickles(args.trust_pickle)
     for path in args.register:
         runpy.run_path(path)
-    overrides = ["MODEL.DEVICE", "cpu", *args.opts] if args.num_gpus == 0 else args.opts
+    overrides = config_overrides(args)
     if args.fit_mixture:
         # The config may be that of a twin without densities, the scores those of mixtures.
         overrides = [*overrides, "MODEL.CLASSIFIER.NAME", "gmm"]
-    cfg = build_config(args.config_file, overrides)
-    if args.fit_mixture:
-        # Before anything is written: the folder may belong to a training.
-        check_output_dir(cfg)
-        cfg = fitting_config(cfg)
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gmm_anomaly")
+    with held_log("gmm_anomaly"):
+        cfg = build_config(args.config_file, overrides)
+        if args.fit_mixture:
+            # Before anything is written: the folder may belong to a training.
+            check_output_dir(cfg)
+            cfg = fitting_config(cfg)
+        if comm.is_main_process():
+            require_writable(cfg.OUTPUT_DIR)
+        default_setup(cfg, args)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gmm_anomaly")
     if args.eval_only:
-        model = Trainer.build_model(cfg)
+        model = Trainer.build_model(inference_config(cfg))
         Checkpointer(model, cfg.OUTPUT_DIR).load_for_evaluation(cfg.MODEL.WEIGHTS)
         return evaluate(cfg, model)
     if args.calibrate:
@@ -77,28 +93,13 @@ def main(args: Namespace) -> object:
         calibrate(cfg, model)
         checkpointer.save_weights("model_calibrated")
         return evaluate(cfg, model)
+    resume = resumes_after_restart(cfg.OUTPUT_DIR) or args.resume
     if args.fit_mixture:
-        return fit_mixture(cfg, resume=args.resume)
+        return fit_mixture(cfg, resume=resume)
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    trainer.resume_or_load(resume=resume)
     return trainer.train()
 
 
-def worker(args: Namespace) -> None:
-    """One process: the job, then a common end (a process group that is left open may abort at exit)."""
-    main(args)
-    if comm.get_world_size() > 1:
-        comm.synchronize()
-        torch.distributed.destroy_process_group()
-
-
 if __name__ == "__main__":
-    args = parser().parse_args()
-    launch(
-        worker,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch(main, parser().parse_args())

@@ -1,0 +1,303 @@
+"""Training, calibration, fitting and evaluation in two real gloo processes, against one process where the
+answer must be the same.
+
+Run as a script, this file is two ranks of a process group, which write what they found into a folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch.nn import functional as F
+
+from gmm_anomaly.compat import wrap_distributed
+from gmm_anomaly.data.build import build_train_loader, run_seed
+from gmm_anomaly.data.sampler import ClassBalancedSampler
+from gmm_anomaly.engine import EMHook, build_config, calibrate, evaluate, fit_mixture, fitting_config
+from gmm_anomaly.engine.optimizer import build_optimizer
+from gmm_anomaly.engine.prototype_hook import prototype_hooks
+from gmm_anomaly.engine.sampled_contrast_hook import sampled_contrast_hooks
+from gmm_anomaly.engine.train_loop import TrainLoop
+from gmm_anomaly.gmm import GaussianMixtureBank
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = 10
+STEPS = 5
+TINY = [
+    "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.CHANNELS_LAST", False,
+    "MODEL.DECODER.CHANNELS", 12, "MODEL.DECODER.ASPP_CHANNELS", 8, "MODEL.DECODER.PROJECT_CHANNELS", 4,
+    "MODEL.FEATURE_DISTANCE.FEATURES", [], "INPUT.MIN_SIZE_TEST", 0, "INPUT.CROP.SIZE", [32, 32],
+    "DATASETS.SYNTHETIC.HEIGHT", 64, "DATASETS.SYNTHETIC.WIDTH", 128, "DATASETS.SYNTHETIC.CACHE_DIR", "",
+    "DATASETS.SYNTHETIC.NUM_TRAIN", 5, "DATASETS.SYNTHETIC.NUM_VAL", 3, "DATASETS.SYNTHETIC.NUM_ANOMALY", 3,
+    "DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 2, "TEST.NUM_VISUALIZATIONS", 0,
+]  # fmt: skip
+# By name: classifier and further keys of a training.
+TRAININGS = {
+    "guided mixtures with sampled contrast": (
+        "gmm", "MODEL.GMM.SAMPLED_CONTRAST.WEIGHT", 0.5, "MODEL.GMM.SAMPLED_CONTRAST.START", 1,
+        "MODEL.GMM.SAMPLED_CONTRAST.RAMP", 0, "MODEL.GMM.SAMPLED_CONTRAST.INTERVAL", 1,
+        "MODEL.GMM.SAMPLED_CONTRAST.MIN_FILL", 0.0, "MODEL.GMM.WARM_START_FEATURES", 5,
+        "MODEL.GMM.UPDATE_INTERVAL", 1, "MODEL.GMM.CHECK_RANKS_EVERY", 1,
+        "MODEL.GMM.WARM_START_GUIDE_WEIGHT", 1.0,
+    ),
+    "running-mean prototypes": ("prototype", "MODEL.PROTOTYPE.RUNNING_MEAN", True),
+    "softmax": ("softmax",),
+}  # fmt: skip
+
+
+# What every rank does.
+
+
+def config(output: Path, classifier: str, *overrides: Any) -> Any:
+    scores = ["gmm_density", "energy"] if classifier == "gmm" else ["energy"]
+    keys = [*TINY, "MODEL.CLASSIFIER.NAME", classifier, "TEST.SCORES", scores, "OUTPUT_DIR", str(output)]
+    file = ROOT / "configs/synthetic/effnetlite0_deeplabv3plus_gmm.yaml"
+    return build_config(str(file), [*keys, *overrides])
+
+
+def batch(step: int, rank: int) -> list[dict[str, torch.Tensor]]:
+    """Two random images, with the labels that a rank may be unlucky to get."""
+    generator = torch.Generator().manual_seed(10 * step + rank)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, CLASSES, (2, 2, 2), generator=generator)
+    labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2)
+    if (step, rank) == (1, 1) or step == 2:
+        labels.fill_(255)
+    if (step, rank) == (3, 0):
+        labels.fill_(4)
+    return [{"image": image, "sem_seg": label} for image, label in zip(images, labels, strict=True)]
+
+
+def train(rank: int, folder: Path, classifier: str, *keys: Any) -> dict[str, Any]:
+    # Ranks of a real training are seeded apart.
+    torch.manual_seed(rank)
+    cfg = config(folder, classifier, *keys)
+    model = build_model(cfg)
+    data = [batch(step, rank) for step in range(STEPS)]
+    loop = TrainLoop(wrap_distributed(model), data, build_optimizer(cfg, model), amp=False)
+    bank = getattr(model, "bank", None)
+    em = [] if bank is None else [EMHook.from_config(cfg, bank)]
+    loop.register_hooks([*em, *prototype_hooks(model), *sampled_contrast_hooks(cfg, model)])
+    losses: list[dict[str, float]] = []
+    model.register_forward_hook(
+        lambda *call: losses.append({name: loss.item() for name, loss in call[2].items()})
+    )
+    loop.train(0, STEPS)
+    own = ("memory.ring", "memory.slot_state", "warm_start.", "running_", "num_batches_tracked")
+    state = {
+        name: value for name, value in model.state_dict().items() if not any(part in name for part in own)
+    }
+    return {"state": state, "losses": losses}
+
+
+def check_perturbed(rank: int) -> str:
+    """What the EM hook says when rank 1 has changed two numbers by itself."""
+    bank = GaussianMixtureBank(3, 2, 4, memory_size=20)
+    hook = EMHook(bank, interval=1, check_ranks_every=2)
+    with EventStorage() as storage:
+        hook.trainer = SimpleNamespace(iter=0, max_iter=10, storage=storage)
+        hook.before_train()
+        generator = torch.Generator().manual_seed(rank)
+        for iteration in range(10):
+            hook.trainer.iter = iteration
+            if iteration == 4 and rank == 1:
+                bank.means[1, 1, 2] += 1e-5
+                bank.memory.total[4, 0] += 1e-9
+            features = F.normalize(torch.randn(12, 4, generator=generator), dim=1)
+            index = torch.arange(12)
+            bank.record(features, index % 3, index % 2, torch.ones(12, dtype=torch.bool))
+            try:
+                hook.after_step()
+            except RuntimeError as error:
+                return str(error)
+    return "not noticed"
+
+
+def calibrate_and_evaluate(rank: int, folder: Path) -> dict[str, Any]:
+    cfg = config(
+        folder, "softmax", "MODEL.FEATURE_DISTANCE.FEATURES", ["level1", "level3"],
+        "TEST.SCORES", ["hybrid", "sml"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            # As after a training whose batch norms are not synchronised.
+            buffer += 0.1 * rank
+    calibrate(cfg, model)
+    fitted = ("feature_distance.", "max_logit_moments.")
+    state = {name: value for name, value in model.state_dict().items() if name.startswith(fitted)}
+    results = evaluate(cfg, model)
+    return {"state": state, "numbers": dict(numbers(results))}
+
+
+def numbers(results: dict[str, Any], where: tuple[str, ...] = ()) -> Any:
+    for key, value in results.items():
+        if isinstance(value, dict):
+            yield from numbers(value, (*where, key))
+        elif isinstance(value, (int, float)):
+            yield " ".join((*where, key)), float(value)
+
+
+def fit(folder: Path, weights: Path) -> dict[str, torch.Tensor]:
+    cfg = config(
+        folder, "gmm", "MODEL.WEIGHTS", str(weights), "MODEL.GMM.NUM_COMPONENTS", 2,
+        "MODEL.GMM.WARM_START", False, "MODEL.GMM.ASSIGNMENT", "em", "MODEL.GMM.MEMORY_SIZE", 300,
+        "MODEL.GMM.MOMENTUM_MEAN", 0.5,
+        "MODEL.GMM.FIT_PASSES", 2, "MODEL.GMM.UPDATE_INTERVAL", 1, "DATASETS.TEST", (),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    fit_mixture(fitting_config(cfg))
+    return torch.load(folder / "mixtures_final.pth", weights_only=True)["model"]
+
+
+def draw(folder: Path, images: int) -> dict[str, Any]:
+    """First inputs of the loader with the class-balanced sampler, and the seed of a run that has none."""
+    keys = ["DATALOADER.SAMPLER_TRAIN", "ClassBalancedSampler", "SOLVER.IMS_PER_BATCH", 4]
+    loader = build_train_loader(config(folder, "softmax", *keys, "SEED", 3))
+    inputs = [item for batch in itertools.islice(loader, images) for item in batch]
+    sampler = ClassBalancedSampler(np.eye(7))
+    return {
+        "images": [item["image"] for item in inputs],
+        "labels": [item["sem_seg"] for item in inputs],
+        "indices": list(itertools.islice(sampler, 40)),
+        "seed": run_seed(config(folder, "softmax", "SEED", -1)),
+    }
+
+
+def run_rank(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'rendezvous'}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=300),
+    )
+    results: dict[str, Any] = {
+        name: train(rank, folder / "trained", *keys) for name, keys in TRAININGS.items()
+    }
+    results["perturbed"] = check_perturbed(rank)
+    results["calibrated"] = calibrate_and_evaluate(rank, folder / "calibrated")
+    results["fitted"] = fit(folder / "fitted", folder / "softmax.pth")
+    results["drawn"] = draw(folder / "drawn", 3)
+    torch.save(results, folder / f"rank{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+# What a test sees.
+
+
+def save_network(path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save({"model": build_model(config(path.parent, "softmax")).state_dict()}, path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    save_network(folder / "softmax.pth")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    command = [sys.executable, "-W", "ignore", __file__, str(folder)]
+    done = subprocess.run(
+        command, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+def test_ranks_stay_alike_whatever_labels_they_get(ranks, training):
+    first, second = (rank[training] for rank in ranks)
+    assert first["state"].keys() == second["state"].keys()
+    for name, value in first["state"].items():
+        assert torch.equal(value, second["state"][name]), name
+        assert not value.is_floating_point() or value.isfinite().all(), name
+    for step, (one, other) in enumerate(zip(first["losses"], second["losses"], strict=True)):
+        assert one.keys() == other.keys() and np.isfinite([*one.values(), *other.values()]).all()
+        # No labelled pixel, no loss: on rank 1 in step 1, on both in step 2.
+        assert [one["loss_ce"] == 0, other["loss_ce"] == 0] == [step == 2, step in (1, 2)]
+    assert len(first["losses"]) == STEPS
+
+
+def test_sampled_contrast_and_guide_took_part(ranks):
+    for rank in ranks:
+        losses = rank["guided mixtures with sampled contrast"]["losses"]
+        assert all("loss_guide" in terms for terms in losses)
+        assert max(terms.get("loss_sampled_contrast", 0) for terms in losses) > 0
+
+
+def test_a_rank_whose_mixtures_were_changed_is_named_on_both(ranks):
+    first, second = (rank["perturbed"] for rank in ranks)
+    assert first == second
+    # Changed before iteration 4, compared after every second EM step.
+    assert "not the same on all ranks after iteration 5. " in first
+    assert "means of class 1 on rank 1; " in first and "memory.total of class 2 on rank 1" in first
+    assert "class 0" not in first and "on rank 0" not in first
+
+
+def test_calibration_and_evaluation_give_the_numbers_of_one_process(ranks, tmp_path):
+    alone = calibrate_and_evaluate(0, tmp_path)
+    assert len(alone["state"]) > 5 and len(alone["numbers"]) > 10
+    for rank in ranks:
+        found = rank["calibrated"]
+        assert found["state"].keys() == alone["state"].keys()
+        for name, value in alone["state"].items():
+            torch.testing.assert_close(found["state"][name], value, rtol=1e-5, atol=1e-6, msg=name)
+    assert ranks[0]["calibrated"]["numbers"] == pytest.approx(alone["numbers"], rel=1e-4, nan_ok=True)
+    assert ranks[1]["calibrated"]["numbers"] == {}
+
+
+def test_fitted_mixtures_are_those_of_one_process(ranks, folder, tmp_path):
+    """Five images in batches of two: in the last one of a pass rank 1 has none."""
+    alone = fit(tmp_path, folder / "softmax.pth")
+    for rank in ranks:
+        for name, value in rank["fitted"].items():
+            if value.is_floating_point():
+                torch.testing.assert_close(value, alone[name], rtol=0, atol=1e-5, msg=name)
+            else:
+                assert torch.equal(value, alone[name]), name
+    assert alone["classifier.bank.memory.count"].sum() > 500
+
+
+def test_class_balanced_ranks_have_the_images_of_one_process_and_each_its_own(ranks, tmp_path):
+    first, second = (rank["drawn"] for rank in ranks)
+    alone = draw(tmp_path, 3)
+    for part in ("images", "labels"):
+        assert len(first[part]) == len(second[part]) == 6 and len(alone[part]) == 12
+        for own, expected in ((first[part], alone[part][0::2]), (second[part], alone[part][1::2])):
+            assert all(torch.equal(one, other) for one, other in zip(own, expected, strict=True))
+    assert not any(torch.equal(one, other) for one in first["images"] for other in second["images"])
+
+
+def test_ranks_without_a_seed_agree_on_one(ranks):
+    assert ranks[0]["drawn"]["seed"] == ranks[1]["drawn"]["seed"]
+    # Both halves of one stream: of seven classes with an image each, no seed gives the same draws twice.
+    assert ranks[0]["drawn"]["indices"] != ranks[1]["drawn"]["indices"]
+
+
+if __name__ == "__main__":
+    # Forked after the imports, which take most of the time.
+    child = os.fork()
+    run_rank(0 if child else 1, Path(sys.argv[1]))
+    if child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
