@@ -18,7 +18,7 @@ ALLOWED = {
     "scores": {"gmm"},
     "postprocess": {"gmm", "scores"},
     "metrics": {"gmm", "scores", "postprocess"},
-    "modeling": {"gmm", "metrics", "compat", "config"},
+    "modeling": {"gmm", "metrics", "compat", "config", "weight_files"},
     "data": {"metrics", "compat", "config"},
     "evaluation": {"gmm", "scores", "postprocess", "metrics", "data", "compat", "visualization"},
     "engine": {
@@ -32,7 +32,24 @@ ALLOWED = {
         "compat",
         "config",
         "visualization",
+        "embedding_plot",
+        "weight_files",
     },
+    "export": {
+        "gmm",
+        "scores",
+        "modeling",
+        "data",
+        "evaluation",
+        "engine",
+        "benchmark",
+        "predictor",
+        "prediction",
+        "compat",
+        "weight_files",
+    },
+    "reporting": {"gmm", "metrics", "visualization"},
+    "prediction": {"metrics", "data", "evaluation", "engine", "compat", "predictor", "visualization"},
 }
 
 
@@ -76,9 +93,21 @@ def test_importing_the_package_is_light():
         "import sys, gmm_anomaly\n"
         "assert gmm_anomaly.__version__\n"
         "heavy = {'torch', 'torchvision', 'detectron2', 'cv2'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "assert not heavy, heavy\n"
+        "assert 'AnomalyPredictor' in dir(gmm_anomaly)\n"
+        "assert gmm_anomaly.AnomalyPredictor.__module__ == 'gmm_anomaly.predictor'\n"
+        "assert 'torch' in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+def test_names_of_the_package_are_what_they_say():
+    import gmm_anomaly
+
+    for name in gmm_anomaly._LAZY:
+        assert getattr(gmm_anomaly, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Predictor'"):
+        _ = gmm_anomaly.Predictor
 
 
 def test_only_compat_asks_which_detectron2_is_installed():

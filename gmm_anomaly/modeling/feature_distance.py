@@ -49,6 +49,14 @@ class FeatureDistance(nn.Module):
     def is_fitted(self) -> bool:
         return bool((self.log_std > 0).all() and self.evidence_std > 0)
 
+    def require_fitted(self) -> None:
+        """Raise UnfittedMixtureError before calibration."""
+        if not self.is_fitted:
+            raise UnfittedMixtureError(
+                "the distances of backbone features (MODEL.FEATURE_DISTANCE.FEATURES) are not fitted; fit "
+                "them with train_net.py --calibrate MODEL.WEIGHTS FILE"
+            )
+
     def log_distance(self, name: str, feature: Tensor) -> Tensor:
         """feature: (B, F, h, w) of the level ``name`` -> (B, h, w) float32 log squared distances."""
         batch, channels, height, width = feature.shape
@@ -63,11 +71,7 @@ class FeatureDistance(nn.Module):
         Raises:
             UnfittedMixtureError: before calibration.
         """
-        if not self.is_fitted:
-            raise UnfittedMixtureError(
-                "the distances of backbone features (MODEL.FEATURE_DISTANCE.FEATURES) are not fitted; fit "
-                "them with train_net.py --calibrate MODEL.WEIGHTS FILE"
-            )
+        self.require_fitted()
         size = max((pyramid[name].shape[-2:] for name in self.names), key=lambda hw: hw[0] * hw[1])
         total = 0
         for index, name in enumerate(self.names):

@@ -8,6 +8,7 @@ import torch
 from detectron2.layers import Conv2d, DepthwiseSeparableConv2d, get_norm
 from fvcore.nn import weight_init
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
 
@@ -44,9 +45,16 @@ def separable_conv(
 
 def resize(features: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     """Bilinear interpolation (align_corners False) of (B, F, h, w) to ``size``."""
-    if features.shape[-2:] == torch.Size(size):
+    if _same(features.shape[-2:], size):
         return features
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+
+
+def _same(found: torch.Size, wanted: torch.Size | tuple[int, int]) -> bool:
+    if torch.compiler.is_compiling():
+        # Of sizes that are not known, only where they are the same whatever the image's.
+        return all(statically_known_true(a == b) for a, b in zip(found, wanted, strict=True))
+    return found == torch.Size(wanted)
 
 
 def convolve_parts(
@@ -89,9 +97,27 @@ def pool_to(features: Tensor, bins: int, branch: Conv2d) -> Tensor:
     Raises:
         ValueError: training with batch norm on a single value per channel, which has no variance.
     """
-    if bins == 1 and len(features) == 1 and branch.training and isinstance(branch.norm, nn.BatchNorm2d):
+    if branch.training and bins == 1 and len(features) == 1 and isinstance(branch.norm, nn.BatchNorm2d):
         raise ValueError(
             "MODEL.DECODER.NORM: batch norm after pooling to one cell needs two images or more per process "
             'while training, found one; raise SOLVER.IMS_PER_BATCH, or use "GN" ("SyncBN" on several GPUs)'
         )
+    if bins > 1 and torch.compiler.is_compiling():
+        return branch(_pooled_by_products(features, bins))
     return branch(F.adaptive_avg_pool2d(features, bins))
+
+
+def _pooled_by_products(features: Tensor, bins: int) -> Tensor:
+    """``F.adaptive_avg_pool2d`` as two matrix products: no exporter has it for a size that is not known."""
+    height, width = features.shape[-2:]
+    across = F.linear(features, _cell_weights(width, bins, features))
+    return F.linear(across.transpose(2, 3), _cell_weights(height, bins, features)).transpose(2, 3)
+
+
+def _cell_weights(length: int, bins: int, like: Tensor) -> Tensor:
+    """(bins, length): the share of each position in the mean of each cell."""
+    cell = torch.arange(bins, device=like.device)[:, None]
+    position = torch.arange(length, device=like.device)
+    start, stop = cell * length // bins, ((cell + 1) * length + bins - 1) // bins
+    inside = ((position >= start) & (position < stop)).to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)
