@@ -21,6 +21,11 @@ def _add_model(cfg: CN) -> None:
     # "MaskAnomalySegmentor" (Mask2Former, MODEL.MASK2FORMER).
     cfg.MODEL.META_ARCHITECTURE = "AnomalySegmentor"
 
+    # Detectron2's key: a checkpoint or model-zoo pickle; or weights of the backbone alone, from a file of
+    # torchvision, timm or the network's authors, or by name ("torchvision:resnet50", "torchvision:NAME.TAG",
+    # "timm:NAME.TAG"), downloaded and cached by the library. What does not fill the backbone is refused.
+    cfg.MODEL.WEIGHTS = ""
+
     # Weights and activations in channels-last order; faster convolutions on CPUs and tensor cores, same
     # results.
     cfg.MODEL.CHANNELS_LAST = False
@@ -54,6 +59,8 @@ def _add_model(cfg: CN) -> None:
     # LayerNorm over the channels of every output: "LN", "" (none) or "auto" ("LN" for Swin and ConvNeXt,
     # whose stages end without a norm).
     cfg.MODEL.TIMM.OUTPUT_NORM = "auto"
+    # Batch norms of the model: "BN" (statistics of each process's own) or "SyncBN".
+    cfg.MODEL.TIMM.NORM = "BN"
     # Stochastic depth of the last block; negative: the model's own (Swin: 0.1).
     cfg.MODEL.TIMM.DROP_PATH = -1.0
     # Where ImageNet weights come from: "" (random), "hub" (timm's hub download), a local file, or
@@ -68,7 +75,8 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.MIT = CN()
     # "mit_b0" to "mit_b5".
     cfg.MODEL.MIT.NAME = "mit_b0"
-    # ImageNet weights: "" (random) or a file of SegFormer's authors, MMSegmentation or transformers.
+    # ImageNet weights: "" (random), "hub" (nvidia/mit-b0 to -b5, by the package transformers), or a file of
+    # SegFormer's authors, MMSegmentation or transformers.
     cfg.MODEL.MIT.WEIGHTS = ""
     # Stochastic depth of the last block.
     cfg.MODEL.MIT.DROP_PATH = 0.1
@@ -110,11 +118,13 @@ def _add_model(cfg: CN) -> None:
     # Channels of the decoder's output.
     cfg.MODEL.DECODER.CHANNELS = 256
     # Backbone feature that an auxiliary head with a loss of its own reads ("" = no head). OCRNet always has
-    # the head, for its soft object regions; "" is the last feature but one there.
+    # the head, for its soft object regions; "" is the last feature but one there, or with several IN_FEATURES
+    # all of them.
     cfg.MODEL.DECODER.AUX_FEATURE = ""
-    # Weight of that loss, channels and dropout of that head.
+    # Weight of that loss; channels, kernel (3 or 1) and dropout of that head.
     cfg.MODEL.DECODER.AUX_WEIGHT = 0.4
     cfg.MODEL.DECODER.AUX_CHANNELS = 256
+    cfg.MODEL.DECODER.AUX_KERNEL = 3
     cfg.MODEL.DECODER.AUX_DROPOUT = 0.1
     # Its classifier: "linear" (1x1 convolution), or "cosine" (learned prototypes, as PAnS has it).
     cfg.MODEL.DECODER.AUX_CLASSIFIER = "linear"
@@ -153,18 +163,29 @@ def _add_gmm(cfg: CN) -> None:
     cfg.MODEL.GMM.MEMORY_SIZE = 32000
     # Storage type of the memory: "float32" or "float16".
     cfg.MODEL.GMM.MEMORY_DTYPE = "float32"
-    # Write the memory into checkpoints. Its statistics are always there, so a resumed run continues without
-    # it; with it the continuation is exact.
-    cfg.MODEL.GMM.SAVE_MEMORY = False
+    # Write the features of the memory into checkpoints (but not into the last one). Its statistics are always
+    # there, so a resumed run continues without them; with them the continuation of one process is exact. With
+    # several processes those of the first are written.
+    cfg.MODEL.GMM.SAVE_MEMORY = True
     # Features that may enter a component's memory per iteration.
     cfg.MODEL.GMM.SAMPLES_PER_UPDATE = 20
     # The EM step runs every so many iterations.
     cfg.MODEL.GMM.UPDATE_INTERVAL = 5
+    # For debugging: compare the mixtures of all processes before the first iteration and after every so many
+    # EM steps, and stop where they differ; 0: never.
+    cfg.MODEL.GMM.CHECK_RANKS_EVERY = 0
     # Momentum of the means and of the standard deviations (0: replaced at each EM step).
     cfg.MODEL.GMM.MOMENTUM_MEAN = 0.999
     cfg.MODEL.GMM.MOMENTUM_SCALE = 0.0
     # Added to every variance. 0.01 at 64 dimensions is the paper's; it should scale like 1 / EMBED_DIM.
     cfg.MODEL.GMM.VARIANCE_FLOOR = 1e-2
+    # At an EM step a component that no pixel was ever assigned to (an empty memory) keeps its state ("keep",
+    # the paper) or splits the most spread component of its class ("reseed").
+    cfg.MODEL.GMM.EMPTY_COMPONENTS = "keep"
+    # Classes whose mixture was never fitted, because too few of their pixels were seen: inference refuses to
+    # score anything and names them ("refuse"), or neither predicts nor scores them ("exclude"). Evaluations
+    # before the end of a training, and what is calibrated after it, exclude them.
+    cfg.MODEL.GMM.UNSEEN_CLASSES = "refuse"
     # How components combine into a class density: "max" (the released code) or "logsumexp" (the mixture).
     cfg.MODEL.GMM.REDUCTION = "max"
     # Where the logits of an inference come from: "density" (the mixtures) or "softmax" (the classifier of
@@ -177,6 +198,12 @@ def _add_gmm(cfg: CN) -> None:
     cfg.MODEL.GMM.SINKHORN_EPSILON = 0.05
     # Weight of the component contrast loss.
     cfg.MODEL.GMM.CONTRAST_WEIGHT = 0.01
+    # The mixtures' health, numbers and a picture of the embedding, goes to TensorBoard every so many
+    # iterations and after the last one (0: never)...
+    cfg.MODEL.GMM.HEALTH_PERIOD = 500
+    # ... from so many labelled images, reduced to half a megapixel, of the first closed set in DATASETS.TEST,
+    # or of the training set if there is none.
+    cfg.MODEL.GMM.HEALTH_IMAGES = 4
     # Start that does not starve rare classes. False: the paper's rules (only correctly classified pixels are
     # stored, random first means, constant momentum, logit scale 1).
     cfg.MODEL.GMM.WARM_START = True
@@ -206,10 +233,11 @@ def _add_gmm(cfg: CN) -> None:
     contrast.INTERVAL = 5
     # Temperature of the InfoNCE.
     contrast.TEMPERATURE = 0.1
-    # At most so many pixels of each class, half of them misclassified ones as far as there are any, against
-    # so many vectors drawn from each class.
+    # At most so many pixels of each class, against so many vectors drawn from each class.
     contrast.ANCHORS_PER_CLASS = 50
     contrast.SAMPLES_PER_CLASS = 32
+    # Share of these pixels that is taken from misclassified ones first, as far as there are any.
+    contrast.HARD_SHARE = 0.5
     # Factor of the standard deviations in the draws; 1 lies far outside the classes, 0 draws the means.
     contrast.NOISE_SCALE = 0.5
     # A class takes part once its memories are full to this share.
@@ -266,6 +294,9 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.MIN_SIZE_TEST = 0
     # Random scaling of training images: factor range; [1.0, 1.0] switches it off.
     cfg.INPUT.SCALE_RANGE = [0.5, 2.0]
+    # Shorter and longer side within which training images are fitted before that factor applies, as
+    # MMSegmentation does for ADE20K and COCO-Stuff ([512, 2048]); empty: the factor is of the image as it is.
+    cfg.INPUT.SCALE_BASE = []
     # Random brightness, contrast and saturation of training images: each factor is drawn from 1 +- this.
     cfg.INPUT.COLOR_JITTER = 0.25
     # Training crops (Detectron2's INPUT.CROP.ENABLED and SIZE) need INPUT.CROP.TYPE "absolute": height and
@@ -300,11 +331,27 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.POLY_LR_POWER = 0.9
     # Norm layers are not decayed.
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    # So many of a run's last checkpoints, one every CHECKPOINT_PERIOD iterations (Detectron2's key), stay on
+    # disk; 0: all. Should the last one be damaged, --resume goes on from the one before.
+    cfg.SOLVER.CHECKPOINT_KEEP = 3
+    # A step whose loss, features or gradients are NaN or infinite ends the training ("stop") or is left out
+    # ("skip"): no optimiser step, nothing recorded for EM, running statistics of norms as before it...
+    cfg.SOLVER.NON_FINITE = "stop"
+    # ... until so many steps in a row were left out, which ends the training too.
+    cfg.SOLVER.NON_FINITE_LIMIT = 10
 
 
 def _add_test(cfg: CN) -> None:
     # Anomaly scores computed from one forward pass; the first one is the model's "anomaly_score".
     cfg.TEST.SCORES = ["gmm_density", "msp", "max_logit", "energy", "entropy"]
+    # NaN or infinity in a score ends the evaluation ("stop"), or counts as the largest finite score of its
+    # map ("anomalous").
+    cfg.TEST.NON_FINITE_SCORES = "stop"
+    # The weights of the best evaluation (every EVAL_PERIOD iterations) stay in OUTPUT_DIR/model_best.pth: by
+    # this number, named as in results.json ("camvid_test/sem_seg/mIoU"), the largest ("max") or the smallest
+    # ("min"); "": none do.
+    cfg.TEST.BEST_METRIC = ""
+    cfg.TEST.BEST_MODE = "max"
     # Training images on which the score "sml" measures the largest logit of each class, after training.
     cfg.TEST.SML_IMAGES = 100
     # Post-processes of every score, in the order they are applied ("boundary_suppression",
@@ -320,6 +367,8 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.SAVE_SCORES = False
     # Overlays of the first so many images of each anomaly data set, in OUTPUT_DIR/visualizations.
     cfg.TEST.NUM_VISUALIZATIONS = 8
+    # Overlays of so many images where the first score's AP is highest, and of as many where it is lowest.
+    cfg.TEST.NUM_BEST_WORST = 3
     # What scores are computed on: "logits" (class evidence, enlarged to the image) or "features" (evidence at
     # the decoder's resolution; the score map is enlarged). Means over windows, scales and mirrored images are
     # taken of the evidence, logits and log-densities, in the first case, and of the scores in the second.
@@ -330,6 +379,9 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.SLIDING_WINDOW.ENABLED = False
     cfg.TEST.SLIDING_WINDOW.SIZE = [768, 768]
     cfg.TEST.SLIDING_WINDOW.STRIDE = [512, 512]
+    # Images of more pixels are looked at in windows of 768 x 768 every 512 pixels even so; 0: never. (Images
+    # of more than 100 megapixels are not read at all.)
+    cfg.TEST.MAX_WHOLE_PIXELS = 8_000_000
     # Detectron2's TEST.AUG.ENABLED looks at several scales, and with TEST.AUG.FLIP at mirrored images too.
     # The scales are factors of the test image's size (Detectron2's MIN_SIZES and MAX_SIZE are not used).
     cfg.TEST.AUG.SCALES = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]

@@ -38,8 +38,12 @@ SMALL = [
 ]
 SIZE = (64, 96)
 ODD = (75, 101)
-# Millions of parameters in the papers of Swin and SegFormer, with ADE20K's 150 classes.
-PAPER = {"ade20k/swin_b_upernet_softmax.yaml": 121, "ade20k/mit_b5_segformer_softmax.yaml": 84.7}
+# Millions of parameters: Swin's and SegFormer's papers for ADE20K's 150 classes, OCRNet's for Cityscapes.
+PAPER = {
+    "ade20k/swin_b_upernet_softmax.yaml": 121,
+    "ade20k/mit_b5_segformer_softmax.yaml": 84.7,
+    "cityscapes/hrnet_w48_ocrnet_softmax.yaml": 70.4,
+}
 
 
 def chain(path):
@@ -64,6 +68,8 @@ def small_config(name):
     overrides = list(SMALL)
     if cfg.MODEL.TIMM.NAME.startswith("swin"):
         overrides += ["MODEL.TIMM.NAME", "swin_tiny_patch4_window7_224"]
+    if cfg.MODEL.TIMM.NAME.startswith("hrnet"):
+        overrides += ["MODEL.TIMM.NAME", "hrnet_w18_small"]
     if cfg.TEST.SLIDING_WINDOW.ENABLED:
         overrides += ["TEST.SLIDING_WINDOW.SIZE", [64, 64], "TEST.SLIDING_WINDOW.STRIDE", [48, 48]]
     if cfg.TEST.AUG.ENABLED:

@@ -35,7 +35,7 @@ def row(found: dict[str, Any]) -> list[Any]:
     return [
         found["config"],
         found["parameters"]["total"] / 1e6,
-        *(found["multiply_adds"][part] / 1e9 for part in PARTS),
+        *(found["multiply_adds"][part] / 1e9 if found["multiply_adds"] else None for part in PARTS),
         found["passes"],
         found["peak_memory"] / 1e9,
         found["seconds"],
@@ -52,15 +52,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--size", type=int, nargs=2, default=(1024, 2048), metavar=("H", "W"), help="of the image (1024 2048)"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="images that count, after one to warm up (3)")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="images that count after one to warm up (3); 0: that one counts",
+    )
     parser.add_argument("--threads", type=int, default=1, help="processor threads (1)")
+    parser.add_argument(
+        "--memory-and-time", action="store_true",
+        help="leave the multiply-adds out: counting them takes several times the memory of an inference",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for all configs"
     )
     args = parser.parse_args(arguments)
-    if args.repeats < 1 or args.threads < 1 or min(args.size) < 1:
-        parser.error("--repeats, --threads and --size must be at least 1")
+    if args.repeats < 0 or args.threads < 1 or min(args.size) < 1:
+        parser.error("--threads and --size must be at least 1, --repeats at least 0")
     for config in args.config_file:
         if not Path(config).is_file():
             parser.error(f"--config-file: no file {config}")
@@ -68,11 +77,14 @@ def main(arguments: list[str] | None = None) -> None:
     results = []
     for config in args.config_file:
         try:
-            found = in_own_process(config, args.opts, tuple(args.size), args.repeats, args.threads)
-        except ValueError as error:
+            found = in_own_process(
+                config, args.opts, tuple(args.size), args.repeats, args.threads, not args.memory_and_time
+            )
+        except (ValueError, OSError) as error:
             parser.exit(1, f"{config}: {error}\n")
         results.append(found)
-        print(f"measured {config}", file=sys.stderr, flush=True)
+        spent = f"{found['peak_memory'] / 1e9:.2f} GB, {found['seconds']:.1f} s"
+        print(f"measured {config}: {spent}", file=sys.stderr, flush=True)
 
     from tabulate import tabulate
 
@@ -80,7 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
     on_gpu = results[0]["device"].startswith("cuda")
     memory = "GPU memory" if on_gpu else "process memory"
     seconds = "time" if on_gpu else f"processor time with {args.threads} thread(s)"
-    print(f"one image of {height} x {width}: multiply-adds (G) of one look, peak of {memory}, {seconds}")
+    counted = "" if args.memory_and_time else " multiply-adds (G) of one look,"
+    print(f"one image of {height} x {width}:{counted} peak of {memory}, {seconds}")
     headers = ["config", "params M", *(f"{part} G" for part in PARTS), "passes", "memory GB", "seconds"]
     print(tabulate([row(found) for found in results], headers, floatfmt=FORMATS, tablefmt="github"))
     if args.json:

@@ -27,6 +27,7 @@ from detectron2.modeling import build_model
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.engine import build_config
 from gmm_anomaly.engine.conversion import convert, read_source, report
+from gmm_anomaly.weight_files import add_trust_argument, trust_pickles
 
 # Everything comes from the input.
 NO_WEIGHTS = [
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
     )
+    add_trust_argument(arguments)
     return arguments
 
 
@@ -69,6 +71,7 @@ def model_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
 def run(args: argparse.Namespace) -> None:
     if "" in args.allow_missing:
         raise ValueError('--allow-missing: expected the beginning of names, found ""')
+    trust_pickles(args.trust_pickle)
     source = read_source(args.input)
     model = build_model(model_config(args.config_file, args.opts))
     result = convert(model, source)

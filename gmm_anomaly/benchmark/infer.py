@@ -11,15 +11,20 @@ from typing import Any
 import torch
 from detectron2.modeling import build_model
 
+from gmm_anomaly.engine import inference_config
 from gmm_anomaly.evaluation.scoring import AnomalyScorer
 
 from .readiness import make_ready
 from .timing import environment, ratio, side_by_side, summary
-from .twins import add_arguments, clock, print_times, random_image, settings, twin_config
-
-__all__ = ["add_arguments", "run"]
+from .twins import add_arguments as add_twin_arguments
+from .twins import clock, print_times, random_image, settings, twin_config
 
 WANTED = 1.05
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--half", action="store_true", help="in mixed precision (bfloat16 on the CPU)")
+    add_twin_arguments(parser)
 
 
 class Inference:
@@ -28,12 +33,13 @@ class Inference:
     def __init__(self, args: argparse.Namespace, classifier: str) -> None:
         cfg = twin_config(args, classifier)
         torch.manual_seed(0)
-        model = build_model(cfg).eval()
+        model = build_model(inference_config(cfg)).eval()
         if cfg.MODEL.CHANNELS_LAST:
             model = model.to(memory_format=torch.channels_last)
         make_ready(model)
         self.scorer = AnomalyScorer.from_config(cfg, model)
         self.batch = [{"image": random_image(args.size, seed)} for seed in range(args.batch)]
+        self.device, self.half = torch.device(cfg.MODEL.DEVICE).type, args.half
 
     def on(self, score_on: str) -> Callable[[], None]:
         """The call with ``TEST.SCORE_ON`` so."""
@@ -42,7 +48,8 @@ class Inference:
         def call() -> None:
             model = self.scorer.model
             model.inference = dataclasses.replace(model.inference, score_on=score_on)
-            self.scorer(self.batch)
+            with torch.autocast(self.device, enabled=self.half):
+                self.scorer(self.batch)
 
         return call
 
@@ -64,7 +71,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )._asdict()
         for score_on in ("logits", "features")
     }
-    given = settings(args, cfg)
-    print(f"one inference, {given['config']}, {args.batch} x {args.size[0]}x{args.size[1]}")
+    given = settings(args, cfg) | {"half": args.half}
+    precision = ", mixed precision" if args.half else ""
+    print(f"one inference, {given['config']}, {args.batch} x {args.size[0]}x{args.size[1]}{precision}")
     print_times(times, ratios, WANTED)
     return {"settings": given, "environment": environment([torch]), "seconds": times, "ratios": ratios}

@@ -17,25 +17,32 @@ from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import addmm_flop_jit, get_shape
 from torch import Tensor, nn
 
-from gmm_anomaly.engine import build_config
+from gmm_anomaly.engine import build_config, inference_config
 from gmm_anomaly.evaluation.scoring import AnomalyScorer
 
-from .readiness import make_ready
+from .readiness import NO_WEIGHTS, make_ready
 from .twins import clock, random_image
 
 GIGABYTE = 1e9
 
 
 def measure(
-    config_file: str, overrides: list[str], size: tuple[int, int], repeats: int, threads: int
+    config_file: str,
+    overrides: list[str],
+    size: tuple[int, int],
+    repeats: int,
+    threads: int,
+    count_operations: bool = True,
 ) -> dict[str, Any]:
     """Build a model by config (pretrained weights are left out: they change no cost) and measure it.
 
     Args:
         config_file: as for training. overrides: KEY VALUE pairs.
         size: height and width of the image, in pixels.
-        repeats: images that count, after one to warm up.
+        repeats: images that count, after one to warm up; 0: that one counts.
         threads: processor threads.
+        count_operations: False leaves ``multiply_adds`` empty; its trace keeps every activation, several
+            times the memory of an inference.
 
     Returns:
         ``parameters`` and ``multiply_adds`` (of one look at the whole image) {part: number} with a ``total``;
@@ -48,9 +55,8 @@ def measure(
         ValueError, FileNotFoundError: see :func:`build_config`.
     """
     torch.set_num_threads(threads)
-    without = ["MODEL.WEIGHTS", "", "MODEL.TIMM.WEIGHTS", "", "MODEL.MASK2FORMER.WEIGHTS", ""]
-    cfg = build_config(config_file, [*overrides, *without])
-    model = build_model(cfg).eval()
+    cfg = build_config(config_file, [*overrides, *NO_WEIGHTS])
+    model = build_model(inference_config(cfg)).eval()
     if cfg.MODEL.CHANNELS_LAST:
         model = model.to(memory_format=torch.channels_last)
     make_ready(model)
@@ -62,7 +68,7 @@ def measure(
         "size": list(size),
         "device": cfg.MODEL.DEVICE,
         "parameters": parameters | {"total": _parameters(model)},
-        "multiply_adds": _multiply_adds(model, size),
+        "multiply_adds": _multiply_adds(model, size) if count_operations else {},
         "passes": model.inference.passes(size) if hasattr(model, "inference") else 1,
         **found,
     }
@@ -79,7 +85,7 @@ def _time_and_memory(cfg: CfgNode, model: nn.Module, size: tuple[int, int], repe
         start = now()
         with torch.no_grad():
             scorer(image)
-        if turn:
+        if turn or not repeats:
             seconds.append(now() - start)
     peak = torch.cuda.max_memory_allocated() if on_gpu else _resident("VmHWM")
     return {"seconds": median(seconds), "idle_memory": idle, "peak_memory": peak}

@@ -10,6 +10,13 @@ from gmm_anomaly.modeling.classifiers import RunningMeanPrototypes
 from gmm_anomaly.modeling.feature_distance import FeatureDistance
 from gmm_anomaly.modeling.max_logit_moments import MaxLogitMoments
 
+# Pretrained weights change no cost, and need not be there.
+NO_WEIGHTS = [
+    part
+    for key in ("WEIGHTS", "TIMM.WEIGHTS", "MIT.WEIGHTS", "VIT.WEIGHTS", "MASK2FORMER.WEIGHTS")
+    for part in (f"MODEL.{key}", "")
+]
+
 
 @torch.no_grad()
 def make_ready(model: nn.Module) -> None:

@@ -70,7 +70,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     found = ratio(seconds["gmm"], seconds["softmax"])._asdict()
     mean_ratio = sum(seconds["gmm"]) / sum(seconds["softmax"])
     given = settings(args, cfg)
-    print(f"one training iteration, {given['config']}, {args.batch} x {args.size[0]}x{args.size[1]}")
+    precision = ", mixed precision" if cfg.SOLVER.AMP.ENABLED else ""
+    print(
+        f"one training iteration, {given['config']}, {args.batch} x {args.size[0]}x{args.size[1]}{precision}"
+    )
     print_times(times, {"gmm / softmax": found}, WANTED)
     print(f"  {'of all iterations':24s} {mean_ratio:10.3f}")
     return {

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from gmm_anomaly.engine import build_config
 
+from .readiness import NO_WEIGHTS
+
 CONFIG = Path(__file__).parents[2] / "configs" / "cityscapes" / "r101_deeplabv3plus_gmm.yaml"
 R50 = ("MODEL.RESNETS.DEPTH", 50)
 # The scores that are the classifiers' own.
@@ -37,7 +39,7 @@ def twin_config(args: argparse.Namespace, classifier: str) -> CfgNode:
     """The config of one twin, for whole images and without pretrained weights, which change no time."""
     default = R50 if args.config_file == str(CONFIG) else ()
     overrides = [
-        *default, *args.overrides, "MODEL.WEIGHTS", "", "MODEL.TIMM.WEIGHTS", "",
+        *default, *args.overrides, *NO_WEIGHTS,
         "MODEL.CLASSIFIER.NAME", classifier, "TEST.SCORES", [OWN_SCORE[classifier]],
         "TEST.SLIDING_WINDOW.ENABLED", False, "TEST.AUG.ENABLED", False,
     ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Training augmentations that Detectron2 lacks, as its ``Augmentation`` and ``Transform`` classes.
 
-All randomness comes from numpy's global generator, which Detectron2 seeds in every process and loader worker.
+All randomness comes from numpy's global generator, which the training stream seeds for every image anew.
 """
 
 from __future__ import annotations
@@ -63,12 +63,18 @@ class RandomScaledCrop(Augmentation):
         crop_size: height and width; None: no crop, the whole image is scaled.
         max_area: a window is drawn again, up to ten times, while one class covers more than this share of its
             labelled pixels or none is labelled; 1.0 takes the first one.
+        base_size: shorter and longer side, within which an image is fitted before the factor applies (as with
+            MMSegmentation's ``Resize`` of a ratio range); None: the factor is of the image as it is.
     """
 
     redraws = 10
 
     def __init__(
-        self, scale_range: tuple[float, float], crop_size: tuple[int, int] | None, max_area: float = 1.0
+        self,
+        scale_range: tuple[float, float],
+        crop_size: tuple[int, int] | None,
+        max_area: float = 1.0,
+        base_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         low, high = scale_range
@@ -82,11 +88,19 @@ class RandomScaledCrop(Augmentation):
             )
         self.scale_range = (float(low), float(high))
         self.crop_size = crop_size
+        if base_size is not None and not 0 < base_size[0] <= base_size[1]:
+            raise ValueError(
+                f"INPUT.SCALE_BASE: expected a shorter and a longer side in pixels, found {list(base_size)}"
+            )
         self.max_area = max_area
+        self.base_size = base_size
 
     def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> Transform:
         height, width = image.shape[:2]
         scale = np.random.uniform(*self.scale_range)
+        if self.base_size is not None:
+            sides = sorted((height, width))
+            scale *= min(base / side for base, side in zip(self.base_size, sides, strict=True))
         limits = (None, None) if self.crop_size is None else self.crop_size
         window_height, size_height = _extent(height, scale, limits[0])
         window_width, size_width = _extent(width, scale, limits[1])

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
+from detectron2.data import DatasetFromList, MapDataset, MetadataCatalog
+from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from .class_index import class_pixel_counts
 from .label_rule import ANOMALY, CLOSED_SET, LabelRule
+from .loader import InputLoader
 from .mapper import SegmentationMapper
 from .pairing import Record
 from .registration import get_records, require_known
 from .sampler import ClassBalancedSampler
+from .stream import TrainingStream
 
 logger = logging.getLogger(__name__)
 
 SAMPLERS = ("TrainingSampler", "ClassBalancedSampler")
 
 
-def build_train_loader(cfg: CfgNode) -> Any:
-    """Endless loader of lists of training inputs over all of ``DATASETS.TRAIN``.
+def build_train_loader(cfg: CfgNode, *, seed: int | None = None) -> InputLoader:
+    """Endless loader of lists of training inputs over all of ``DATASETS.TRAIN``; its ``dataset`` is a
+    :class:`TrainingStream`.
 
-    A ``SEED`` of 0 or more fixes the order of the images; random augmentations follow from Detectron2's
-    seeding.
+    Args:
+        seed: of the images' order and augmentation; None: ``SEED``, or a random one if that is negative.
 
     Raises:
         ValueError: a data set is unknown, empty or without labels, or a key has a bad value.
@@ -45,16 +46,27 @@ def build_train_loader(cfg: CfgNode) -> Any:
             f"{cfg.SOLVER.IMS_PER_BATCH}"
         )
     by_name = train_records(cfg)
-    records = [record for records in by_name.values() for record in records]
-    return build_detection_train_loader(
-        records,
-        mapper=SegmentationMapper(cfg, True),
-        sampler=_train_sampler(cfg, by_name),
-        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+    stream = TrainingStream(
+        [record for records in by_name.values() for record in records],
+        SegmentationMapper(cfg, True),
+        _sampler_maker(cfg, by_name),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH // ranks,
+        seed=run_seed(cfg) if seed is None else seed,
         # Crops have one size.
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING and not cfg.INPUT.CROP.ENABLED,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        group_by_orientation=cfg.DATALOADER.ASPECT_RATIO_GROUPING and not cfg.INPUT.CROP.ENABLED,
     )
+    # The stream's items are batches.
+    return InputLoader(
+        stream,
+        batch_size=None,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=trivial_batch_collator,
+    )
+
+
+def run_seed(cfg: CfgNode) -> int:
+    """``SEED``, or a random one that the ranks agree on if that is negative. Collective."""
+    return int(cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
 
 
 def train_records(cfg: CfgNode) -> dict[str, list[Record]]:
@@ -75,11 +87,10 @@ def train_records(cfg: CfgNode) -> dict[str, list[Record]]:
     return by_name
 
 
-def _train_sampler(cfg: CfgNode, by_name: dict[str, list[Record]]) -> Sampler:
-    seed = cfg.SEED if cfg.SEED >= 0 else None
+def _sampler_maker(cfg: CfgNode, by_name: dict[str, list[Record]]) -> Callable[[int], Sampler]:
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
-        return TrainingSampler(sum(map(len, by_name.values())), seed=seed)
+        return partial(TrainingSampler, sum(map(len, by_name.values())), True)
     if name != "ClassBalancedSampler":
         raise ValueError(f"DATALOADER.SAMPLER_TRAIN: expected one of {', '.join(SAMPLERS)}, found {name!r}")
     folder = cfg.DATALOADER.CLASS_INDEX_DIR or cfg.OUTPUT_DIR
@@ -92,21 +103,21 @@ def _train_sampler(cfg: CfgNode, by_name: dict[str, list[Record]]) -> Sampler:
     absent = [classes[index] for index in np.flatnonzero(together.sum(axis=0) == 0)]
     if absent:
         logger.warning("no image of %s has the classes %s", ", ".join(by_name), ", ".join(absent))
-    return ClassBalancedSampler(together, seed=seed)
+    return partial(ClassBalancedSampler, together)
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> InputLoader:
     """Loader of one-element lists, every image of the data set once over all ranks; labels are not read.
 
     Raises:
         ValueError: the data set is unknown or empty. FileNotFoundError: it is not on disk.
     """
     records = get_records(dataset_name)
-    return build_detection_test_loader(
-        records,
-        mapper=SegmentationMapper(cfg, False),
+    return InputLoader(
+        MapDataset(DatasetFromList(records, copy=False), SegmentationMapper(cfg, False)),
         sampler=InferenceSampler(len(records)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=trivial_batch_collator,
     )
 
 

@@ -70,8 +70,21 @@ class SegmentationMapper:
 
         Raises:
             FileNotFoundError, ValueError: see ``read_image`` and ``read_label``.
+            RuntimeError: anything else that fails, an augmentation for example; names the image.
         """
-        image, label = self._read(record)
+        try:
+            image, label = self._read(record)
+        except (FileNotFoundError, ValueError):
+            # They name their file.
+            raise
+        except Exception as error:
+            raise _at(record, error) from error
+        try:
+            return self._map(record, image, label)
+        except Exception as error:
+            raise _at(record, error) from error
+
+    def _map(self, record: Mapping[str, Any], image: np.ndarray, label: np.ndarray | None) -> dict[str, Any]:
         height, width = image.shape[:2]
         inputs = T.AugInput(image, sem_seg=label)
         self.augmentations(inputs)
@@ -99,6 +112,10 @@ class SegmentationMapper:
         return image, label
 
 
+def _at(record: Mapping[str, Any], error: Exception) -> RuntimeError:
+    return RuntimeError(f"{record['file_name']} could not be prepared: {type(error).__name__}: {error}")
+
+
 def train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """Scale and crop, colour, flip, pad: colours after the crop, because it is smaller."""
     crop = None
@@ -107,8 +124,15 @@ def train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
             raise ValueError(f"INPUT.CROP.TYPE: expected 'absolute', found {cfg.INPUT.CROP.TYPE!r}")
         height, width = cfg.INPUT.CROP.SIZE
         crop = (int(height), int(width))
+    base = tuple(cfg.INPUT.SCALE_BASE)
+    if len(base) not in (0, 2):
+        raise ValueError(
+            f"INPUT.SCALE_BASE: expected a shorter and a longer side, or nothing, found {list(base)}"
+        )
     augmentations: list[T.Augmentation] = [
-        RandomScaledCrop(tuple(cfg.INPUT.SCALE_RANGE), crop, cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA)
+        RandomScaledCrop(
+            tuple(cfg.INPUT.SCALE_RANGE), crop, cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA, base or None
+        )
     ]
     if cfg.INPUT.COLOR_JITTER:
         augmentations.append(RandomColorJitter(cfg.INPUT.COLOR_JITTER, cfg.INPUT.FORMAT))

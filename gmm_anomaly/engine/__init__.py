@@ -5,6 +5,7 @@ from .checkpoint import Checkpointer
 from .em_hook import EMHook
 from .fit_mixture import check_output_dir, fit_mixture
 from .frozen_network import fitting_config
+from .inference_config import inference_config
 from .setup import build_config
 from .testing import build_evaluator, evaluate
 from .trainer import Trainer
@@ -20,4 +21,5 @@ __all__ = [
     "evaluate",
     "fit_mixture",
     "fitting_config",
+    "inference_config",
 ]

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+
+from gmm_anomaly.data.atomic import replacing
+from gmm_anomaly.weight_files import read_weights
+
+from .checkpoint_history import TAG, CheckpointHistory
+from .conversion.direct_files import check_backbone_filled, fill_backbone
+from .conversion.library_names import is_library_name, load_library_weights
+from .output_folder import free_space
 
 # The tensors whose first dimension is the number of classes, by classifier.
 CLASS_TENSORS = ("classifier.bank.means", "classifier.predictor.weight")
 # What only further training needs.
 GUIDE = "classifier.guide."
 TRAINING_STATE = ("classifier.bank.memory.", "classifier.bank.warm_start.", GUIDE)
+# Counters of batch norm.
+COUNTER = "num_batches_tracked"
+# A training's last checkpoint.
+FINAL = "model_final"
+# Stored features, which FINAL goes without: they are many, and nothing but training reads them.
+RING = ("memory.ring", "memory.slot_state")
 # State that is fitted after training.
 CALIBRATION = ("feature_distance.", "max_logit_moments.")
 
@@ -21,42 +38,90 @@ CALIBRATION = ("feature_distance.", "max_logit_moments.")
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer with atomic writes and strict shapes."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.history = CheckpointHistory(self.save_dir)
+
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``<name>.pth`` under a temporary name, then rename it: a crash leaves the old file."""
+        """Write ``<name>.pth`` under a temporary name, then rename it: a crash leaves the old file.
+
+        A training's last one lacks the features in the memories of a GMM; their statistics are there.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict()}
+        data = {"model": self._model_state(rings=name != FINAL)}
         data.update({key: entry.state_dict() for key, entry in self.checkpointables.items()})
         data.update(kwargs)
-        self.tag_last_checkpoint(self._write(name, data).name)
+        self._write(name, data)
+        with self._explaining(name):
+            self.history.add(f"{name}.pth")
+            self.tag_last_checkpoint(f"{name}.pth")
 
     def save_weights(self, name: str) -> None:
         """Write the model alone, as :meth:`save` does; ``--resume`` does not see it."""
         if self.save_dir and self.save_to_disk:
-            self._write(name, {"model": self.model.state_dict()})
+            self._write(name, {"model": self._model_state(rings=False)})
 
-    def _write(self, name: str, data: dict[str, Any]) -> Path:
+    def _model_state(self, *, rings: bool) -> dict[str, Any]:
+        state: dict[str, Any] = self.model.state_dict()
+        if not rings:
+            for key in [key for key in state if key.endswith(RING)]:
+                del state[key]
+        return state
+
+    def _write(self, name: str, data: dict[str, Any]) -> None:
         path = Path(self.save_dir) / f"{name}.pth"
-        temporary = path.with_suffix(".tmp")
+        # One name for all: what a killed process left is overwritten by the next checkpoint.
+        temporary = path.with_name(".checkpoint.partial")
         self.logger.info("Saving checkpoint to %s", path)
         try:
-            torch.save(data, temporary)
-            os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:
+            with self._explaining(name):
+                torch.save(data, temporary)
+                with temporary.open("rb") as written:
+                    # A power failure after the renaming must not leave an empty file.
+                    os.fsync(written.fileno())
+                os.replace(temporary, path)
+        finally:
             temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _explaining(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            folder = Path(self.save_dir)
             raise OSError(
-                f"the checkpoint {path} could not be written ({error}); earlier checkpoints are intact. Free "
-                "some space or set OUTPUT_DIR to a folder that can be written, then continue with --resume"
+                f"the checkpoint {folder / name}.pth could not be written ({error}{free_space(folder)}); "
+                "earlier checkpoints are intact. Free some space or set OUTPUT_DIR to a folder that can be "
+                "written, then continue with --resume"
             ) from error
-        return path
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        tag = Path(self.save_dir) / "last_checkpoint"
-        temporary = tag.with_suffix(".tmp")
-        temporary.write_text(last_filename_basename)
-        os.replace(temporary, tag)
+        with replacing(Path(self.save_dir) / TAG) as temporary:
+            temporary.write_text(last_filename_basename)
+
+    def get_checkpoint_file(self) -> str:
+        """The run's last checkpoint in the folder that is whole, see :class:`CheckpointHistory`.
+
+        Raises:
+            FileNotFoundError: none is.
+        """
+        return str(self.history.find_usable())
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a checkpoint, or weights of the backbone alone: of a library by name ("torchvision:resnet50",
+        "timm:NAME.TAG"), or a file of theirs.
+
+        Raises:
+            ValueError: a file of another network, or one that leaves parts of the backbone unfilled.
+            FileNotFoundError: no such file. OSError: weights that cannot be downloaded.
+        """
+        self._source = path
+        if is_library_name(path):
+            if self._dispensable is not None:
+                raise ValueError(f"MODEL.WEIGHTS: expected a trained model, found a backbone's: {path}")
+            load_library_weights(self.model, path)
+            return {}
         if path and "://" not in path and not Path(path).is_file():
             raise FileNotFoundError(f"MODEL.WEIGHTS: no file {path}")
         return super().load(path, *args, **kwargs)
@@ -87,11 +152,34 @@ class Checkpointer(DetectionCheckpointer):
         speaks = getattr(getattr(self.model, "classifier", None), "logits_from", None) == "softmax"
         return tuple(prefix for prefix in TRAINING_STATE if not (speaks and prefix == GUIDE))
 
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """A file in one of the formats that Detectron2 knows, read as data, see ``read_weights``."""
+        loaded = read_weights(filename)
+        if not isinstance(loaded, dict):
+            raise ValueError(f"MODEL.WEIGHTS: {filename} holds no state dict, but {type(loaded).__name__}")
+        by_shape = {"matching_heuristics": True}
+        if filename.endswith(".pyth"):
+            found = {"model": _without(loaded.get("model_state"), COUNTER), "__author__": "pycls"} | by_shape
+        elif filename.endswith(".pkl") and not {"model", "__author__"} <= set(loaded):
+            blobs = _without(loaded.get("blobs", loaded), "_momentum")
+            found = {"model": blobs, "__author__": "Caffe2"} | by_shape
+        else:
+            found = loaded if "model" in loaded else {"model": loaded}
+        if not isinstance(found["model"], dict):
+            raise ValueError(f"MODEL.WEIGHTS: {filename} has something else where its state dict should be")
+        asked = parse_qs(getattr(self._parsed_url_during_load, "query", ""))
+        return found | by_shape if asked.get("matching_heuristics") == ["True"] else found
+
     # While a load must be complete: prefixes of tensors that may be missing all the same.
     _dispensable: tuple[str, ...] | None = None
+    # What is being loaded, for messages.
+    _source = ""
 
     def _load_model(self, checkpoint: Any) -> Any:
+        if self._dispensable is None and fill_backbone(self.model, checkpoint, self._source):
+            return None
         self._check_classes(checkpoint["model"])
+        self._drop_other_rings(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         if incompatible is None:
             return None
@@ -105,6 +193,7 @@ class Checkpointer(DetectionCheckpointer):
                 f"{listed}. Use the config it was trained with"
             )
         if self._dispensable is None:
+            check_backbone_filled(incompatible.missing_keys, self._source)
             return incompatible
         missing = [name for name in incompatible.missing_keys if not name.startswith(self._dispensable)]
         if missing and all(name.startswith(CALIBRATION) for name in missing):
@@ -121,6 +210,13 @@ class Checkpointer(DetectionCheckpointer):
             )
         return incompatible
 
+    def _drop_other_rings(self, state: dict[str, Any]) -> None:
+        """Rings of another size are done without, as those that a checkpoint lacks."""
+        own = self.model.state_dict()
+        for name in [name for name in state if name.endswith(RING)]:
+            if name in own and own[name].shape != state[name].shape:
+                del state[name]
+
     def _check_classes(self, state: dict[str, Any]) -> None:
         own = self.model.state_dict()
         for name in CLASS_TENSORS:
@@ -130,3 +226,10 @@ class Checkpointer(DetectionCheckpointer):
                     f"MODEL.CLASSIFIER.NUM_CLASSES is {len(own[name])}; use the config it was trained with, "
                     "or a backbone checkpoint without classifier"
                 )
+
+
+def _without(state: Any, ending: str) -> Any:
+    """A state dict without the names that end so; anything else as it is."""
+    if not isinstance(state, dict):
+        return state
+    return {name: value for name, value in state.items() if not str(name).endswith(ending)}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
+
+from gmm_anomaly.weight_files import read_weights
 
 from .checkpoint import CALIBRATION, GUIDE, Checkpointer
 
@@ -33,8 +34,8 @@ def trained_classifier(path: str) -> TrainedClassifier:
         raise ValueError("MODEL.WEIGHTS: --fit-mixture needs a trained network; add MODEL.WEIGHTS FILE")
     if not PathManager.isfile(path):
         raise FileNotFoundError(f"MODEL.WEIGHTS: no file {path}")
-    content = torch.load(PathManager.get_local_path(path), map_location="cpu", weights_only=True)
-    state = content.get("model", content)
+    content = read_weights(PathManager.get_local_path(path))
+    state = content.get("model", content) if isinstance(content, dict) else {}
     if MEANS in state:
         return TrainedClassifier("gmm", len(state[MEANS]))
     weight = SOFTMAX + "weight"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,21 @@ from torch import nn
 
 from gmm_anomaly.compat import wrap_distributed
 from gmm_anomaly.data import build_test_loader, build_train_loader
+from gmm_anomaly.data.build import run_seed
+from gmm_anomaly.data.loader import lost_workers_explained
+from gmm_anomaly.modeling.classifiers.gmm_unseen_classes import excluding_unseen_classes
 
+from .best_checkpoint import BestCheckpoint
 from .calibration import CalibrationHook, needs_calibration
 from .checkpoint import Checkpointer
+from .checkpoint_hook import CheckpointHook
 from .em_hook import EMHook
+from .health_hook import health_hooks
+from .interruption import Interrupted, Interruption
 from .optimizer import build_optimizer, build_scheduler
 from .prototype_hook import prototype_hooks
 from .sampled_contrast_hook import sampled_contrast_hooks
+from .step_seeds import StepSeeds
 from .testing import evaluate
 from .train_loop import TrainLoop
 
@@ -46,8 +55,16 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL.CHANNELS_LAST:
             model = model.to(memory_format=torch.channels_last)
         optimizer = self.build_optimizer(cfg, model)
+        # Until a checkpoint that is resumed tells another one.
+        self.seeds = StepSeeds.from_config(cfg, run_seed(cfg))
+        self.interruption = Interruption()
         self._trainer = TrainLoop(
-            wrap_distributed(model), self.build_train_loader(cfg), optimizer, amp=cfg.SOLVER.AMP.ENABLED
+            wrap_distributed(model),
+            self.build_train_loader(cfg),
+            optimizer,
+            amp=cfg.SOLVER.AMP.ENABLED,
+            non_finite=cfg.SOLVER.NON_FINITE,
+            non_finite_limit=cfg.SOLVER.NON_FINITE_LIMIT,
         )
         self.segmentor = model
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -57,30 +74,67 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self.best = BestCheckpoint.from_config(cfg, self.checkpointer)
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
         cfg = self.cfg
         bank = getattr(self.segmentor, "bank", None)
-        built: list[HookBase] = [hooks.IterationTimer()]
+        built: list[HookBase] = [hooks.IterationTimer(), self.seeds]
         if bank is not None:
             built.append(EMHook.from_config(cfg, bank))
         built += prototype_hooks(self.segmentor) + sampled_contrast_hooks(cfg, self.segmentor)
+        built += health_hooks(cfg, self.segmentor)
         built.append(hooks.LRScheduler())
         if needs_calibration(self.segmentor):
             built.append(CalibrationHook(cfg, self.segmentor))
-        if comm.is_main_process():
-            built.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        self._checkpoints = CheckpointHook(
+            self.checkpointer,
+            self.interruption,
+            period=cfg.SOLVER.CHECKPOINT_PERIOD,
+            keep=cfg.SOLVER.CHECKPOINT_KEEP,
+        )
+        built.append(self._checkpoints)
         built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if comm.is_main_process():
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
         return built
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load ``MODEL.WEIGHTS``, or go on from the last checkpoint that is whole, if there is one.
+
+        Raises:
+            FileNotFoundError: none of the checkpoints is whole. Others as ``Checkpointer.load``.
+        """
+        super().resume_or_load(resume)
+        if resume and self.best is not None:
+            self.best.resume()
+        stream = self._trainer.data_loader.dataset
+        stream.begin(self.start_iter, seed=self.seeds.seed)
+
+    def train(self) -> Any:
+        """Train from ``start_iter`` on.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
+        """
+        with self.interruption.watching(), lost_workers_explained():
+            return super().train()
+
     def _evaluate(self) -> dict[str, Any]:
         # After the last step Detectron2 has already counted it.
         done = min(self.iter + 1, self.max_iter)
-        results = evaluate(self.cfg, self.segmentor, iteration=done)
+        # A class may still wait for its pixels: no reason to end a training, but one not to trust its result.
+        early = excluding_unseen_classes(self.segmentor) if done < self.max_iter else nullcontext()
+        try:
+            with early, self.interruption.at_once():
+                results = evaluate(self.cfg, self.segmentor, iteration=done)
+        except Interrupted:
+            self._checkpoints.save()
+            raise
         if comm.is_main_process():
+            if self.best is not None:
+                self.best.offer(results, done)
             self._log_pictures()
         return results
 

@@ -11,6 +11,9 @@ from .sliding_window import Window, window_grid
 
 LOGITS, FEATURES = "logits", "features"
 
+# Windows of images that are too large to be looked at whole: MMSegmentation's for Cityscapes.
+LARGE_WINDOW, LARGE_STRIDE = (768, 768), (512, 512)
+
 
 @dataclass(frozen=True)
 class InferenceMode:
@@ -18,6 +21,8 @@ class InferenceMode:
 
     Attributes:
         window, stride: height and width of the sliding windows and of their steps; None: the whole image.
+        max_whole_pixels: images of more pixels, after scaling, are looked at in windows of 768 x 768 every
+            512 pixels if no window is given; 0: never.
         scales: factors by which the image is resized, one look for each.
         flip: look at the mirrored image as well, at each scale.
         score_on: "logits": evidence is restored to the image's size, and averaged over the looks, before
@@ -33,10 +38,13 @@ class InferenceMode:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     score_on: str = LOGITS
+    max_whole_pixels: int = 8_000_000
 
     def __post_init__(self) -> None:
         if self.score_on not in (LOGITS, FEATURES):
             raise ValueError(f'TEST.SCORE_ON: expected "logits" or "features", found {self.score_on!r}')
+        if self.max_whole_pixels < 0:
+            raise ValueError(f"TEST.MAX_WHOLE_PIXELS: expected 0 or more, found {self.max_whole_pixels}")
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(
                 f"TEST.AUG.SCALES: expected one or more positive factors, found {list(self.scales)}"
@@ -60,6 +68,7 @@ class InferenceMode:
             scales=tuple(map(float, looks.SCALES)) if looks.ENABLED else (1.0,),
             flip=bool(looks.FLIP) if looks.ENABLED else False,
             score_on=cfg.TEST.SCORE_ON,
+            max_whole_pixels=int(cfg.TEST.MAX_WHOLE_PIXELS),
         )
 
     @property
@@ -74,6 +83,8 @@ class InferenceMode:
     def windows(self, size: tuple[int, int]) -> list[Window]:
         """Windows that cover an image of this height and width: one, or the sliding ones."""
         if self.window is None or self.stride is None:
+            if 0 < self.max_whole_pixels < size[0] * size[1]:
+                return window_grid(size, LARGE_WINDOW, LARGE_STRIDE)
             return [Window(0, 0, *size)]
         return window_grid(size, self.window, self.stride)
 

@@ -58,8 +58,7 @@ def choose_anchors(
     *,
     hard_share: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
-    """Pixels to contrast: of each class a share of misclassified ones, as far as there are any, and the rest at
-    random.
+    """Pixels to contrast: of each class some misclassified ones, as far as there are any, the rest at random.
 
     Shapes do not depend on the data, so a GPU is never waited for.
 

@@ -132,7 +132,7 @@ class AnomalySegmentor(nn.Module):
             windows = [mode.windows(_size(image)) for image in seen]
             cuts = [(index, window) for index, grid in enumerate(windows) for window in grid]
             # Whole images go through the network together, windows one after the other.
-            step = len(cuts) if mode.window is None else 1
+            step = len(cuts) if mode.window is None and len(cuts) == len(seen) else 1
             padded: dict[int, tuple[int, int]] = {}
             for start in range(0, len(cuts), step):
                 batch = cuts[start : start + step]

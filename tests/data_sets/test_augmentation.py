@@ -56,6 +56,18 @@ def test_scaled_crops_have_the_scale(scale):
         assert slope == pytest.approx(2 / scale, rel=0.5 * scale / 32 + 0.03)
 
 
+@pytest.mark.parametrize(
+    "size, expected", [((300, 400), (512, 683)), ((400, 300), (683, 512)), ((100, 1000), (205, 2048))]
+)
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_images_are_fitted_into_the_base_before_the_factor(size, expected, factor):
+    """As MMCV's rescale_size does for (2048, 512), by hand; the longer side limits the last one."""
+    inputs = T.AugInput(np.zeros((*size, 3), np.uint8), sem_seg=np.zeros(size, np.uint8))
+    RandomScaledCrop((factor, factor), None, base_size=(512, 2048))(inputs)
+    np.testing.assert_allclose(inputs.image.shape[:2], np.multiply(expected, factor), atol=1)
+    assert inputs.sem_seg.shape == inputs.image.shape[:2]
+
+
 @pytest.mark.parametrize("scale", [0.5, 1.75, 2.0])
 def test_labels_stay_on_their_pixels(scale):
     """Two halves of different label and colour: their border lies at the same column in image and label."""
@@ -139,6 +151,7 @@ def test_ignored_pixels_do_not_count_as_a_class():
         (((2.0, 1.0), None), "INPUT.SCALE_RANGE"),
         (((1.0, 1.0), (0, 5)), "INPUT.CROP.SIZE"),
         (((1.0, 1.0), (5, 5), 0.0), "SINGLE_CATEGORY_MAX_AREA"),
+        (((1.0, 1.0), None, 1.0, (2048, 512)), "INPUT.SCALE_BASE"),
     ],
 )
 def test_bad_values_name_their_key(arguments, key):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 import pickle
+import signal
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from detectron2.utils import comm
 
 from gmm_anomaly.data import (
     build_test_loader,
@@ -17,6 +21,7 @@ from gmm_anomaly.data import (
     register_anomaly_dataset,
     register_segmentation_dataset,
 )
+from gmm_anomaly.data.loader import lost_workers_explained
 
 
 @pytest.fixture
@@ -37,6 +42,88 @@ def closed(tmp_path, make_pairs, cfg):
     cfg.SOLVER.IMS_PER_BATCH = 3
     cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [8, 10]
     return cfg
+
+
+def assert_same(found, expected):
+    for got, wanted in zip(found, expected, strict=True):
+        assert [item["file_name"] for item in got] == [item["file_name"] for item in wanted]
+        for one, other in zip(got, wanted, strict=True):
+            assert torch.equal(one["image"], other["image"])
+            assert torch.equal(one["sem_seg"], other["sem_seg"])
+
+
+@pytest.mark.parametrize("sampler", ["TrainingSampler", "ClassBalancedSampler"])
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_stream_can_begin_at_any_batch_with_any_workers(closed, sampler, workers):
+    closed.DATALOADER.SAMPLER_TRAIN = sampler
+    whole = list(itertools.islice(build_train_loader(closed), 12))
+    closed.DATALOADER.NUM_WORKERS = workers
+    loader = build_train_loader(closed)
+    loader.dataset.begin(7, seed=closed.SEED)
+    # Whatever else draws in this process.
+    np.random.seed(123)
+    assert_same(itertools.islice(loader, 5), whole[7:])
+
+
+def test_the_same_image_is_augmented_anew_every_time(closed):
+    closed.INPUT.CROP.ENABLED = False
+    closed.DATALOADER.ASPECT_RATIO_GROUPING = False
+    seen = {
+        item["image"].numpy().tobytes()
+        for batch in itertools.islice(build_train_loader(closed), 20)
+        for item in batch
+        if item["image_id"] == "a"
+    }
+    assert len(seen) >= 9
+
+
+def test_reading_leaves_the_generators_alone(closed):
+    np.random.seed(3)
+    torch.manual_seed(3)
+    loader = build_train_loader(closed)
+    before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    ids(loader, 2)
+    assert (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+
+
+def test_ranks_have_together_what_one_process_has(closed, monkeypatch):
+    closed.SOLVER.IMS_PER_BATCH = 4
+    whole = list(itertools.islice(build_train_loader(closed), 3))
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        share = list(itertools.islice(build_train_loader(closed), 3))
+        assert_same(share, [batch[rank::2] for batch in whole])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_grouped_batches_can_begin_anywhere_too(tmp_path, closed, make_pairs, workers):
+    """Without crops batches hold wide or high images alone."""
+    make_pairs(tmp_path / "high", "ghi", values=(0, 1, 2), size=(16, 12))
+    register_segmentation_dataset("high", tmp_path / "high/images", tmp_path / "high/labels", classes="xyz")
+    closed.DATASETS.TRAIN = ("one", "high")
+    closed.INPUT.CROP.ENABLED = False
+    whole = list(itertools.islice(build_train_loader(closed), 8))
+    kinds = [{item["image_id"] in "ghi" for item in batch} for batch in whole]
+    assert all(len(kind) == 1 for kind in kinds) and {True} in kinds and {False} in kinds
+    closed.DATALOADER.NUM_WORKERS = workers
+    loader = build_train_loader(closed)
+    loader.dataset.begin(3, seed=closed.SEED)
+    assert_same(itertools.islice(loader, 5), whole[3:])
+
+
+def test_a_killed_worker_is_explained(closed):
+    closed.DATALOADER.NUM_WORKERS = 1
+    with (
+        pytest.raises(RuntimeError, match=r"DataLoader worker .*memory.*lower DATALOADER.NUM_WORKERS"),
+        lost_workers_explained(),
+    ):
+        batches = iter(build_train_loader(closed))
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        for _ in batches:
+            pass
 
 
 def ids(loader, batches):
@@ -88,11 +175,7 @@ def test_class_index_lies_in_the_output_folder_by_default(tmp_path, closed):
 def test_loader_can_go_to_spawned_workers(closed):
     loader = build_train_loader(closed)
     copy = pickle.loads(pickle.dumps(loader.dataset))
-    np.random.seed(1)
-    expected = list(itertools.islice(iter(loader.dataset), 6))
-    np.random.seed(1)
-    for got, wanted in zip(itertools.islice(iter(copy), 6), expected, strict=True):
-        assert got["image_id"] == wanted["image_id"] and torch.equal(got["image"], wanted["image"])
+    assert_same(itertools.islice(copy, 2), itertools.islice(loader.dataset, 2))
     test_loader = build_test_loader(closed, "one")
     assert len(pickle.loads(pickle.dumps(test_loader.dataset))) == 4
 

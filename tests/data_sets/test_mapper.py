@@ -170,3 +170,17 @@ def test_bad_keys(cfg, record, key, value, message):
     cfg.merge_from_list([key, value])
     with pytest.raises(ValueError, match=message):
         SegmentationMapper(cfg, True)
+
+
+def test_what_fails_names_its_image(cfg, record, monkeypatch):
+    mapper = SegmentationMapper(cfg, True)
+    monkeypatch.setattr(mapper, "augmentations", lambda inputs: 1 // 0)
+    with pytest.raises(RuntimeError, match=r"images/a.png could not be prepared: ZeroDivisionError"):
+        mapper(record)
+
+    def out_of_memory(record, format):
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr(mapper_module, "read_image", out_of_memory)
+    with pytest.raises(RuntimeError, match=r"images/a.png could not be prepared: MemoryError: Unable to"):
+        mapper(record)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import math
+import os
 import re
+import resource
+import signal
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 from torch import nn
 
+from gmm_anomaly.config import add_gmm_anomaly_config
+from gmm_anomaly.engine.best_checkpoint import BestCheckpoint
 from gmm_anomaly.engine.checkpoint import Checkpointer
 from gmm_anomaly.gmm import GaussianMixtureBank
 
@@ -81,5 +90,165 @@ def test_failed_write_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device.*earlier checkpoints are intact"):
         save(model, tmp_path)
     assert (tmp_path / "model_final.pth").read_bytes() == before
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["last_checkpoint", "model_final.pth"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "checkpoint_history.json", "last_checkpoint", "model_final.pth",
+    ]  # fmt: skip
     assert path.endswith("model_final.pth")
+
+
+def test_a_real_write_that_does_not_fit_leaves_the_earlier_checkpoint(tmp_path):
+    """Files of more than 64 kB cannot be written, as on a full disk."""
+    path = save(Model(width=4), tmp_path, "model_0000001")
+    before = (tmp_path / "model_0000001.pth").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The signal would end the process before there is an error.
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(
+            OSError, match=r"model_0000002.pth could not be written .*MB are free there.*intact"
+        ):
+            save(Model(width=100_000), tmp_path, "model_0000002")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (tmp_path / "model_0000001.pth").read_bytes() == before
+    assert Checkpointer(Model(), str(tmp_path)).get_checkpoint_file() == path
+    assert not list(tmp_path.glob(".*"))
+
+
+def cut(path):
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+def flip_a_byte_of_a_tensor(path):
+    content = bytearray(open(path, "rb").read())
+    content[content.index(torch.full((3,), 1.5).numpy().tobytes())] ^= 1
+    open(path, "wb").write(content)
+
+
+def empty(path):
+    open(path, "wb").close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "flaw"),
+    [
+        (cut, "is truncated or damaged: its .* bytes have no end"),
+        (empty, "is truncated or damaged: its 0 bytes"),
+        (flip_a_byte_of_a_tensor, "is damaged: the checksum of .*data/.* is wrong"),
+        (os.unlink, "is missing"),
+    ],
+)
+def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, caplog, damage, flaw):
+    model = Model(width=3)
+    torch.nn.init.constant_(model.backbone.bias, 1.5)
+    run = Checkpointer(model, str(tmp_path))
+    for number in (1, 2):
+        run.save(f"model_000000{number}", iteration=number)
+    first, second = (str(tmp_path / f"model_000000{number}.pth") for number in (1, 2))
+    # Not of this run, and newer than both.
+    torch.save({"model": Model().state_dict()}, tmp_path / "model_0000009.pth")
+    damage(second)
+    checkpointer = Checkpointer(Model(width=3), str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        assert checkpointer.get_checkpoint_file() == first
+    assert re.search(f"{second} {flaw}", caplog.text) and f"checkpoint before: {first}" in caplog.text
+    damage(first)
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint in .* can be used: .*{flaw}.*start anew"):
+        Checkpointer(Model(width=3), str(tmp_path)).get_checkpoint_file()
+
+
+def test_a_tag_set_back_by_hand_counts(tmp_path):
+    first, second = (save_in_turn(tmp_path, number) for number in (1, 2))
+    assert Checkpointer(Model(), str(tmp_path)).get_checkpoint_file() == second
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth\n")
+    assert Checkpointer(Model(), str(tmp_path)).get_checkpoint_file() == first
+
+
+def save_in_turn(folder, number):
+    """As a run that was resumed."""
+    checkpointer = Checkpointer(Model(), str(folder))
+    if (folder / "last_checkpoint").is_file():
+        checkpointer.get_checkpoint_file()
+    checkpointer.save(f"model_{number:07d}", iteration=number)
+    checkpointer.history.keep_last(2)
+    return str(folder / f"model_{number:07d}.pth")
+
+
+def test_the_last_ones_of_the_run_are_kept(tmp_path):
+    stranger = tmp_path / "model_0000000.pth"
+    stranger.write_bytes(b"of another run")
+    for number in range(1, 6):
+        save_in_turn(tmp_path, number)
+    left = sorted(path.name for path in tmp_path.glob("*.pth"))
+    assert left == ["model_0000000.pth", "model_0000004.pth", "model_0000005.pth"]
+
+
+def test_rings_go_into_all_checkpoints_but_the_last(tmp_path):
+    model = Model()
+    model.classifier.bank = GaussianMixtureBank(3, 2, 4, 10, samples_per_update=5, save_memory=True)
+    ring = "classifier.bank.memory.ring"
+    for name, has_it in (("model_0000001", True), ("model_final", False)):
+        assert (ring in torch.load(save(model, tmp_path, name), weights_only=True)["model"]) == has_it
+    # Rings of another size are left out of what is loaded; the statistics come along.
+    model.classifier.bank.memory.total += 2
+    path = save(model, tmp_path, "model_0000002")
+    other = Model()
+    other.classifier.bank = GaussianMixtureBank(3, 2, 4, 7, samples_per_update=5, save_memory=True)
+    Checkpointer(other).load(path)
+    assert (other.classifier.bank.memory.total == 2).all()
+    assert (other.classifier.bank.memory.slot_state == 0).all()
+
+
+def evaluated(value):
+    return {"val": {"sem_seg": {"mIoU": value}}}
+
+
+def test_the_best_is_remembered_by_the_next_process(tmp_path):
+    model = Model()
+
+    def best(mode="max"):
+        return BestCheckpoint(Checkpointer(model, str(tmp_path)), "val/sem_seg/mIoU", mode)
+
+    def stored():
+        state = torch.load(tmp_path / "model_best.pth", weights_only=True)["model"]
+        return state["backbone.bias"][0].item()
+
+    first = best()
+    for weight, value in ((1.0, 40.0), (2.0, math.nan), (3.0, 50.0), (4.0, 50.0), (5.0, 45.0)):
+        torch.nn.init.constant_(model.backbone.bias, weight)
+        first.offer(evaluated(value), int(weight))
+    assert stored() == 3.0
+    assert json.loads((tmp_path / "model_best.json").read_text())["iteration"] == 3
+    second = best()
+    second.resume()
+    torch.nn.init.constant_(model.backbone.bias, 6.0)
+    second.offer(evaluated(49.0), 6)
+    assert stored() == 3.0
+    second.offer(evaluated(51.0), 7)
+    assert stored() == 6.0
+    # Another measure of what is best begins anew, and --resume goes on from none of this.
+    third = best("min")
+    third.resume()
+    torch.nn.init.constant_(model.backbone.bias, 8.0)
+    third.offer(evaluated(60.0), 8)
+    assert stored() == 8.0
+    assert not Checkpointer(model, str(tmp_path)).has_checkpoint()
+    with pytest.raises(ValueError, match="gave no 'val/sem_seg/mIoU'; it gave val/anomaly/AP"):
+        best().offer({"val": {"anomaly": {"AP": 1.0}}}, 1)
+
+
+@pytest.mark.parametrize(
+    ("period", "metric", "message"),
+    [
+        (0, "val/sem_seg/mIoU", "needs evaluations during training; set TEST.EVAL_PERIOD"),
+        (5, "mIoU", r"expected DATA_SET/TASK/METRIC with a data set of DATASETS.TEST \(val\), found 'mIoU'"),
+    ],
+)
+def test_a_best_metric_that_cannot_be_is_refused_at_once(period, metric, message):
+    cfg = get_cfg()
+    add_gmm_anomaly_config(cfg)
+    cfg.DATASETS.TEST, cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC = ("val",), period, metric
+    with pytest.raises(ValueError, match=message):
+        BestCheckpoint.from_config(cfg, Checkpointer(Model()))

@@ -69,6 +69,43 @@ def test_mit_reads_the_files_that_transformers_writes(transformers_mit, tmp_path
     assert equal(backbone.state_dict(), official_names(transformers_mit.state_dict()))
 
 
+def test_mit_loads_what_transformers_downloads(tmp_path, monkeypatch):
+    """Into the real network, from a repository with the classification checkpoint that the hub has."""
+    transformers = pytest.importorskip("transformers")
+    published = shaken(transformers.SegformerForImageClassification(transformers.SegformerConfig()))
+    published.save_pretrained(tmp_path)
+    found_at = {"nvidia/mit-b0": tmp_path}
+    real = transformers.SegformerModel.from_pretrained
+
+    def from_hub(name, **options):
+        return real(found_at[name], **options)
+
+    monkeypatch.setattr(transformers.SegformerModel, "from_pretrained", from_hub)
+    keys = ["MODEL.BACKBONE.NAME", "build_mit_backbone", "MODEL.MIT.WEIGHTS", "hub", "MODEL.MIT.NAME"]
+    backbone = build(*keys, "mit_b0")
+    assert equal(backbone.state_dict(), official_names(published.segformer.state_dict()))
+    found_at["nvidia/mit-b1"] = tmp_path
+    with pytest.raises(ValueError, match=r"MODEL\.MIT\.WEIGHTS: nvidia/mit-b1 does not fit mit_b1"):
+        build(*keys, "mit_b1")
+    with pytest.raises(
+        OSError, match=r'MODEL\.MIT\.WEIGHTS: "hub".*could not be downloaded \(KeyError.*mit-b2'
+    ):
+        build(*keys, "mit_b2")
+
+
+@pytest.mark.parametrize("family, name", [("timm", "resnet18"), ("vit", "vit_tiny_patch16_224")])
+def test_a_hub_that_cannot_be_reached_is_no_unknown_model(family, name, monkeypatch):
+    import timm
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", unreachable)
+    key = f"MODEL.{family.upper()}"
+    with pytest.raises(OSError, match=rf"{key}\.WEIGHTS: .*{name}.*no route to host.*give that file"):
+        build("MODEL.BACKBONE.NAME", f"build_{family}_backbone", f"{key}.NAME", name, f"{key}.WEIGHTS", "hub")
+
+
 def mmsegmentation_names(state):
     """Official names to MMSegmentation's, one tensor after the other as its converter does it."""
     result = {}

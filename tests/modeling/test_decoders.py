@@ -197,14 +197,24 @@ def test_regions_are_weighted_means_of_each_class():
         torch.testing.assert_close(found[image, :, index].double(), mean, rtol=1e-5, atol=1e-6)
 
 
-def test_ocrnet_attends_to_the_regions_of_its_auxiliary_head():
-    head = AuxiliaryHead(SHAPES["f2"].channels, CLASSES, feature="f2", channels=6)
+@pytest.mark.parametrize(
+    "levels, auxiliary, kernel",
+    [([3], ["f2"], 3), ([1, 2, 3], ["f1", "f2", "f3"], 1)],
+    ids=["one", "several"],
+)
+def test_ocrnet_attends_to_the_regions_of_its_auxiliary_head(levels, auxiliary, kernel):
+    width = sum(SHAPES[name].channels for name in auxiliary)
+    head = AuxiliaryHead(width, CLASSES, features=auxiliary, channels=6, kernel_size=kernel)
     nn.init.normal_(head.predictor.weight)
-    decoder = randomise(OCRNetDecoder(named(3), auxiliary=head, channels=6, key_channels=4))
+    decoder = randomise(OCRNetDecoder(named(*levels), auxiliary=head, channels=6, key_channels=4))
     features = pyramid(dtype=torch.float64)
-    attention, size = decoder.attention, features["f3"].shape[-2:]
-    logits = F.conv2d(plain(head.conv, features["f2"]), head.predictor.weight, head.predictor.bias)
-    pixels = plain(decoder.bottleneck, features["f3"])
+
+    def together(names):
+        return torch.cat([up(features[name], features[names[0]].shape[-2:]) for name in names], 1)
+
+    attention, size = decoder.attention, features[decoder.in_features[0]].shape[-2:]
+    logits = F.conv2d(plain(head.conv, together(auxiliary)), head.predictor.weight, head.predictor.bias)
+    pixels = plain(decoder.bottleneck, together(decoder.in_features))
     regions = region_representations(pixels, up(logits, size))[..., None]
     query = plain(attention.query[1], plain(attention.query[0], pixels))
     key = plain(attention.key[1], plain(attention.key[0], regions))
@@ -222,7 +232,7 @@ def test_ocrnet_attends_to_the_regions_of_its_auxiliary_head():
 @pytest.mark.parametrize("average", ["valid", "all"])
 def test_auxiliary_loss_is_the_weighted_cross_entropy_of_its_logits(classifier, average):
     head = AuxiliaryHead(
-        SHAPES["f2"].channels, CLASSES, feature="f2", channels=6, weight=0.3, classifier=classifier,
+        SHAPES["f2"].channels, CLASSES, features=["f2"], channels=6, weight=0.3, classifier=classifier,
         loss_average=average,
     )  # fmt: skip
     nn.init.normal_(head.predictor.weight)
@@ -254,7 +264,10 @@ def test_auxiliary_head_computes_only_what_is_needed(name):
     without = build_decoder(config("MODEL.DECODER.NAME", name, "MODEL.DECODER.AUX_FEATURE", ""), SHAPES)
     assert (without.auxiliary is not None) == (name == "OCRNetDecoder")
     if name == "OCRNetDecoder":
-        assert without.auxiliary.feature == "f2"
+        assert without.auxiliary.features == ["f2"]
+        levels = ["MODEL.DECODER.IN_FEATURES", ["f1", "f3"], "MODEL.DECODER.AUX_FEATURE", ""]
+        several = build_decoder(config("MODEL.DECODER.NAME", name, *levels), SHAPES)
+        assert several.auxiliary.features == ["f1", "f3"] and several.out_stride == SHAPES["f1"].stride
 
 
 @pytest.mark.parametrize("classifier", ["gmm", "softmax", "prototype", "running prototype"])
@@ -333,7 +346,7 @@ def test_batch_norm_of_a_single_value_is_explained(name):
         ("SeparableDeepLabV3PlusDecoder", ["f0", "f3"], ["f2", "f1"], ["f1", "f2"]),
         ("SegFormerDecoder", ["f0", "f1", "f2", "f3"], ["f2", "f1"], ["f1", "f2"]),
         ("UPerNetDecoder", ["f0", "f1", "f2", "f3"], ["f2", "f1"], ["f1", "f2"]),
-        ("OCRNetDecoder", ["f3"], ["f2"], ["f2"]),
+        ("OCRNetDecoder", ["f3"], ["f2", "f1"], ["f1", "f2"]),
         ("PSPDecoder", ["f3"], ["f2"], ["f2"]),
     ],
 )
@@ -359,6 +372,7 @@ def test_the_contract_covers_every_decoder():
             r"IN_FEATURES: expected exactly 2",
         ),
         (["NAME", "PSPDecoder", "AUX_FEATURE", "res4"], r"AUX_FEATURE: expected one of .*found 'res4'"),
+        (["NAME", "PSPDecoder", "AUX_KERNEL", 2], r"AUX_KERNEL: expected an odd size, found 2"),
         (["NAME", "PSPDecoder", "AUX_CLASSIFIER", "mlp"], r"AUX_CLASSIFIER: expected .*found 'mlp'"),
         (["NAME", "PSPDecoder", "POOL_BINS", [1, 0]], r"POOL_BINS: expected positive .*found \[1, 0\]"),
     ],

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
+
+from gmm_anomaly.weight_files import read_weights
 
 # Entries under which training scripts put the state dict.
 WRAPPERS = ("state_dict", "model")
@@ -27,16 +26,7 @@ def read_source(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: no such file.
         ValueError: no file of tensors.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"INPUT: no file {path}")
-    loaded: Any
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"INPUT: {path} cannot be read as a file of tensors ({str(error).splitlines()[0]}); save its "
-            'state dict alone, torch.save({"state_dict": ...})'
-        ) from error
+    loaded = read_weights(path, "INPUT")
     for wrapper in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from .checkpointing import run_block
 from .freezing import FreezableBackbone
 from .mit_names import official_names
-from .weights import load_complete, read_state_dict, resolve_weight_file
+from .weights import downloaded, load_complete, read_state_dict, resolve_weight_file
 
 KEY = "MODEL.MIT.WEIGHTS"
 
@@ -185,14 +186,46 @@ class MixTransformer(FreezableBackbone):
         self.grad_checkpointing = enable
 
     def load(self, weights: str, name: str) -> None:
-        """Load a file of SegFormer's authors, MMSegmentation or transformers; names are told apart.
+        """Load a file of SegFormer's authors, MMSegmentation or transformers (names are told apart), or with
+        "hub" the ImageNet weights that transformers downloads.
 
         Raises:
-            FileNotFoundError: no such file.
+            FileNotFoundError: no such file. OSError: weights that cannot be downloaded.
             ValueError: a file of another network, or an incomplete one.
         """
-        path = resolve_weight_file(weights, KEY)
-        load_complete(self, official_names(read_state_dict(path, KEY)), path, name, KEY)
+        if weights == "hub":
+            source: Path | str = f"nvidia/{name.replace('_', '-')}"
+            state = _from_hub(str(source))
+        else:
+            source = resolve_weight_file(weights, KEY)
+            state = read_state_dict(source, KEY)
+        load_complete(self, official_names(state), source, name, KEY)
+
+
+def _from_hub(model: str) -> dict[str, Tensor]:
+    """Tensors of a model of the hub by transformers' names.
+
+    Raises:
+        ImportError: no transformers. OSError: weights that cannot be downloaded.
+        ValueError: weights that are not all there.
+    """
+    try:
+        from transformers import SegformerModel
+    except ImportError as error:
+        raise ImportError(
+            f'{KEY}: "hub" needs the package transformers; install it (python -m pip install transformers) '
+            "or give a file"
+        ) from error
+    network, told = downloaded(
+        lambda: SegformerModel.from_pretrained(model, output_loading_info=True),
+        KEY,
+        f'"hub", weights of {model},',
+        f"pytorch_model.bin of https://huggingface.co/{model}",
+    )
+    # Those would be random.
+    if told["missing_keys"]:
+        raise ValueError(f"{KEY}: {model} lacks {', '.join(sorted(told['missing_keys'])[:4])}")
+    return network.state_dict()
 
 
 def _initialise(module: nn.Module) -> None:

@@ -10,15 +10,18 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
+from ..norm import usable_norm
 from .checkpointing import KEY as CHECKPOINTING_KEY
 from .freezing import FreezableBackbone
-from .timm_weights import load_timm_weights
+from .timm_weights import create_timm_model, load_timm_weights
 
 logger = logging.getLogger(__name__)
 
 # Any image size, and shifted windows in every second block of the last stage too: at the 224 pixels of
 # ImageNet that stage is one window, and timm would leave its shift out at all sizes.
 SWIN_OPTIONS = {"strict_img_size": False, "always_partition": True}
+# The branches' maps as HRNetV2 uses them, without the wider layers of its classification head.
+HRNET_OPTIONS = {"feature_location": ""}
 # Networks whose stages end without a norm; the official segmentation code adds one to each output.
 NORM_FREE_STAGES = ("swin", "convnext")
 
@@ -39,10 +42,12 @@ class TimmBackbone(FreezableBackbone):
         weights: "" (random), "hub", a file, or "package:NAME/FILE"; see :func:`load_timm_weights`.
         weights_required: False turns weights that cannot be found into a warning.
         in_channels: channels of the image.
+        norm: "BN" (batch norms as the model has them) or "SyncBN" (synchronised ones).
 
     Raises:
         ValueError: a model timm does not know or that has no feature pyramid of these levels.
-        FileNotFoundError: weights that do not exist, if they are required.
+        FileNotFoundError: weights that do not exist, if they are required. OSError: weights of the hub that
+            cannot be downloaded.
     """
 
     def __init__(
@@ -56,14 +61,17 @@ class TimmBackbone(FreezableBackbone):
         weights: str = "",
         weights_required: bool = True,
         in_channels: int = 3,
+        norm: str = "BN",
     ) -> None:
         super().__init__()
-        import timm
+        import timm.layers
 
         # Whether the weights asked for were not found.
         self.lacks_weights = False
         if output_norm not in ("auto", "LN", ""):
             raise ValueError(f'MODEL.TIMM.OUTPUT_NORM: expected "auto", "LN" or "", found {output_norm!r}')
+        if norm not in ("BN", "SyncBN"):
+            raise ValueError(f'MODEL.TIMM.NORM: expected "BN" or "SyncBN", found {norm!r}')
         options: dict[str, object] = {"out_indices": tuple(out_indices)}
         if in_channels != 3:
             options["in_chans"] = in_channels
@@ -74,8 +82,15 @@ class TimmBackbone(FreezableBackbone):
         is_swin = name.startswith("swin")
         if is_swin:
             options.update(SWIN_OPTIONS)
+        self.is_hrnet = name.startswith("hrnet")
+        if self.is_hrnet:
+            options.update(HRNET_OPTIONS)
         try:
-            self.model = timm.create_model(name, features_only=True, pretrained=weights == "hub", **options)
+            self.model = create_timm_model(
+                name, weights=weights, key="MODEL.TIMM.WEIGHTS", features_only=True, **options
+            )
+        except OSError:
+            raise
         except Exception as error:
             raise ValueError(
                 f"MODEL.TIMM: timm cannot build a feature pyramid of {name!r} with OUT_INDICES "
@@ -96,6 +111,9 @@ class TimmBackbone(FreezableBackbone):
                     "%s. Training starts from random weights (MODEL.TIMM.WEIGHTS_REQUIRED False)", error
                 )
                 self.lacks_weights = True
+        if norm == "SyncBN":
+            # timm's own, which knows its batch norms with an activation.
+            self.model = timm.layers.convert_sync_batchnorm(self.model)
         self.name = name
         self._names = [f"level{index}" for index in out_indices]
         channels, strides = self.model.feature_info.channels(), self.model.feature_info.reduction()
@@ -138,6 +156,10 @@ class TimmBackbone(FreezableBackbone):
         Raises:
             ValueError: a model in which timm does not name them.
         """
+        if self.is_hrnet:
+            from .hrnet import hrnet_stage_parts
+
+            return hrnet_stage_parts(self.model)
         info = self.model.feature_info
         levels, last_used = len(info.info), max(info.out_indices)
         first = max(levels - 4, 0)
@@ -162,6 +184,11 @@ class TimmBackbone(FreezableBackbone):
         Raises:
             ValueError: a model that cannot.
         """
+        if self.is_hrnet:
+            from .hrnet import checkpoint_hrnet
+
+            checkpoint_hrnet(self.model)
+            return
         inner = [
             module
             for module in self.model.modules()
@@ -212,6 +239,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         weights=keys.WEIGHTS,
         weights_required=keys.WEIGHTS_REQUIRED,
         in_channels=input_shape.channels,
+        norm=usable_norm(keys.NORM, cfg.MODEL.DEVICE),
     )
     backbone.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
     return backbone

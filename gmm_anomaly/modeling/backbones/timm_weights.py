@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .weights import COUNTER, load_complete, misfits, read_state_dict, resolve_weight_file
+from .weights import COUNTER, downloaded, load_complete, misfits, read_state_dict, resolve_weight_file
 
 
 def load_timm_weights(model: nn.Module, name: str, weights: str, key: str = "MODEL.TIMM.WEIGHTS") -> None:
@@ -28,7 +30,37 @@ def load_timm_weights(model: nn.Module, name: str, weights: str, key: str = "MOD
         ValueError: a file that fits neither by name nor by order. Nothing is loaded then.
     """
     path = resolve_weight_file(weights, key)
-    state = read_state_dict(path, key)
+    load_timm_state(model, name, read_state_dict(path, key), path, key)
+
+
+def create_timm_model(name: str, *, weights: str, key: str, **options: Any) -> nn.Module:
+    """``timm.create_model``, with ImageNet weights from the hub if ``weights`` is "hub", else random ones.
+
+    Raises:
+        OSError: weights that cannot be downloaded. Whatever timm raises for a model it cannot build.
+    """
+    import timm
+
+    # First without: errors of the network and of the name are told apart.
+    model = timm.create_model(name, pretrained=False, **options)
+    if weights != "hub":
+        return model
+    return downloaded(
+        lambda: timm.create_model(name, pretrained=True, **options),
+        key,
+        f'"hub", ImageNet weights of timm\'s {name},',
+        "them from https://huggingface.co/timm",
+    )
+
+
+def load_timm_state(
+    model: nn.Module, name: str, state: dict[str, Tensor], source: Path | str, key: str
+) -> None:
+    """:func:`load_timm_weights` with tensors that ``source``, as messages call it, gave.
+
+    Raises:
+        ValueError: as there.
+    """
     if misfits(model, state):
         import timm
 
@@ -39,7 +71,7 @@ def load_timm_weights(model: nn.Module, name: str, weights: str, key: str = "MOD
         readings = [state, *(_flattened(names, model) for names in translated)]
         # If none fits, the error tells what the one that comes closest lacks.
         state = min(readings, key=lambda reading: len(misfits(model, reading)))
-    load_complete(model, state, path, name, key)
+    load_complete(model, state, source, name, key)
 
 
 def _by_filter(whole: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

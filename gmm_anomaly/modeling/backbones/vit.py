@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .freezing import FreezableBackbone
-from .timm_weights import load_timm_weights
+from .timm_weights import create_timm_model, load_timm_weights
 
 STRIDE = 16
 PATCHES = (14, 16)
@@ -36,16 +36,16 @@ class PlainVit(Backbone):
 
     Raises:
         ValueError: a model timm does not know, or that is no plain ViT with such patches.
+        OSError: weights of the hub that cannot be downloaded.
     """
 
     def __init__(self, name: str, *, drop_path: float = 0.0, weights: str = "", in_channels: int = 3) -> None:
         super().__init__()
-        import timm
-
         try:
-            self.vit = timm.create_model(
+            self.vit = create_timm_model(
                 name,
-                pretrained=weights == "hub",
+                weights=weights,
+                key=KEY,
                 num_classes=0,
                 global_pool="",
                 in_chans=in_channels,
@@ -53,6 +53,8 @@ class PlainVit(Backbone):
                 drop_path_rate=drop_path,
             )
             patch = tuple(self.vit.patch_embed.patch_size)
+        except OSError:
+            raise
         except Exception as error:
             raise ValueError(
                 f"MODEL.VIT.NAME: timm cannot build a plain ViT {name!r} for images of any size: {error}. "
@@ -62,6 +64,7 @@ class PlainVit(Backbone):
             raise ValueError(f"MODEL.VIT.NAME: expected patches of 14 or 16 pixels, {name} has {patch}")
         if weights not in ("", "hub"):
             load_timm_weights(self.vit, name, weights, KEY)
+        self.name = name
         self.patch_size = patch[0]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
+from gmm_anomaly.weight_files import read_weights
+
+Fetched = TypeVar("Fetched")
 logger = logging.getLogger(__name__)
 
 # Entries under which training scripts put the state dict itself.
@@ -52,33 +54,48 @@ def read_state_dict(path: Path, key: str) -> dict[str, Tensor]:
     Raises:
         ValueError: the file holds no state dict, or more than tensors and plain values.
     """
-    loaded: Any
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    state = tensors_of(read_weights(path, key))
+    if not state:
+        raise ValueError(f"{key}: {path} holds no state dict (names with tensors)")
+    return backbone_tensors(state)
 
-        loaded = load_file(path)
-    else:
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(
-                f"{key}: {path} cannot be read as a file of tensors ({str(error).splitlines()[0]}); save its "
-                "state dict alone"
-            ) from error
+
+def tensors_of(loaded: Any) -> dict[str, Tensor]:
+    """The tensors of what a file held, by name; those of a state dict under "state_dict" or "model"."""
     for wrapper in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
-    state = {}
-    if isinstance(loaded, dict):
-        state = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
-    if not state:
-        raise ValueError(f"{key}: {path} holds no state dict (names with tensors)")
+    named = loaded.items() if isinstance(loaded, dict) else ()
+    return {name: value for name, value in named if isinstance(value, Tensor)}
+
+
+def backbone_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone's tensors without prefixes and counters; see :func:`read_state_dict`."""
     for prefix in PREFIXES:
         if any(name.startswith(prefix) for name in state):
             state = {
                 name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
             }
     return {name: value for name, value in state.items() if not name.endswith(COUNTER)}
+
+
+def downloaded(fetch: Callable[[], Fetched], key: str, what: str, source: str) -> Fetched:
+    """What ``fetch`` gives: a library's own download, which looks into its cache first.
+
+    Args:
+        fetch: raises whatever the library and its download client raise.
+        key, what, source: config key, the weights and where they lie, for the message.
+
+    Raises:
+        OSError: it failed.
+    """
+    try:
+        return fetch()
+    except Exception as error:
+        raise OSError(
+            f"{key}: {what} could not be downloaded ({type(error).__name__}: {error}). Where there is a "
+            f"network, get {source}; then give that file as {key}"
+        ) from error
 
 
 def misfits(module: nn.Module, state: dict[str, Tensor]) -> list[str]:
@@ -90,8 +107,15 @@ def misfits(module: nn.Module, state: dict[str, Tensor]) -> list[str]:
     ]
 
 
-def load_complete(module: nn.Module, state: dict[str, Tensor], path: Path, what: str, key: str) -> None:
+def load_complete(
+    module: nn.Module, state: dict[str, Tensor], source: Path | str, what: str, key: str
+) -> None:
     """Fill every tensor of ``module`` from ``state``; what lies outside of it is named in the log.
+
+    Args:
+        module: a network. state: tensors by its names.
+        source, what, key: where the tensors come from, what the network is and which config key asked for
+            them, for messages.
 
     Raises:
         ValueError: a tensor is missing or has another shape, or one belongs into a part of the module that
@@ -101,7 +125,7 @@ def load_complete(module: nn.Module, state: dict[str, Tensor], path: Path, what:
     wrong = misfits(module, state)
     if wrong:
         raise ValueError(
-            f"{key}: {path} does not fit {what}: missing or of another shape are {len(wrong)} of "
+            f"{key}: {source} does not fit {what}: missing or of another shape are {len(wrong)} of "
             f"{sum(not name.endswith(COUNTER) for name in wanted)} tensors ({_listed(wrong)})"
         )
     parts = {name.partition(".")[0] for name in wanted}
@@ -109,12 +133,12 @@ def load_complete(module: nn.Module, state: dict[str, Tensor], path: Path, what:
     surplus = [name for name in unused if name.partition(".")[0] in parts]
     if surplus:
         raise ValueError(
-            f"{key}: {path} does not fit {what}: {len(surplus)} of its tensors have no place "
+            f"{key}: {source} does not fit {what}: {len(surplus)} of its tensors have no place "
             f"({_listed(surplus)}); is it a file of a larger network?"
         )
     module.load_state_dict(state, strict=False)
     note = f"; not used: {_listed(unused)}" if unused else ""
-    logger.info("Loaded %d tensors of %s from %s%s", len(state) - len(unused), what, path, note)
+    logger.info("Loaded %d tensors of %s from %s%s", len(state) - len(unused), what, source, note)
 
 
 def _listed(names: list[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
@@ -9,16 +11,17 @@ from torch import Tensor, nn
 from ..cosine import CosinePrototypes
 from ..losses import pixel_cross_entropy
 from ..norm import usable_norm
-from .blocks import conv_norm_relu
+from .blocks import conv_norm_relu, convolve_parts
 
 
 class AuxiliaryHead(nn.Module):
-    """3x3 convolution, norm, ReLU, channel dropout, and a 1x1 convolution or cosine prototypes to logits.
+    """Convolution, norm, ReLU, channel dropout, and a 1x1 convolution or cosine prototypes to logits.
 
     Args:
-        in_channels: of the feature. num_classes: C.
-        feature: name of the backbone feature that it reads.
-        channels: of the convolution.
+        in_channels: of the features together. num_classes: C.
+        features: names of the backbone features that it reads; several are put together at the first one's
+            resolution.
+        channels, kernel_size: of the convolution.
         weight: of its loss.
         dropout: rate.
         classifier: "linear", or "cosine" (as PAnS has it).
@@ -34,8 +37,9 @@ class AuxiliaryHead(nn.Module):
         in_channels: int,
         num_classes: int,
         *,
-        feature: str,
+        features: Sequence[str],
         channels: int = 256,
+        kernel_size: int = 3,
         weight: float = 0.4,
         dropout: float = 0.1,
         classifier: str = "linear",
@@ -43,10 +47,10 @@ class AuxiliaryHead(nn.Module):
         loss_average: str = "valid",
     ) -> None:
         super().__init__()
-        self.feature = feature
+        self.features = list(features)
         self.weight = weight
         self.loss_average = loss_average
-        self.conv = conv_norm_relu(in_channels, channels, 3, norm)
+        self.conv = conv_norm_relu(in_channels, channels, kernel_size, norm)
         self.dropout = nn.Dropout2d(dropout)
         if classifier == "linear":
             self.predictor = nn.Conv2d(channels, num_classes, kernel_size=1)
@@ -61,27 +65,30 @@ class AuxiliaryHead(nn.Module):
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], *, default: str = ""
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], *, default: Sequence[str] = ()
     ) -> AuxiliaryHead | None:
         """The head on ``MODEL.DECODER.AUX_FEATURE``, else on ``default``; None if both are empty.
 
         Raises:
-            ValueError: a feature that the backbone does not give.
+            ValueError: a feature that the backbone does not give, or an even kernel.
         """
         keys = cfg.MODEL.DECODER
-        feature = keys.AUX_FEATURE or default
-        if not feature:
+        features = [keys.AUX_FEATURE] if keys.AUX_FEATURE else list(default)
+        if not features:
             return None
-        if feature not in input_shape:
+        if keys.AUX_KERNEL < 1 or keys.AUX_KERNEL % 2 == 0:
+            raise ValueError(f"MODEL.DECODER.AUX_KERNEL: expected an odd size, found {keys.AUX_KERNEL}")
+        if not set(features) <= set(input_shape):
             raise ValueError(
                 f"MODEL.DECODER.AUX_FEATURE: expected one of the backbone's features "
-                f"({', '.join(input_shape)}), found {feature!r}"
+                f"({', '.join(input_shape)}), found {keys.AUX_FEATURE!r}"
             )
         return cls(
-            input_shape[feature].channels,
+            sum(input_shape[name].channels for name in features),
             cfg.MODEL.CLASSIFIER.NUM_CLASSES,
-            feature=feature,
+            features=features,
             channels=keys.AUX_CHANNELS,
+            kernel_size=keys.AUX_KERNEL,
             weight=keys.AUX_WEIGHT,
             dropout=keys.AUX_DROPOUT,
             classifier=keys.AUX_CLASSIFIER,
@@ -90,8 +97,10 @@ class AuxiliaryHead(nn.Module):
         )
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
-        """features: {name: (B, F, h, w)} -> logits (B, C, h, w) of its own feature's size."""
-        return self.predictor(self.dropout(self.conv(features[self.feature])))
+        """features: {name: (B, F, h, w)} -> logits (B, C, h, w) of its own (first) feature's size."""
+        used = [features[name] for name in self.features]
+        convolved = convolve_parts(self.conv, used, used[0].shape[-2:])
+        return self.predictor(self.dropout(convolved))
 
     def losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """logits: (B, C, h, w); labels: (B, H, W) int64, 255 ignored -> the weighted loss."""

@@ -65,10 +65,11 @@ class ObjectAttention(nn.Module):
 
 @DECODER_REGISTRY.register()
 class OCRNetDecoder(nn.Module):
-    """Object-contextual representations of one feature; the auxiliary head gives the soft object regions.
+    """Object-contextual representations of one feature, or of several put together at the finest one's
+    resolution (as over HRNet); the auxiliary head gives the soft object regions.
 
     Args:
-        input_shape: the feature, by name.
+        input_shape: the features, by name.
         auxiliary: its logits are the soft object regions, so it works at inference too.
         channels: output channels.
         key_channels: of the attention.
@@ -86,30 +87,34 @@ class OCRNetDecoder(nn.Module):
         norm: str = "BN",
     ) -> None:
         super().__init__()
-        ((name, shape),) = input_shape.items()
-        self.in_features = [name]
+        self.in_features = list(input_shape)
         self.out_channels = channels
-        self.out_stride = shape.stride
+        self.out_stride = min(shape.stride for shape in input_shape.values())
         self.auxiliary = auxiliary
-        self.bottleneck = conv_norm_relu(shape.channels, channels, 3, norm)
+        width = sum(shape.channels for shape in input_shape.values())
+        self.bottleneck = conv_norm_relu(width, channels, 3, norm)
         self.attention = ObjectAttention(channels, key_channels, norm)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         keys = cfg.MODEL.DECODER
         names = list(input_shape)
+        chosen = select_features(input_shape, keys.IN_FEATURES, default=names[-1:])
+        # Over several features the regions come from all of them, as the authors have it.
+        regions = names[-2:][:1] if len(chosen) == 1 else list(chosen)
         return {
-            "input_shape": select_features(input_shape, keys.IN_FEATURES, default=names[-1:], at_most=1),
-            "auxiliary": AuxiliaryHead.from_config(cfg, input_shape, default=names[-2:][0]),
+            "input_shape": chosen,
+            "auxiliary": AuxiliaryHead.from_config(cfg, input_shape, default=regions),
             "channels": keys.CHANNELS,
             "key_channels": keys.OCR_CHANNELS,
             "norm": usable_norm(keys.NORM, cfg.MODEL.DEVICE),
         }
 
     def forward(self, features: dict[str, Tensor], labels: Tensor | None = None) -> Decoded:
-        """features: {name: (B, F, h, w)} -> pixel features (B, channels, h, w)."""
+        """features: {name: (B, F, h, w)} -> pixel features (B, channels, h, w) at the smallest stride."""
         logits = self.auxiliary(features)
-        pixels = self.bottleneck(features[self.in_features[0]])
+        used = [features[name] for name in self.in_features]
+        pixels = convolve_parts(self.bottleneck, used, used[0].shape[-2:])
         regions = region_representations(pixels, resize(logits, pixels.shape[-2:]))
         losses = {} if labels is None else self.auxiliary.losses(logits, labels)
         return Decoded(self.attention(pixels, regions), losses)
