@@ -27,7 +27,8 @@ TINY = (
     "DATASETS.SYNTHETIC.HEIGHT", 64, "DATASETS.SYNTHETIC.WIDTH", 128, "DATASETS.SYNTHETIC.NUM_TRAIN", 50,
     "DATASETS.SYNTHETIC.NUM_VAL", 4, "INPUT.CROP.SIZE", [64, 64], "SOLVER.IMS_PER_BATCH", 2,
     "DATALOADER.NUM_WORKERS", 0, "MODEL.TIMM.WEIGHTS", "", "MODEL.GMM.MEMORY_SIZE", 500,
-    "MODEL.FEATURE_DISTANCE.FEATURES", [], "MODEL.GMM.UNSEEN_CLASSES", "exclude", "TEST.SCORES", ["gmm_density", "msp"],
+    "MODEL.FEATURE_DISTANCE.FEATURES", [], "MODEL.GMM.UNSEEN_CLASSES", "exclude",
+    "TEST.SCORES", ["gmm_density", "msp"],
     "DATASETS.TEST", ("synthetic_street_anomaly",), "TEST.EVAL_PERIOD", 0, "SEED", 0,
 )  # fmt: skip
 # Points of (iterations or frames done, MB).

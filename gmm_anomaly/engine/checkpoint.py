@@ -27,9 +27,9 @@ GUIDE = "classifier.guide."
 TRAINING_STATE = ("classifier.bank.memory.", "classifier.bank.warm_start.", GUIDE)
 # Counters of batch norm.
 COUNTER = "num_batches_tracked"
-# A training's last checkpoint.
-FINAL = "model_final"
-# Stored features, which FINAL goes without: they are many, and nothing but training reads them.
+# How the names of last checkpoints end.
+FINAL = "_final"
+# Stored features, which last checkpoints go without: they are many, and nothing but training reads them.
 RING = ("memory.ring", "memory.slot_state")
 # State that is fitted after training.
 CALIBRATION = ("feature_distance.", "max_logit_moments.")
@@ -45,11 +45,12 @@ class Checkpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<name>.pth`` under a temporary name, then rename it: a crash leaves the old file.
 
-        A training's last one lacks the features in the memories of a GMM; their statistics are there.
+        The last one of a training, or of a fit, lacks the features in the memories of a GMM; their statistics
+        are there.
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self._model_state(rings=name != FINAL)}
+        data = {"model": self._model_state(rings=not name.endswith(FINAL))}
         data.update({key: entry.state_dict() for key, entry in self.checkpointables.items()})
         data.update(kwargs)
         self._write(name, data)

@@ -49,7 +49,7 @@ class CheckpointHook(HookBase):
         iteration, last = self.trainer.iter, self.trainer.max_iter - 1
         if iteration == self._saved or iteration > last or not comm.is_main_process():
             return
-        name = FINAL if iteration == last else f"model_{iteration:07d}"
+        name = f"model{FINAL}" if iteration == last else f"model_{iteration:07d}"
         self.checkpointer.save(name, iteration=iteration)
         self._saved = iteration
         if self.keep:

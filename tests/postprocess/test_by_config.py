@@ -47,7 +47,7 @@ def test_each_score_is_reported_without_and_with_them(tmp_path):
     again = tmp_path / "config.yaml"
     again.write_text(cfg.dump())
     assert reported_scores(build_config(str(again)), "road_anomaly") == ["msp", "energy"]
-    assert postprocesses_for(build_config(CONFIG), "road_anomaly") == []
+    assert postprocesses_for(build_config(), "road_anomaly") == []
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def fill_backbone(model: nn.Module, checkpoint: dict[str, Any], source: str) -> 
     try:
         load_backbone(model.backbone, state, source)
     except ValueError as error:
-        raise ValueError(f"{error}. What fits is listed by {converter}") from error
+        raise ValueError(f"{error} What fits is listed by {converter}") from error
     return True
 
 

@@ -126,7 +126,7 @@ def load_complete(
     if wrong:
         raise ValueError(
             f"{key}: {source} does not fit {what}: missing or of another shape are {len(wrong)} of "
-            f"{sum(not name.endswith(COUNTER) for name in wanted)} tensors ({_listed(wrong)})"
+            f"{sum(not name.endswith(COUNTER) for name in wanted)} tensors ({_listed(wrong)})."
         )
     parts = {name.partition(".")[0] for name in wanted}
     unused = [name for name in state if name not in wanted]

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from gmm_anomaly.gmm import UnfittedMixtureError
 
 RULES = ("refuse", "exclude")
+# So many classes are named in an error.
+LISTED = 10
 
 
 def check_rule(rule: str) -> str:
@@ -30,7 +32,9 @@ def refuse_unseen(known: Tensor, class_names: Sequence[str] | None) -> None:
     if bool(known.all()) or not bool(known.any()):
         return
     unseen = (~known).nonzero()[:, 0].tolist()
-    names = [class_names[index] if class_names else str(index) for index in unseen]
+    names = [class_names[index] if class_names else str(index) for index in unseen[:LISTED]]
+    if len(unseen) > LISTED:
+        names.append(f"and {len(unseen) - LISTED} more")
     raise UnfittedMixtureError(
         f"the mixtures of {len(unseen)} of {len(known)} classes were never fitted, for too few of their "
         f"pixels were seen ({', '.join(names)}): train longer or with images that have them, lower "
