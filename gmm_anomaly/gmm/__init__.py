@@ -2,7 +2,7 @@
 
 from .assignment import sinkhorn_assign, sinkhorn_assign_all
 from .bank import GaussianMixtureBank
-from .gaussian import class_log_density, component_log_prob
+from .gaussian import class_log_density, component_log_prob, own_class_log_prob
 from .memory import FeatureMemory
 from .mixture import GaussianMixtures, UnfittedMixtureError
 from .tied_gaussians import TiedGaussians, TiedGaussianStatistics
@@ -17,6 +17,7 @@ __all__ = [
     "UnfittedMixtureError",
     "class_log_density",
     "component_log_prob",
+    "own_class_log_prob",
     "sinkhorn_assign",
     "sinkhorn_assign_all",
     "spherical_kmeans",

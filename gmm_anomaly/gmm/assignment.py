@@ -59,13 +59,16 @@ def sinkhorn_assign_all(
     components = own_log_prob.shape[1]
     largest = own_log_prob.new_zeros(num_classes + 1)
     largest.scatter_reduce_(0, segment, own_log_prob.abs().amax(dim=1), "amax")
-    plan = torch.exp(own_log_prob / (largest[segment, None] * epsilon))
-    plan = plan * valid[:, None]
+    kernel = torch.exp(own_log_prob / (largest[segment, None] * epsilon))
+    kernel = kernel * valid[:, None]
+    # Normalising components and pixels in turns multiplies the kernel by a factor per component and one per
+    # pixel: only these change from round to round.
+    pixel_factor = kernel.new_ones(1)
     for _ in range(iterations):
-        totals = plan.new_zeros(num_classes + 1, components).index_add_(0, segment, plan)
-        plan = plan / totals[segment]
-        plan = plan / plan.sum(dim=1, keepdim=True)
-    plan = torch.where(valid[:, None], plan, 0.0)
+        totals = kernel.new_zeros(num_classes + 1, components).index_add_(0, segment, kernel * pixel_factor)
+        plan = kernel * totals.reciprocal().index_select(0, segment)
+        pixel_factor = plan.sum(dim=1, keepdim=True).reciprocal()
+    plan = torch.where(valid[:, None], plan * pixel_factor, 0.0)
     return _first_best(plan), plan
 
 
@@ -73,7 +76,9 @@ def _first_best(plan: Tensor) -> Tensor:
     """Arg-max over the components; entries equal but for rounding are ties: lowest index. (n, M) -> (n,)."""
     components = plan.shape[1]
     best = plan >= plan.amax(dim=1, keepdim=True) * (1 - 1e-6)
-    index = torch.where(best, torch.arange(components, device=plan.device), components).amin(dim=1)
+    # Floating point, because torch reduces integers along a short last dimension many times more slowly.
+    from_last = torch.arange(components, 0, -1, device=plan.device, dtype=torch.float32)
+    index = components - torch.where(best, from_last, 0.0).amax(dim=1).long()
     # A row of NaN (densities of a whole class all zero) has no best entry.
     return torch.where(index == components, 0, index)
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 PIXELS_PER_CHUNK = 32768
+# So many component densities (1.6 MB) stay in a processor's cache until they are reduced to classes.
+CACHED_DENSITIES = 400_000
 
 
-def _check_shapes(x: Tensor, means: Tensor, scales: Tensor) -> None:
+def check_shapes(x: Tensor, means: Tensor, scales: Tensor) -> None:
     if x.dim() != 2:
         raise ValueError(f"x: expected shape (N, D), found {tuple(x.shape)}; flatten the pixels first")
     if means.dim() != 3 or means.shape != scales.shape:
@@ -60,6 +62,22 @@ class DensityTable:
         )
         return out.view(-1, self.num_classes, self.num_components)
 
+    def class_log_density(self, x: Tensor, reduction: str = "max") -> Tensor:
+        """:func:`class_log_density` of :meth:`log_prob`. x: (N, D) of the table's dtype -> (N, C), a view of
+        (C, N): with the pixels innermost, the reduction over few components runs along whole rows of them.
+        """
+        out = torch.addmm(self.constant[:, None], self.linear.t(), x.t())
+        out = torch.addmm(out, self.quadratic.t(), x.square().t())
+        by_class = out.view(self.num_classes, self.num_components, len(x))
+        return _reduce(by_class, reduction, dim=1).t()
+
+
+def pixels_at_a_time(x: Tensor, components: int) -> int:
+    """How many pixels' densities under so many components (C * M) a device computes fastest together."""
+    if x.device.type != "cpu":
+        return PIXELS_PER_CHUNK
+    return max(CACHED_DENSITIES // components, 256)
+
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """float64 stays float64; everything else, autocast's float16 and bfloat16 too, is computed in float32."""
@@ -84,7 +102,7 @@ def component_log_prob(
     Raises:
         ValueError: shapes that do not fit each other.
     """
-    _check_shapes(x, means, scales)
+    check_shapes(x, means, scales)
     dtype = compute_dtype(x)
     with torch.autocast(device_type=x.device.type, enabled=False):
         x = x.to(dtype)
@@ -97,6 +115,21 @@ def component_log_prob(
         for start in range(0, len(x), chunk_size):
             out[start : start + chunk_size] = table.log_prob(x[start : start + chunk_size])
         return out
+
+
+def own_class_log_prob(log_prob: Tensor, classes: Tensor) -> Tensor:
+    """Log-densities under the components of each pixel's own class.
+
+    Args:
+        log_prob: (N, C, M). classes: (N,) int64 in ``0 .. C-1``.
+
+    Returns:
+        (N, M).
+    """
+    pixels, num_classes, components = log_prob.shape
+    rows = torch.arange(pixels, device=log_prob.device) * num_classes + classes
+    # Whole rows: several times faster than gathering their elements.
+    return log_prob.reshape(-1, components).index_select(0, rows)
 
 
 def class_log_density(log_prob: Tensor, reduction: str = "max") -> Tensor:
@@ -113,8 +146,12 @@ def class_log_density(log_prob: Tensor, reduction: str = "max") -> Tensor:
     Raises:
         ValueError: unknown reduction.
     """
+    return _reduce(log_prob, reduction, dim=-1)
+
+
+def _reduce(log_prob: Tensor, reduction: str, dim: int) -> Tensor:
     if reduction == "max":
-        return log_prob.amax(dim=-1)
+        return log_prob.amax(dim=dim)
     if reduction == "logsumexp":
-        return log_prob.logsumexp(dim=-1) - math.log(log_prob.shape[-1])
+        return log_prob.logsumexp(dim=dim) - math.log(log_prob.shape[dim])
     raise ValueError(f'reduction (MODEL.GMM.REDUCTION): expected "max" or "logsumexp", found {reduction!r}')

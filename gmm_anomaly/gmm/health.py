@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .bank import GaussianMixtureBank
-from .gaussian import PIXELS_PER_CHUNK, class_log_density, component_log_prob
+from .gaussian import PIXELS_PER_CHUNK, class_log_density, component_log_prob, own_class_log_prob
 
 
 def state_numbers(bank: GaussianMixtureBank) -> dict[str, float]:
@@ -91,7 +91,7 @@ def pixel_health(
     entropy = likelihood = 0.0
     for part, own in zip(features.split(chunk_size), labels.split(chunk_size), strict=True):
         log_prob = component_log_prob(part, bank.unit_means, bank.scales, chunk_size=chunk_size).double()
-        log_prob = log_prob[torch.arange(len(own), device=own.device), own]
+        log_prob = own_class_log_prob(log_prob, own)
         log_prob = log_prob.masked_fill(~bank.fitted[own], -torch.inf)
         responsibility = log_prob.softmax(dim=1)
         weights.index_add_(0, own, responsibility)

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .gaussian import PIXELS_PER_CHUNK, class_log_density, component_log_prob
+from .gaussian import (
+    DensityTable,
+    check_shapes,
+    class_log_density,
+    component_log_prob,
+    compute_dtype,
+    pixels_at_a_time,
+)
 
 # Log-density, and logit, of a class that takes no part. exp of it is 0 in every floating point type, as of
 # minus infinity; but interpolation and entropies multiply it with 0, which must not give NaN.
@@ -86,24 +93,38 @@ class GaussianMixtures(nn.Module):
         self._require_fitted()
         return component_log_prob(x, self.unit_means, self.scales)
 
-    def class_log_density(self, x: Tensor, chunk_size: int = PIXELS_PER_CHUNK) -> Tensor:
-        """Class log-densities. x: (N, D) -> (N, C).
+    def class_log_density(self, x: Tensor, chunk_size: int | None = None) -> Tensor:
+        """Class log-densities, without the (N, C, M) component densities of all pixels at once.
 
-        Under ``no_grad`` the (N, C, M) component densities exist only ``chunk_size`` pixels at a time.
         Outside training, components that no EM step has ever set take no part; a class without any other has
         the density :data:`EXCLUDED`, so that it is neither predicted nor part of any score.
+
+        Args:
+            x: (N, D) floating point features.
+            chunk_size: pixels at a time; None: :func:`pixels_at_a_time`.
+
+        Returns:
+            (N, C) float32 (float64 for float64 features), differentiable with respect to ``x``.
+
+        Raises:
+            UnfittedMixtureError: outside training, when nothing has been fitted.
+            ValueError: features of another shape.
         """
         self._require_fitted()
-        means = self.unit_means
-        unfitted = None if self.training or bool(self.fitted.all()) else ~self.fitted
-        parts = []
-        for part in x.split(chunk_size):
-            log_prob = component_log_prob(part, means, self.scales, chunk_size=chunk_size)
-            if unfitted is not None:
-                log_prob = log_prob.masked_fill(unfitted, -torch.inf)
-            parts.append(class_log_density(log_prob, self.reduction))
-        density = torch.cat(parts)
-        return density if unfitted is None else density.masked_fill(~self.known_classes, EXCLUDED)
+        check_shapes(x, self.means, self.scales)
+        chunk_size = chunk_size or pixels_at_a_time(x, self.num_classes * self.num_components)
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            table = DensityTable(self.unit_means, self.scales, compute_dtype(x))
+            partial = not self.training and not bool(self.fitted.all())
+            if partial:
+                table.constant.masked_fill_(~self.fitted.flatten(), -torch.inf)
+            density = torch.cat(
+                [
+                    table.class_log_density(part.to(table.constant.dtype), self.reduction)
+                    for part in x.split(chunk_size)
+                ]
+            )
+        return density.masked_fill(~self.known_classes, EXCLUDED) if partial else density
 
     def _require_fitted(self) -> None:
         if not self.training and not self.is_fitted:

@@ -10,7 +10,7 @@ from detectron2.layers import get_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, sinkhorn_assign_all
+from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, own_class_log_prob, sinkhorn_assign_all
 from gmm_anomaly.gmm.mixture import EXCLUDED
 
 from ..losses import IGNORED_COMPONENT, component_contrast, pixel_cross_entropy
@@ -186,8 +186,7 @@ class GMMClassifier(PixelClassifier):
         """Assign pixels to components, record them for EM; returns the contrast's (N,) targets."""
         known = (labels >= 0) & (labels < self.num_classes)
         index = torch.where(known, labels, 0)
-        own = log_prob.detach().gather(1, index[:, None, None].expand(-1, 1, log_prob.shape[2]))[:, 0]
-        assignment = self.assign(own, labels)
+        assignment = self.assign(own_class_log_prob(log_prob.detach(), index), labels)
         self.bank.record(embedding, labels, assignment, correct)
         # A class that waits for its warm start has no components worth contrasting yet.
         contrasted = known & self.bank.started[index]
