@@ -14,6 +14,8 @@ from gmm_anomaly.benchmark.timing import write_json  # noqa: E402
 
 # Each is a module of gmm_anomaly.benchmark, imported only when it is asked for.
 SUBJECTS = {
+    "density": "class densities of pixels against the broadcast formula and a bare matrix product",
+    "em": "a step of assignment, memory and EM for all classes against loops over classes and components",
     "metrics": "pixel metrics against scikit-learn, component metrics against plain loops, cost of a frame",
     "train": "one training iteration of the gmm classifier against its softmax twin's",
     "memory": "resident memory over 2000 training iterations and 500 evaluated frames, and its slope",

@@ -14,10 +14,11 @@ from detectron2.modeling import build_model
 from gmm_anomaly.engine import inference_config
 from gmm_anomaly.evaluation.scoring import AnomalyScorer
 
+from .device import clock
 from .readiness import make_ready
 from .timing import environment, ratio, side_by_side, summary
 from .twins import add_arguments as add_twin_arguments
-from .twins import clock, print_times, random_image, settings, twin_config
+from .twins import print_times, random_image, settings, twin_config
 
 WANTED = 1.05
 

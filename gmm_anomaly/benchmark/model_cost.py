@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from gmm_anomaly.engine import build_config, inference_config
 from gmm_anomaly.evaluation.scoring import AnomalyScorer
 
+from .device import clock, memory_now, memory_peak
 from .readiness import NO_WEIGHTS, make_ready
-from .twins import clock, random_image
+from .twins import random_image
 
 GIGABYTE = 1e9
 
@@ -76,10 +77,9 @@ def measure(
 
 def _time_and_memory(cfg: CfgNode, model: nn.Module, size: tuple[int, int], repeats: int) -> dict[str, Any]:
     device = cfg.MODEL.DEVICE
-    on_gpu = device.startswith("cuda")
     scorer = AnomalyScorer.from_config(cfg, model)
     image = [{"image": random_image(size, 0), "height": size[0], "width": size[1]}]
-    idle = torch.cuda.memory_allocated() if on_gpu else _resident("VmRSS")
+    idle = memory_now(device)
     now, seconds = clock(device), []
     for turn in range(repeats + 1):
         start = now()
@@ -87,15 +87,7 @@ def _time_and_memory(cfg: CfgNode, model: nn.Module, size: tuple[int, int], repe
             scorer(image)
         if turn or not repeats:
             seconds.append(now() - start)
-    peak = torch.cuda.max_memory_allocated() if on_gpu else _resident("VmHWM")
-    return {"seconds": median(seconds), "idle_memory": idle, "peak_memory": peak}
-
-
-def _resident(field: str) -> int:
-    """Memory of this process in bytes: "VmRSS" now, "VmHWM" at most so far. 0 where Linux does not tell."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), 0)
+    return {"seconds": median(seconds), "idle_memory": idle, "peak_memory": memory_peak(device)}
 
 
 def _parts(model: nn.Module) -> dict[str, nn.Module]:

@@ -18,8 +18,9 @@ from gmm_anomaly.engine import EMHook
 from gmm_anomaly.engine.optimizer import build_optimizer
 from gmm_anomaly.engine.train_loop import TrainLoop
 
+from .device import clock
 from .timing import environment, ratio, side_by_side, summary
-from .twins import add_arguments, block_label, clock, print_times, random_image, settings, twin_config
+from .twins import add_arguments, block_label, print_times, random_image, settings, twin_config
 
 __all__ = ["add_arguments", "run"]
 

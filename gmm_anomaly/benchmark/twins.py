@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +59,6 @@ def block_label(size: Sequence[int], classes: int, seed: int, block: int = 32) -
     label[torch.rand(cells, generator=generator) < 0.05] = 255
     label = label.repeat_interleave(block, 0).repeat_interleave(block, 1)
     return label[: size[0], : size[1]].contiguous()
-
-
-def clock(device: str) -> Callable[[], float]:
-    """Processor time on the CPU, where other processes must not show; on a GPU time with its work done."""
-    if not device.startswith("cuda"):
-        return time.process_time
-
-    def synchronised() -> float:
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return synchronised
 
 
 def settings(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
