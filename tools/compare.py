@@ -9,47 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finished_run import ROOT, FinishedRun, anomaly_numbers, closed_set_miou, finished_run
+from finished_run import ROOT, FinishedRun, anomaly_numbers, closed_set_miou
+from systems import SYSTEMS, System, run_system
 from tabulate import tabulate
 
-SOFTMAX = "effnetlite0_deeplabv3plus_softmax"
-GMM = "effnetlite0_deeplabv3plus_gmm"
-EDGES = "+boundary_suppression+dilated_smoothing"
+COMPARED = ("softmax", "GMMSeg", "GMM4AnomalySeg", "PAnS", "fitted mixtures")
 METRICS = {"AP": "AP", "AUROC": "AUROC", "FPR95": "FPR95", "sIoU_gt": "sIoU", "PPV": "PPV", "F1": "F1"}
-
-
-@dataclass(frozen=True)
-class System:
-    """A row or more of the table: one run, and the scores to show of it, the system's own one first."""
-
-    config: str
-    scores: tuple[str, ...]
-    onto: str | None = None  # the run whose network gets mixtures, instead of a training
-
-
-SYSTEMS = {
-    "softmax": System(SOFTMAX, ("msp", "energy", "hybrid")),
-    "GMMSeg": System(GMM, ("gmm_density", "hybrid")),
-    "GMM4AnomalySeg": System(
-        "effnetlite0_deeplabv3plus_gmm4anomaly",
-        (f"gmm_density{EDGES}", "gmm_density", f"hybrid{EDGES}"),
-    ),
-    "PAnS": System("effnetlite0_psp_pans", ("prototype_distance",)),
-    "fitted mixtures": System(GMM, ("gmm_density", "hybrid"), onto=SOFTMAX),
-}
-
-
-def run(system: System, config_set: str, output: Path, overrides: list[str]) -> FinishedRun:
-    config = ROOT / "configs" / config_set / f"{system.config}.yaml"
-    if system.onto is None:
-        return finished_run(config, output / system.config, overrides)
-    network = output / system.onto
-    weights = ["MODEL.WEIGHTS", str(network / "model_final.pth")]
-    return finished_run(config, network / "mixtures", ["--fit-mixture", *overrides, *weights])
 
 
 def rows(name: str, system: System, finished: FinishedRun) -> list[dict[str, Any]]:
@@ -83,7 +51,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=None, help="default: output/<set>")
     parser.add_argument(
-        "--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS), help="default: all of them"
+        "--systems", nargs="+", default=list(COMPARED), choices=COMPARED, help="default: all of them"
     )
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="-- KEY VALUE pairs for every config")
     args = parser.parse_args()
@@ -91,7 +59,7 @@ def main() -> None:
     overrides = [word for word in args.overrides if word != "--"]
     found: list[dict[str, Any]] = []
     for name in args.systems:
-        found += rows(name, SYSTEMS[name], run(SYSTEMS[name], args.set, output, overrides))
+        found += rows(name, SYSTEMS[name], run_system(SYSTEMS[name], args.set, output, overrides)[0])
     target = output / "compare.json"
     temporary = target.with_suffix(".tmp")
     temporary.write_text(json.dumps(found, indent=2) + "\n")

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import gmm_anomaly.data  # noqa: F401  registers the data sets
 from gmm_anomaly.evaluation import format_results
-from gmm_anomaly.evaluation.files import save_json
+from gmm_anomaly.evaluation.files import json_text, save_json
 from gmm_anomaly.evaluation.results import results_document
 from gmm_anomaly.evaluation.saved_scores import evaluate_saved_scores
 from gmm_anomaly.metrics import PROTOCOLS
+
+# --json without a file.
+STANDARD_OUTPUT = Path("-")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,7 +51,10 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--resize", action="store_true", help="interpolate maps of another size than the label"
     )
-    arguments.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
+    arguments.add_argument(
+        "--json", nargs="?", type=Path, const=STANDARD_OUTPUT, metavar="FILE",
+        help="write the results there as well; without FILE they are printed as JSON instead of the table",
+    )  # fmt: skip
     arguments.add_argument(
         "--register", action="append", default=[], metavar="FILE.py",
         help="Python file that registers data sets of your own (may be repeated)",
@@ -77,9 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     results = {args.dataset: found}
+    document = results_document(results, scores=str(args.scores))
+    if args.json == STANDARD_OUTPUT:
+        print(json_text(document))
+        return 0
     print(format_results(results))
     if args.json:
-        save_json(args.json, results_document(results, scores=str(args.scores)))
+        save_json(args.json, document)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -38,15 +39,15 @@ def finished_run(config: Path, output: Path, arguments: Sequence[str] = ()) -> F
     record = _read_record(output)
     if record and record["command"] != command:
         raise SystemExit(
-            f"{output} was made by another command:\n  {' '.join(record['command'])}\nexpected:\n"
-            f"  {' '.join(command)}\nRemove the folder, or name another one with --output"
+            f"{output} was made by another command:\n  {shlex.join(record['command'])}\nexpected:\n"
+            f"  {shlex.join(command)}\nRemove the folder, or name another one with --output"
         )
     seconds = record["seconds"] if record else 0.0
     results = output / "results.json"
     if record and record["finished"] and results.is_file():
         print(f"{output}: finished before; remove the folder to run it again", flush=True)
         return FinishedRun(json.loads(results.read_text()), seconds)
-    print(f"$ python {' '.join(command)} (--resume)", flush=True)
+    print(f"$ python {shlex.join(command)} (--resume)", flush=True)
     start, status = time.monotonic(), None
     try:
         status = subprocess.run(

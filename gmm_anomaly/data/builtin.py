@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .ade20k import register_ade20k
 from .camvid import register_camvid
+from .camvid_held_out import register_camvid_held_out
 from .camvid_ood import register_camvid_ood
 from .cityscapes import register_cityscapes
 from .coco_stuff import register_coco_stuff
@@ -21,6 +22,7 @@ def register_all() -> None:
     register_streets()
     register_camvid()
     register_camvid_ood()
+    register_camvid_held_out()
     register_cityscapes()
     register_road_anomaly21()
     register_road_obstacle21()

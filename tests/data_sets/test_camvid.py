@@ -44,6 +44,20 @@ def test_anomalies(tree):
     assert metadata.evaluator_type == "anomaly"
 
 
+@pytest.mark.parametrize(("name", "value"), [("signsymbol", 6), ("fence", 7), ("bicyclist", 10)])
+def test_a_held_out_class_is_ignored_or_the_anomaly(tree, name, value):
+    raw = np.resize(np.arange(12, dtype=np.uint8), (12, 16))
+    for split in ("train", "val"):
+        closed = MetadataCatalog.get(f"camvid_{split}_without_{name}")
+        assert closed.stuff_classes == MetadataCatalog.get("camvid_train").stuff_classes
+        label = read_label(get_records(closed.name)[0], closed)
+        np.testing.assert_array_equal(label, np.where((raw == value) | (raw == 11), 255, raw))
+    unknown = MetadataCatalog.get(f"camvid_val_unknown_{name}")
+    assert unknown.evaluator_type == "anomaly"
+    label = read_label(get_records(unknown.name)[0], unknown)
+    np.testing.assert_array_equal(label, np.select([raw == value, raw == 11], [1, 255], 0))
+
+
 @pytest.mark.parametrize(("name", "count"), [("train", 367), ("val", 101), ("test", 233), ("ood_test", 233)])
 def test_counts_are_compared(tree, caplog, name, count):
     with caplog.at_level(logging.WARNING):
