@@ -64,11 +64,15 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen:
         )
 
 
-def wait_for_iteration(process: subprocess.Popen, output: Path, iteration: int) -> None:
-    deadline = time.time() + 240
+def wait_for_iteration(
+    process: subprocess.Popen, output: Path, iteration: int, *, log: Path, starts: int
+) -> None:
+    """Until the run, the one of that number in the log, trains, and the iteration's checkpoint is there."""
+    deadline, tag = time.time() + 240, output / "last_checkpoint"
     while process.poll() is None and time.time() < deadline:
-        tag = output / "last_checkpoint"
-        if tag.is_file() and (tag.read_text() >= f"model_{iteration:07d}.pth"):
+        # On a busy machine the run before may have come further than it should before it was dead.
+        begun = log.read_text().count("Starting training from iteration") == starts
+        if begun and tag.is_file() and tag.read_text() >= f"model_{iteration:07d}.pth":
             return
         time.sleep(0.02)
 
@@ -102,12 +106,11 @@ def test_a_run_killed_several_times_ends_with_the_same_bits(uninterrupted, tmp_p
     """Weights, mixture, statistics of its memory, optimiser and schedule."""
     output, log = tmp_path / "run", tmp_path / "log"
     rng = random.Random()
-    # So far apart that the first run has not passed the second one's iteration by the time it is dead.
     kills = [rng.randrange(1, ITERATIONS // 3), rng.randrange(ITERATIONS // 2 + 2, ITERATIONS - 6)]
     flags: tuple[str, ...] = ()
-    for kill in kills:
+    for number, kill in enumerate(kills, start=1):
         process = start(command(output, flags=flags), log)
-        wait_for_iteration(process, output, kill)
+        wait_for_iteration(process, output, kill, log=log, starts=number)
         time.sleep(rng.uniform(0, 0.3))
         process.kill()
         assert process.wait(60) == -signal.SIGKILL, log.read_text()[-3000:]

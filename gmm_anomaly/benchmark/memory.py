@@ -138,8 +138,8 @@ def draw(target: Path, tables: dict[str, Series]) -> None:
     for axis, (name, series) in zip(axes, tables.items(), strict=True):
         axis.plot(*zip(*series, strict=True), marker=".")
         axis.set_xlabel({"iterations": "training iterations", "frames": "evaluated frames"}[name])
-        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
+    axes[0].set_ylim(0, 1.1 * max(megabytes for series in tables.values() for _, megabytes in series))
     axes[0].set_ylabel("resident MB")
     with replacing(target) as temporary:
         figure.savefig(temporary, format="png", dpi=100)

@@ -15,16 +15,17 @@ from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, component_log_prob
+from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, component_log_prob, own_class_log_prob
 from gmm_anomaly.gmm.collectives import sum_over_ranks
 
 from .em_hook import EMHook
 from .fit_hooks import FitProgress, PassEnd
 from .frozen_network import FrozenNetworkCheckpointer
+from .health_hook import health_hooks
+from .labelled_embedding import labelled_embedding
 from .testing import evaluate
 from .training_images import TrainingImages
 
@@ -115,6 +116,7 @@ class MixtureFitter(TrainerBase):
             hooks.IterationTimer(),
             EMHook.from_config(cfg, self.bank),
             PassEnd(),
+            *health_hooks(cfg, self.model),
             FitProgress(LOG_PERIOD),
         ]
         if comm.is_main_process():
@@ -203,25 +205,6 @@ def batch_order(images: int, batch_size: int, *, passes: int, seed: int) -> list
     return batches
 
 
-@torch.no_grad()
-def labelled_embedding(model: nn.Module, item: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Embedding (n, D) and labels (n,) of one image's labelled pixels, at the resolution of its features.
-
-    Args:
-        model: a segmentor with a GMM classifier, in evaluation mode.
-        item: ``image`` (3, H, W) and ``sem_seg`` (H, W).
-    """
-    images = model.preprocess([item]).tensor
-    features = model.decoder(model.backbone(images)).features
-    label = item["sem_seg"].to(images.device)
-    # Padding has no label.
-    missing = (0, images.shape[-1] - label.shape[1], 0, images.shape[-2] - label.shape[0])
-    label = F.pad(label, missing, value=255)[None, None].float()
-    small = F.interpolate(label, size=features.shape[-2:], mode="nearest").long().flatten()
-    known = small < model.classifier.num_classes
-    return model.classifier.embed(features)[known], small[known]
-
-
 def own_log_prob(bank: GaussianMixtureBank, features: Tensor, labels: Tensor) -> Tensor:
     """(n, D) features, (n,) classes -> (n, M) log-densities under the components of each one's own class."""
     means, scales = bank.unit_means, bank.scales
@@ -229,5 +212,5 @@ def own_log_prob(bank: GaussianMixtureBank, features: Tensor, labels: Tensor) ->
     for start in range(0, len(features), PIXELS_PER_CHUNK):
         rows = slice(start, start + PIXELS_PER_CHUNK)
         log_prob = component_log_prob(features[rows], means, scales)
-        own[rows] = log_prob[torch.arange(len(log_prob), device=labels.device), labels[rows]]
+        own[rows] = own_class_log_prob(log_prob, labels[rows])
     return own

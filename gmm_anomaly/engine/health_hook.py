@@ -18,7 +18,7 @@ from gmm_anomaly.embedding_plot import Ellipses, plot_embedding
 from gmm_anomaly.evaluation.overlays import distinct_colors
 from gmm_anomaly.gmm.health import pixel_health, principal_plane
 
-from .fit_mixture import labelled_embedding
+from .labelled_embedding import labelled_embedding
 from .probe_images import ProbeImages, probe_images
 
 logger = logging.getLogger(__name__)

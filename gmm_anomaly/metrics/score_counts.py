@@ -10,6 +10,7 @@ import numpy as np
 from gmm_anomaly.metrics.binned_counts import BinnedCounts
 from gmm_anomaly.metrics.protocols import FprRule
 from gmm_anomaly.metrics.runs import Runs, TooManyScores, count_half
+from gmm_anomaly.metrics.score_blocks import ScoreBlocks
 from gmm_anomaly.metrics.sorted_scores import Ranked, SortedScores
 from gmm_anomaly.metrics.state import State, array
 
@@ -76,7 +77,7 @@ class FloatCounts:
 
     def __init__(self, max_distinct: int) -> None:
         self._max_distinct = max_distinct
-        self._waiting: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        self._waiting = (ScoreBlocks(max_distinct), ScoreBlocks(max_distinct))
         self._waiting_pixels = 0
         self._sorted = False
         self._runs = (Runs.empty(), Runs.empty())
@@ -123,13 +124,11 @@ class FloatCounts:
     def totals(self) -> tuple[Ranked, Runs]:
         if self._bins is None and not any(map(len, self._runs)):
             # Nothing outgrew memory yet: sorting is enough, and counting equal scores can be left out.
-            for waiting in self._waiting:
-                if len(waiting) != 1:  # one alone is sorted already, or will be where it stands
-                    waiting[:] = [np.concatenate([np.empty(0, np.float32), *waiting])]
-                if not self._sorted:
-                    waiting[0].sort()
+            negative, positive = (waiting.joined() for waiting in self._waiting)
+            if not self._sorted:
+                negative.sort()
+                positive.sort()
             self._sorted = True
-            (negative,), (positive,) = self._waiting
             return SortedScores(negative), Runs.from_scores(positive)
         self._collect()
         return self._runs if self._bins is None else self._bins.totals()
@@ -141,7 +140,7 @@ class FloatCounts:
         """Sort the waiting pixels into the runs or bins."""
         if not self._waiting_pixels:
             return
-        negative, positive = (np.concatenate(waiting) for waiting in self._waiting)
+        negative, positive = (waiting.joined() for waiting in self._waiting)
         for waiting in self._waiting:
             waiting.clear()
         self._waiting_pixels = 0

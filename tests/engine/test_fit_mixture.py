@@ -17,8 +17,11 @@ from torch.nn import functional as F
 
 from gmm_anomaly.data import get_records, read_image, read_label
 from gmm_anomaly.engine import Checkpointer, build_config, evaluate, fitting_config
-from gmm_anomaly.engine.fit_mixture import MixtureFitter, batch_order, check_output_dir, labelled_embedding
+from gmm_anomaly.engine.fit_mixture import MixtureFitter, batch_order, check_output_dir
 from gmm_anomaly.engine.frozen_network import trained_classifier
+from gmm_anomaly.engine.labelled_embedding import labelled_embedding
+from gmm_anomaly.engine.probe_images import probe_images
+from gmm_anomaly.gmm.health import pixel_health
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = str(ROOT / "configs/synthetic/effnetlite0_deeplabv3plus_{}.yaml")
@@ -155,6 +158,24 @@ def test_evaluation_after_reload_is_identical(fitted):
     assert tasks == names | {f"{name}+boundary_suppression" for name in names}
     stored = json.loads((fitted.output / "results.json").read_text())["datasets"]
     assert stored["synthetic_street_anomaly"]["anomaly"]["gmm_density+boundary_suppression"]["AP"] > 0
+
+
+def test_health_of_the_result_is_in_tensorboard(fitted):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(fitted.output)).Reload()
+    # Two passes of two batches.
+    assert [event.step for event in events.Images("gmm/embedding")] == [3]
+    cfg = build_config(str(fitted.output / "config.yaml"))
+    model = build_model(cfg)
+    Checkpointer(model, cfg.OUTPUT_DIR).load_for_evaluation(cfg.MODEL.WEIGHTS)
+    [image] = probe_images(cfg, 4).items
+    expected = pixel_health(model.bank, *labelled_embedding(model.eval(), image))
+    for name, number in (
+        ("held_out_log_likelihood", expected.log_likelihood),
+        ("assignment_entropy", expected.assignment_entropy),
+    ):
+        assert events.Scalars(f"gmm/{name}")[-1].value == pytest.approx(number, rel=1e-5)
 
 
 def test_closed_set_logits_stay_those_of_the_frozen_network(fitted, softmax):

@@ -20,8 +20,8 @@ from gmm_anomaly.embedding_plot import (
     plot_embedding,
 )
 from gmm_anomaly.engine import Trainer, build_config
-from gmm_anomaly.engine.fit_mixture import labelled_embedding
 from gmm_anomaly.engine.health_hook import HealthHook, health_hooks
+from gmm_anomaly.engine.labelled_embedding import labelled_embedding
 from gmm_anomaly.engine.probe_images import ProbeImages, probe_images, read_reduced
 from gmm_anomaly.gmm import GaussianMixtureBank
 from gmm_anomaly.gmm.health import pixel_health

@@ -190,6 +190,25 @@ def test_without_a_folder_nothing_is_ranked_or_written(anomaly_tree, scores):
         AnomalyEvaluator(anomaly_tree.name, ["good"], num_best_worst=1)
 
 
+@pytest.mark.parametrize("budget", [2**20, 0], ids=["memory", "disk"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_kept_scores_are_copies_with_all_bits(budget, dtype, tmp_path):
+    rng = np.random.default_rng(0)
+    kept, given = KeptScores(budget, tmp_path), {}
+    for index, shape in enumerate([(3, 5), (1, 4096), (0, 7), (64, 65)]):
+        array = np.asfortranarray(rng.normal(size=shape).astype(dtype))
+        array[:1, :1] = np.inf
+        kept.put(index, array)
+        given[index] = array.copy()
+        array[...] = 0
+    for index, array in given.items():
+        found = kept.get(index)
+        assert found.dtype == dtype and found.shape == array.shape and found.tobytes() == array.tobytes()
+    found = kept.get(3)
+    kept.clear()
+    assert found.tobytes() == given[3].tobytes(), "an array in use stays"
+
+
 def test_kept_scores_forget_one_array(tmp_path):
     kept = KeptScores(budget=8, folder=tmp_path)
     for key in "abc":

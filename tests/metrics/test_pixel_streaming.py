@@ -90,6 +90,7 @@ def test_working_in_small_blocks_changes_nothing(protocol, limit, monkeypatch):
     monkeypatch.setattr("gmm_anomaly.metrics.runs._BLOCK", 5)
     monkeypatch.setattr("gmm_anomaly.metrics.sorted_scores._BLOCK", 3)
     monkeypatch.setattr("gmm_anomaly.metrics.binned_counts._CHUNK", 7)
+    monkeypatch.setattr("gmm_anomaly.metrics.score_blocks.BLOCK", 11)
     parts = fill(PixelMetrics(protocol, max_distinct=limit), data)
     assert str(parts.compute()) == numbers
     assert all(np.array_equal(curve[key], values) for key, values in parts.curve(50).items())
