@@ -282,6 +282,8 @@ def _add_mask2former(cfg: CN) -> None:
     # WEIGHTS of MODEL.TIMM, with features in NCHW).
     keys.BACKBONE = "swin"
     keys.SWIN = CN()
+    # Channels of the first stage, blocks and attention heads of each stage, side of a window, stochastic
+    # depth of the last block.
     keys.SWIN.EMBED_DIM = 96
     keys.SWIN.DEPTHS = [2, 2, 6, 2]
     keys.SWIN.NUM_HEADS = [3, 6, 12, 24]
@@ -311,6 +313,7 @@ def _add_input(cfg: CN) -> None:
 
     # The synthetic streets (data sets synthetic_street_train, _val and _anomaly).
     cfg.DATASETS.SYNTHETIC = CN()
+    # Size of the frames in pixels, how many there are of each split, and their seed.
     cfg.DATASETS.SYNTHETIC.HEIGHT = 256
     cfg.DATASETS.SYNTHETIC.WIDTH = 512
     cfg.DATASETS.SYNTHETIC.NUM_TRAIN = 400
