@@ -29,10 +29,13 @@ from gmm_anomaly.engine import (  # noqa: E402
     fitting_config,
     inference_config,
 )
+from gmm_anomaly.engine.config_merge import ConfigError  # noqa: E402
 from gmm_anomaly.engine.held_log import held_log  # noqa: E402
 from gmm_anomaly.engine.launching import config_overrides, launch  # noqa: E402
 from gmm_anomaly.engine.output_folder import require_writable  # noqa: E402
 from gmm_anomaly.engine.restarting import resumes_after_restart  # noqa: E402
+from gmm_anomaly.engine.setup import read_config  # noqa: E402
+from gmm_anomaly.repository_files import find_config  # noqa: E402
 from gmm_anomaly.weight_files import add_trust_argument, trust_pickles  # noqa: E402
 
 
@@ -101,5 +104,18 @@ def main(args: Namespace) -> object:
     return trainer.train()
 
 
+def checked_arguments() -> Namespace:
+    """The command line; one whose config cannot be read ends the program with status 2."""
+    arguments = parser()
+    args = arguments.parse_args()
+    try:
+        if args.config_file:
+            args.config_file = str(find_config(args.config_file))
+        read_config(args.config_file, config_overrides(args))
+    except (ConfigError, FileNotFoundError) as error:
+        arguments.exit(2, f"train_net.py: error: {error}\n")
+    return args
+
+
 if __name__ == "__main__":
-    launch(main, parser().parse_args())
+    launch(main, checked_arguments())

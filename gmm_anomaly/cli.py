@@ -6,14 +6,12 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
+from typing import NoReturn
 
 from . import __version__
+from .repository_files import ROOT
 
-# Of a checkout; an installed wheel has no tools beside it.
-ROOT = Path(__file__).resolve().parents[1]
-
-# Verb: what runs it (a module of this package with main(argv) -> exit status, or a script of the checkout),
+# Verb: what runs it (a module of this package with main(argv) -> exit status, or a script of the repository),
 # and a line for --help. Nothing is imported before it is asked for.
 VERBS = {
     "train": ("train_net.py", "train a model by config; --eval-only evaluates one"),
@@ -45,18 +43,10 @@ def usage() -> str:
     )
 
 
-def run_script(script: str, arguments: Sequence[str]) -> int:
-    """Become a script of the checkout: its process, its signals, its exit status. 1 without a checkout."""
-    path = ROOT / script
-    if not path.is_file():
-        print(
-            f"error: {script} belongs to the repository and is not part of the installed package; get a "
-            f"checkout and run it there: python {script}",
-            file=sys.stderr,
-        )
-        return 1
+def run_script(script: str, arguments: Sequence[str]) -> NoReturn:
+    """Become a script of the repository: its process, its signals, its exit status."""
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, str(path), *arguments])
+    os.execv(sys.executable, [sys.executable, str(ROOT / script), *arguments])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     target, _ = VERBS[verb]
     if target.endswith(".py"):
-        return run_script(target, arguments)
+        run_script(target, arguments)
     # What argparse calls the program in its messages.
     sys.argv[0] = f"gmm-anomaly {verb}"
     return int(import_module(target).main(arguments) or 0)

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 
-from .data.label_rule import CLOSED_SET
 from .data.mapper import test_augmentations
 from .engine.checkpoint import Checkpointer
 from .engine.inference_config import inference_config
 from .engine.setup import build_config
-from .evaluation.overlays import distinct_colors
 from .evaluation.scoring import AnomalyScorer
 from .evaluation.submission import file_digest
 from .prediction.components import MIN_AREA
-from .prediction.config_file import find_config, require_weights
 from .prediction.inputs import AnyImage, as_rgb, describe
+from .prediction.loading import class_names_and_colors, device_override, quiet_loading
+from .prediction.required_weights import require_weights
 from .prediction.results import Prediction
 from .prediction.threshold import Threshold, calibration_records, find_threshold
 
@@ -108,20 +103,20 @@ class AnomalyPredictor:
             FileNotFoundError: no such config, weights or threshold file.
             ValueError: no weights, weights that do not fit, a score the model cannot give, no such device.
         """
-        path = find_config(config)
-        overrides = [*map(str, opts), *_device(device)]
+        path = os.fspath(config)
+        overrides = [*map(str, opts), *device_override(device)]
         if weights is not None:
             overrides += ["MODEL.WEIGHTS", os.fspath(weights)]
         if score is None:
-            score = build_config(str(path), overrides).TEST.SCORES[0]
+            score = build_config(path, overrides).TEST.SCORES[0]
         name, *chain = score.split("+")
         overrides += ["TEST.SCORES", str([name]), "TEST.POSTPROCESS", str(chain)]
-        cfg = build_config(str(path), overrides)
+        cfg = build_config(path, overrides)
         require_weights(cfg, given=weights is not None)
         model = build_model(inference_config(cfg)).eval()
-        with _quiet_loading():
+        with quiet_loading():
             Checkpointer(model).load_for_evaluation(cfg.MODEL.WEIGHTS)
-        names, colors = _classes(cfg)
+        names, colors = class_names_and_colors(cfg)
         predictor = cls(
             AnomalyScorer.from_config(cfg, model),
             score,
@@ -272,40 +267,3 @@ class AnomalyPredictor:
             min_area=self.min_area,
             source=source,
         )
-
-
-def _device(device: str | None) -> list[str]:
-    """The override of ``MODEL.DEVICE``."""
-    if device is None:
-        return [] if torch.cuda.is_available() else ["MODEL.DEVICE", "cpu"]
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device: expected cpu, cuda or cuda:N, found {device!r}") from error
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: there is no {device!r}: torch sees {torch.cuda.device_count()} GPUs")
-    return ["MODEL.DEVICE", device]
-
-
-def _classes(cfg: CfgNode) -> tuple[list[str], Sequence[Sequence[int]]]:
-    """Names and colours of the classes, from the first closed set of the config."""
-    count = cfg.MODEL.CLASSIFIER.NUM_CLASSES
-    for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        metadata = MetadataCatalog.get(dataset)
-        if metadata.get("evaluator_type") == CLOSED_SET:
-            return list(metadata.stuff_classes), metadata.get("stuff_colors") or distinct_colors(count)
-    return [f"class {index}" for index in range(count)], distinct_colors(count)
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Without the list of tensors that only training needs; what is missing is an error of its own."""
-    loggers = [logging.getLogger(name) for name in ("fvcore.common.checkpoint", "detectron2")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import torch
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +51,9 @@ def read_weights(path: str | Path, key: str = "MODEL.WEIGHTS") -> Any:
         ValueError: the file is corrupt, or it names a function or class to be called, and pickles are not
             trusted.
     """
+    # Only here: the flag above belongs to commands whose --help must not wait for torch.
+    import torch
+
     path = Path(path)
     if not path.is_file():
         if path.exists():

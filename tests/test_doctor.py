@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gmm_anomaly import compat, doctor
+from gmm_anomaly import compat, doctor, doctor_packages
 from gmm_anomaly.doctor import ABSENT, BROKEN, OK, Finding
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,7 +121,7 @@ def test_mismatched_compiled_package(tmp_path, monkeypatch):
         "raise RuntimeError('operator torchvision::nms does not exist')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    finding = doctor._imported("Packages", "thing", "compiled_thing")
+    finding = doctor_packages._imported("Packages", "thing", "compiled_thing")
     assert finding.state == BROKEN
     assert finding.value == "import compiled_thing fails: operator torchvision::nms does not exist"
     assert "constraints.txt" in finding.remedy

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
@@ -18,6 +16,7 @@ from gmm_anomaly.evaluation.anomaly import check_component_track
 from gmm_anomaly.evaluation.postprocessing import check_postprocesses
 from gmm_anomaly.modeling.norm import usable_norm
 from gmm_anomaly.modeling.registry import look_up
+from gmm_anomaly.repository_files import find_config
 from gmm_anomaly.scores import (
     FEATURE_DISTANCE,
     LOG_DENSITY,
@@ -27,42 +26,27 @@ from gmm_anomaly.scores import (
     get_scores,
 )
 
+from .config_merge import merge_file, merge_pairs
+
 logger = logging.getLogger(__name__)
 
 
 def read_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
     """All keys, with the values of a file (with its ``_BASE_`` chain) and of ``KEY VALUE`` overrides.
 
+    Args:
+        config_file: as :func:`~gmm_anomaly.repository_files.find_config` takes it; "" for the defaults.
+
     Raises:
-        FileNotFoundError: no such config file.
+        ConfigError: what does not fit the keys. FileNotFoundError: no such config file.
     """
     cfg = get_cfg()
     add_gmm_anomaly_config(cfg)
     add_upstream_keys(cfg)
     if config_file:
-        if not Path(config_file).is_file():
-            raise FileNotFoundError(f"--config-file: no file {config_file}")
-        _merge_file(cfg, config_file)
-    cfg.merge_from_list(list(overrides))
+        merge_file(cfg, str(find_config(config_file)))
+    merge_pairs(cfg, list(overrides))
     return cfg
-
-
-def _merge_file(cfg: CfgNode, config_file: str) -> None:
-    """Merge a file and its ``_BASE_`` chain as data: tags that call Python are refused, not run."""
-    try:
-        # Detectron2 by itself would call yaml.unsafe_load.
-        cfg.merge_from_file(config_file, allow_unsafe=False)
-    except yaml.constructor.ConstructorError as error:
-        raise ValueError(
-            f"--config-file: {config_file}: configs, and their _BASE_ files, hold plain values only, no tags "
-            f"that make or call Python objects; {' '.join(str(error).split())}"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"--config-file: {config_file} cannot be read as YAML; {' '.join(str(error).split())}"
-        ) from error
-    except RecursionError:
-        raise ValueError(f"--config-file: the _BASE_ chain of {config_file} never ends") from None
 
 
 def build_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
@@ -72,6 +56,7 @@ def build_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNod
     run of one process, each with a line in the log.
 
     Raises:
+        ConfigError: a key that does not exist, or a value of another type (a ValueError).
         ValueError: a key whose value cannot work, named with what it expects.
         FileNotFoundError: no such config file.
     """
@@ -92,6 +77,10 @@ def _check(cfg: CfgNode) -> None:
     # Before hours of training, not after them.
     given = {LOGITS}
     if cfg.MODEL.META_ARCHITECTURE == "MaskAnomalySegmentor":
+        if cfg.MODEL.COMPILE:
+            raise ValueError(
+                'MODEL.COMPILE: expected False with the meta-architecture "MaskAnomalySegmentor", found True'
+            )
         given.add(MASKS)
     else:
         given.add(MAX_LOGIT_MOMENTS)

@@ -33,9 +33,14 @@ def save_picture(target: Path, picture: np.ndarray) -> None:
         temporary.write_bytes(encode_png(picture))
 
 
+def json_text(value: Any) -> str:
+    """Strict JSON: NaN becomes null, infinities the strings "inf" and "-inf"."""
+    return json.dumps(_jsonable(value), indent=2, allow_nan=False)
+
+
 def save_json(target: Path, value: Any) -> None:
-    """Write strict JSON: NaN becomes null, infinities the strings "inf" and "-inf"."""
-    text = json.dumps(_jsonable(value), indent=2, allow_nan=False)
+    """Write :func:`json_text`."""
+    text = json_text(value)
     with replacing(target) as temporary:
         temporary.write_text(text + "\n")
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmm_anomaly.compat import silence_import_warnings
+from gmm_anomaly.weight_files import add_trust_argument, trust_pickles
 
 if TYPE_CHECKING:
     from .job import Exported
@@ -24,7 +26,7 @@ Normalisation, channel order, padding and the score are inside the file, and its
 palette, score, threshold, version and what an image must be. At the end the file runs on real images beside
 PyTorch: above a relative error of 1e-3 it is refused and not written. FILE.json keeps what was found.
 
-Exit status: 0; 1 after an error or a refusal; 2 for a bad argument.
+Exit status: 0; 1 after an error or a refusal; 2 for a bad argument or config.
 """
 
 
@@ -59,6 +61,11 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--num-images", type=int, default=4, metavar="N", help="how many of them (4)")
     arguments.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds of the timing (5)")
     arguments.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    arguments.add_argument(
+        "--register", action="append", default=[], metavar="FILE.py",
+        help="Python file that registers data sets of your own (may be repeated)",
+    )  # fmt: skip
+    add_trust_argument(arguments)
     arguments.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="for the config")
     return arguments
 
@@ -75,7 +82,8 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 1 after an error or a refusal; argparse leaves with 2."""
+    """Exit status: 0, 1 after an error or a refusal, 2 for a config that cannot be one; argparse leaves with
+    2."""
     arguments = parser()
     args = arguments.parse_args(argv)
     if args.num_images < 1 or args.repeats < 1:
@@ -90,8 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             require_onnx()
         found = _run(args)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
+        from gmm_anomaly.engine.config_merge import ConfigError
+
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     print(json.dumps(summary(found), indent=2) if args.json else report(found))
     return 0
 
@@ -103,6 +113,9 @@ def _run(args: argparse.Namespace) -> Exported:
     from .images import find_images
     from .job import export
 
+    trust_pickles(args.trust_pickle)
+    for path in args.register:
+        runpy.run_path(path)
     images = find_images(args.images, args.num_images)
     predictor = AnomalyPredictor.from_config(
         args.config_file, args.weights, score=args.score, threshold=args.threshold_file, device="cpu",

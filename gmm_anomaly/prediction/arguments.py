@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from gmm_anomaly.weight_files import add_trust_argument
+
 from .components import MIN_AREA
 
 DEFAULT_FPR = 0.05
@@ -18,7 +20,7 @@ videos, with a line of JSON per frame. A threshold makes pixels anomalous: give 
 --threshold-file or --threshold; without one there are heat maps only.
 
 Exit status: 0; 1 after an error, or if an input could not be read (the others are predicted); 2 for a bad
-argument.
+argument or config.
 """
 
 
@@ -80,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
         "--register", action="append", default=[], metavar="FILE.py",
         help="Python file that registers data sets of your own (may be repeated)",
     )  # fmt: skip
+    add_trust_argument(arguments)
     arguments.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config; comes last"
     )

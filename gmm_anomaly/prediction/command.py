@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -13,18 +12,24 @@ from .arguments import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 1 after an error or with inputs that could not be read, 130 if interrupted; argparse
-    leaves with 2."""
+    """Exit status: 0, 1 after an error or with inputs that could not be read, 2 for a config that cannot be
+    one, 130 if interrupted; argparse leaves with 2."""
     args = parse(argv)
     # Not needed to say what the arguments are.
     silence_import_warnings()
     import torch
+
+    from gmm_anomaly.engine.config_merge import ConfigError
+    from gmm_anomaly.evaluation.files import json_text
 
     from .run import report, run
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         summary = run(args)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -38,5 +43,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; what is in the folder is whole", file=sys.stderr)
         return 130
-    print(json.dumps(summary) if args.json else report(summary, args))
+    print(json_text(summary) if args.json else report(summary, args))
     return 1 if summary["skipped"] else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -30,8 +30,8 @@ class AnomalyComponent:
     area: int
     mean_score: float
     max_score: float
-    contour: np.ndarray
-    rle: dict[str, Any]
+    contour: np.ndarray = field(repr=False)
+    rle: dict[str, Any] = field(repr=False)
 
     @property
     def mask(self) -> np.ndarray:

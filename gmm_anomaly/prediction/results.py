@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -29,12 +29,12 @@ class Prediction:
         source: the image's file, or "".
     """
 
-    image: np.ndarray
-    score: np.ndarray
-    segmentation: np.ndarray
+    image: np.ndarray = field(repr=False)
+    score: np.ndarray = field(repr=False)
+    segmentation: np.ndarray = field(repr=False)
     score_name: str
-    class_names: tuple[str, ...]
-    class_colors: tuple[tuple[int, int, int], ...]
+    class_names: tuple[str, ...] = field(repr=False)
+    class_colors: tuple[tuple[int, int, int], ...] = field(repr=False)
     threshold: float | None = None
     color_range: tuple[float, float] | None = None
     min_area: int = MIN_AREA

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from gmm_anomaly.predictor import AnomalyPredictor
 from gmm_anomaly.visualization import robust_range
+from gmm_anomaly.weight_files import trust_pickles
 
 from .arguments import DEFAULT_FPR
 from .inputs import as_rgb
@@ -120,6 +121,7 @@ class Run:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Do what the arguments say; returns the summary as plain values."""
     start = time.perf_counter()
+    trust_pickles(args.trust_pickle)
     for path in args.register:
         runpy.run_path(path)
     # Before a model is built: what is not there is said at once.

@@ -1,8 +1,12 @@
-"""One self-contained HTML page of one or several runs (tools/report.py, ``gmm-anomaly report``)."""
+"""One self-contained HTML page of one or several runs (tools/report.py, ``gmm-anomaly report``).
+
+Exit status: 0; 1 after an error; 2 for a bad argument.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections import Counter
@@ -27,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
         "--pictures", type=int, default=PICTURES, metavar="K",
         help=f"so many of the best and of the worst images of a data set ({PICTURES})",
     )  # fmt: skip
+    arguments.add_argument("--json", action="store_true", help="print what was written as JSON")
     return arguments
 
 
@@ -74,5 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{target}: {len(page) / 1e6:.1f} MB")
+    size = target.stat().st_size
+    if args.json:
+        print(
+            json.dumps(
+                {"page": str(target), "bytes": size, "runs": {run.name: str(run.path) for run in runs}}
+            )
+        )
+    else:
+        print(f"{target}: {size / 1e6:.1f} MB")
     return 0

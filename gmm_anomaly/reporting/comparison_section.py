@@ -24,10 +24,28 @@ Key = tuple[str, str, str, str]
 
 def comparison_section(runs: Sequence[Run]) -> Html:
     """The numbers of all runs, a table a data set, curves of their first scores, settings that differ."""
-    return join([_numbers(runs), _curves(runs), tag("h3", "Settings that differ"), _settings(runs)])
+    names = short_names([run.name for run in runs])
+    return join(
+        [
+            _numbers(runs, names),
+            _curves(runs, names),
+            tag("h3", "Settings that differ"),
+            _settings(runs, names),
+        ]
+    )
 
 
-def _numbers(runs: Sequence[Run]) -> Html:
+def short_names(names: Sequence[str]) -> list[str]:
+    """What tells the names apart: without the parts, between underscores, that all begin and end with."""
+    parts = [name.split("_") for name in names]
+    shortest = min(map(len, parts)) - 1
+    start = next((at for at in range(shortest) if len({own[at] for own in parts}) > 1), shortest)
+    left = shortest - start
+    end = next((at for at in range(left) if len({own[-1 - at] for own in parts}) > 1), left)
+    return ["_".join(own[start : len(own) - end]) for own in parts]
+
+
+def _numbers(runs: Sequence[Run], shown: Sequence[str]) -> Html:
     found: dict[Key, dict[int, Html]] = {}
     values: dict[Key, dict[int, float]] = {}
     for column, run in enumerate(runs):
@@ -35,7 +53,9 @@ def _numbers(runs: Sequence[Run]) -> Html:
             found.setdefault(key, {})[column] = cell
             if value is not None and np.isfinite(value):
                 values.setdefault(key, {})[column] = value
-    tables: dict[str, list[list[object]]] = {}
+    # Closed sets have neither score nor protocol.
+    tables: dict[tuple[str, bool], list[list[object]]] = {}
+    before: tuple[str, ...] = ()
     for key in sorted(found, key=_order(runs)):
         best = _best(key[3], values.get(key, {}))
         dataset, score, rule, metric = key
@@ -44,15 +64,24 @@ def _numbers(runs: Sequence[Run]) -> Html:
             for column, run in enumerate(runs)
             if dataset in run.datasets
         ]
-        tables.setdefault(dataset, []).append([score, rule, LABELS.get(metric, metric), *cells])
+        labels = [tag("span", text, class_="same" if key[:3] == before else None) for text in (score, rule)]
+        before = key[:3]
+        row = [*(labels if score else ()), LABELS.get(metric, metric), *cells]
+        tables.setdefault((dataset, bool(score)), []).append(row)
     caption = (
         "Bold: the best run of a row with several numbers. Closed-set numbers are percent, others fractions."
     )
     parts = []
-    for dataset, rows in tables.items():
-        names = [run.name for run in runs if dataset in run.datasets]
-        parts += [tag("h3", dataset), table(["score", "protocol", "metric", *names], rows, names=3)]
-    return join([tag("p", caption, class_="note"), parts])
+    for (dataset, scored), rows in tables.items():
+        names = [name for name, run in zip(shown, runs, strict=True) if dataset in run.datasets]
+        first = ["score", "protocol", "metric"] if scored else ["metric"]
+        parts += [tag("h3", dataset), table([*first, *names], rows, names=len(first))]
+    meant = [
+        join([tag("b", short), f" is {run.name}. "])
+        for short, run in zip(shown, runs, strict=True)
+        if short != run.name
+    ]
+    return join([tag("p", meant, caption, class_="note"), parts])
 
 
 def _all_numbers(run: Run) -> Iterator[tuple[Key, float | None, Html]]:
@@ -86,17 +115,17 @@ def _order(runs: Sequence[Run]) -> Any:
 
 
 def _best(metric: str, values: Mapping[int, float]) -> set[int]:
-    if len(values) < 2:
+    if len(set(values.values())) < 2:
         return set()
     best = (min if metric in LOWER_IS_BETTER else max)(values.values())
     return {column for column, value in values.items() if value == best}
 
 
-def _curves(runs: Sequence[Run]) -> Html | None:
+def _curves(runs: Sequence[Run], names: Sequence[str]) -> Html | None:
     charts = []
     for dataset in dict.fromkeys(name for run in runs for name in run.anomaly_sets):
         precision, receiver = [], []
-        for run in runs:
+        for short, run in zip(names, runs, strict=True):
             curves = matching_curves(run, dataset)
             if not curves:
                 continue
@@ -104,7 +133,7 @@ def _curves(runs: Sequence[Run]) -> Html | None:
             recall, exactness, fpr = (
                 np.array(found["curve"][key], float) for key in ("recall", "precision", "fpr")
             )
-            name = f"{run.name}, {score}"
+            name = f"{short}, {score}"
             precision.append(
                 Line(name, recall, exactness, f"AP {found['AP']:.4f}" if found["AP"] is not None else "")
             )
@@ -126,7 +155,7 @@ def _curves(runs: Sequence[Run]) -> Html | None:
     return tag("div", charts, class_="charts") if charts else None
 
 
-def _settings(runs: Sequence[Run]) -> Html:
+def _settings(runs: Sequence[Run], names: Sequence[str]) -> Html:
     flat = [dict(_flattened(run.config)) for run in runs]
     if not any(flat):
         return tag("p", "No run has a config.yaml.", class_="note")
@@ -138,7 +167,7 @@ def _settings(runs: Sequence[Run]) -> Html:
     ]
     if not rows:
         return tag("p", "None.", class_="note")
-    return tag("div", table(["key", *(run.name for run in runs)], rows), class_="settings")
+    return tag("div", table(["key", *names], rows), class_="settings")
 
 
 def _flattened(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Iterable
 
 VOID_TAGS = {"br", "hr", "img", "wbr", "meta", "rect", "line", "path", "polyline"}
@@ -44,6 +45,13 @@ def join(children: Iterable[object]) -> Html:
         elif child is not None:
             parts.append(_escaped(child))
     return Html("".join(parts))
+
+
+def breakable(text: str) -> Html:
+    """A long name that may go on in the next line after an underscore or slash, and before a capital letter
+    within it."""
+    first, *rest = re.split(r"(?<=[_/])|(?<=[a-z0-9])(?=[A-Z])", text)
+    return join([first, [[tag("wbr"), part] for part in rest]])
 
 
 def number(value: float | None, digits: int = 4, prefix: str = "") -> Html:

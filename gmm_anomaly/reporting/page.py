@@ -11,7 +11,7 @@ from .anomaly_section import anomaly_section, as_float
 from .closed_set_section import closed_set_section
 from .comparison_section import comparison_section
 from .images_section import overlays, ranked_images
-from .markup import Html, join, number, tag
+from .markup import Html, breakable, join, number, tag
 from .missing import missing
 from .mixture_section import mixture_section
 from .run_data import Run
@@ -55,9 +55,11 @@ def render_page(runs: Sequence[Run], *, pictures: int = PICTURES) -> str:
     for place, run in enumerate(runs):
         sections = list(_sections(run, f"run{place}", pictures))
         links = [_link(name, text) for name, text, _ in sections]
-        heading = tag("h2", run.name) if len(runs) > 1 else None
+        heading = tag("h2", breakable(run.name)) if len(runs) > 1 else None
         contents.append(tag("ul", _link(f"run{place}", run.name) if heading else None, links))
-        parts = [tag("section", tag("h3", text), content, id=name) for name, text, content in sections]
+        parts = [
+            tag("section", tag("h3", breakable(text)), content, id=name) for name, text, content in sections
+        ]
         body.append(tag("section", heading, _head(run), parts, id=f"run{place}"))
     head = tag(
         "head",
@@ -69,7 +71,7 @@ def render_page(runs: Sequence[Run], *, pictures: int = PICTURES) -> str:
     )
     whole = tag(
         "body",
-        tag("header", tag("h1", title), tag("nav", contents)),
+        tag("header", tag("h1", breakable(title)), tag("nav", contents)),
         tag("main", body),
         tag("footer", f"Made by gmm_anomaly {gmm_anomaly.__version__}, tools/report.py."),
     )
@@ -113,14 +115,8 @@ def _facts(run: Run) -> Iterator[Html]:
 
 
 def _fact(name: str, value: object, kind: str | None = None) -> Html:
-    shown = value if isinstance(value, Html) else _breakable(str(value))
-    return tag("div", tag("dt", _breakable(name)), tag("dd", shown), class_=kind)
-
-
-def _breakable(text: str) -> Html:
-    """A long name may go on in the next line after an underscore."""
-    first, *rest = text.split("_")
-    return join([first, [["_", tag("wbr"), part] for part in rest]])
+    shown = value if isinstance(value, Html) else breakable(str(value))
+    return tag("div", tag("dt", breakable(name)), tag("dd", shown), class_=kind)
 
 
 def _sections(run: Run, prefix: str, pictures: int) -> Iterator[tuple[str, str, Html]]:

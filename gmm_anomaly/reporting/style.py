@@ -4,14 +4,14 @@ from __future__ import annotations
 
 _LIGHT = """
 --page: #ffffff; --text: #1c2430; --soft: #5a6675; --edge: #d9dfe7; --panel: #f6f8fa; --accent: #0b5cad;
---bar: #cfe2f6; --warn: #fff6e0; --warn-edge: #e0b04c;
+--bar: #cfe2f6; --shade: #1c243040; --warn: #fff6e0; --warn-edge: #e0b04c;
 --s0: #0b66c3; --s1: #d1600a; --s2: #15803d; --s3: #a21caf; --s4: #0e7490; --s5: #8a5a12; --s6: #c81e1e;
 --s7: #64748b;
 """
 
 _DARK = """
 --page: #12161c; --text: #e4e9f0; --soft: #9aa7b6; --edge: #303945; --panel: #1a2029; --accent: #7cb8f5;
---bar: #24476b; --warn: #33290f; --warn-edge: #8c6d22;
+--bar: #24476b; --shade: #000000c0; --warn: #33290f; --warn-edge: #8c6d22;
 --s0: #5fb0ff; --s1: #ff9d57; --s2: #5fd38a; --s3: #e38bf0; --s4: #4fd1e0; --s5: #d9ad6a; --s6: #ff7b7b;
 --s7: #a3b1c2;
 """
@@ -49,7 +49,11 @@ nav ul:not(:only-child) li:first-child {{ font-weight: 600; }}
 .facts dd {{ margin: .1rem 0 0; font-weight: 600; font-size: .95rem; overflow-wrap: anywhere; }}
 .facts .result dd {{ font-size: 1.3rem; font-variant-numeric: tabular-nums; }}
 .table {{ margin: .7rem 0 1rem; min-width: 0; }}
-.wide {{ overflow-x: auto; }}
+.wide {{ overflow-x: auto; background:
+  linear-gradient(to right, var(--page) 30%, transparent) left / 2.5rem 100% no-repeat local,
+  linear-gradient(to left, var(--page) 30%, transparent) right / 2.5rem 100% no-repeat local,
+  linear-gradient(to right, var(--shade), transparent) left / .7rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--shade), transparent) right / .7rem 100% no-repeat scroll; }}
 table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .28rem .7rem .28rem 0; border-bottom: 1px solid var(--edge); white-space: nowrap; }}
 th {{ color: var(--soft); font-weight: 600; font-size: .8rem; vertical-align: bottom; }}
@@ -61,6 +65,7 @@ tbody tr:hover {{ background: var(--panel); }}
 .settings th {{ text-align: left; }}
 b.best {{ color: var(--accent); }}
 .none {{ color: var(--soft); }}
+.same {{ opacity: 0; }}
 .bar {{ display: inline-block; position: relative; width: 7.5rem; padding: 0 .35rem; text-align: right;
   isolation: isolate; }}
 .bar i {{ position: absolute; z-index: -1; left: 0; top: 0; bottom: 0; background: var(--bar);
@@ -88,7 +93,7 @@ g.dashed {{ stroke-dasharray: 5 4; }}
 .legend {{ list-style: none; margin: .3rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: .1rem .9rem;
   font-size: .82rem; }}
 .legend li {{ overflow-wrap: anywhere; min-width: 0; }}
-.legend small {{ margin-left: .35rem; }}
+.legend small {{ margin-left: .35rem; white-space: nowrap; }}
 .swatch {{ display: inline-block; width: 1.2rem; margin-right: .35rem; vertical-align: .25em;
   border-top: 3px solid var(--line); }}
 .swatch.dashed {{ border-top-style: dashed; }}
@@ -110,7 +115,8 @@ footer {{ margin-top: 3rem; color: var(--soft); font-size: .84rem; overflow-wrap
   .facts {{ grid-template-columns: 1fr 1fr; }}
   .facts dd {{ font-size: .84rem; }}
   table {{ font-size: .84rem; }}
-  th, td {{ padding-right: .5rem; }}
+  th, td {{ padding-right: .35rem; }}
+  .number {{ padding-left: .2rem; }}
   .bar {{ width: 5.2rem; }}
 }}
 @media print {{
@@ -118,7 +124,11 @@ footer {{ margin-top: 3rem; color: var(--soft); font-size: .84rem; overflow-wrap
   * {{ print-color-adjust: exact; -webkit-print-color-adjust: exact; }}
   body {{ font-size: 10.5pt; padding: 0; max-width: none; }}
   nav {{ display: none; }}
-  .wide {{ overflow: visible; }}
+  .wide {{ overflow: visible; background: none; }}
+  details::details-content {{ content-visibility: visible; }}
+  summary {{ color: inherit; }}
+  details pre {{ font-size: 6.5pt; columns: 3; }}
+  main > section + section {{ break-before: page; }}
   table {{ font-size: 8.5pt; }}
   th, td {{ padding-right: .35rem; white-space: normal; }}
   .bar {{ width: 4.5rem; }}

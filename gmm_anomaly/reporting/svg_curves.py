@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .axes import Axis, limits, tick_text, ticks
-from .markup import Html, join, tag
+from .markup import Html, breakable, join, tag
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 348, 12, 212
@@ -165,4 +165,4 @@ def _entry(index: int, name: str, note: str) -> Html:
 
 def _figure(title: str, body: Html, legend: Html | None) -> Html:
     drawing = tag("svg", body, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=title)
-    return tag("figure", tag("figcaption", title), drawing, legend, class_="chart")
+    return tag("figure", tag("figcaption", breakable(title)), drawing, legend, class_="chart")

@@ -58,6 +58,8 @@ def test_benchmark_files_under_the_benchmark_protocol(anomaly_tree, scores, tmp_
         assert found["components"]["mine"][key] == expected["components/obstacle_track/mine"][key]
     output = capsys.readouterr().out
     assert f"{expected['anomaly/smiyc/mine']['AP']:.4f}" in output
+    assert tool.main([*arguments, "--components", "obstacle", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(report.read_text())
     assert "smiyc" in output and "obstacle_track" in output
 
 

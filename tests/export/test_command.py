@@ -9,7 +9,7 @@ import cv2
 import pytest
 import torch
 
-from gmm_anomaly.export import checking, job, packages
+from gmm_anomaly.export import checking, command, job, packages
 from gmm_anomaly.export.checking import Comparison, ExportMismatchError, compare, require_equal
 from gmm_anomaly.export.command import main
 from gmm_anomaly.export.exportable import ExportableSegmentor
@@ -158,7 +158,7 @@ def test_the_command_writes_file_and_report(trained, tmp_path, capsys):
     assert metadata.class_names[0] == "road" and len(metadata.palette) == len(metadata.class_names)
 
 
-def test_errors_are_said_and_leave_nothing(trained, tmp_path, capsys):
+def test_errors_are_said_and_leave_nothing(trained, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out" / "model.pt"
     given = [*trained, "--out", str(out), "--format", "torchscript"]
     assert main([*given, "--images", str(tmp_path / "none")]) == 1
@@ -167,6 +167,11 @@ def test_errors_are_said_and_leave_nothing(trained, tmp_path, capsys):
     assert "needs class densities" in capsys.readouterr().err
     assert main([*given, "TEST.SLIDING_WINDOW.ENABLED", "True"]) == 1
     assert "SLIDING_WINDOW.ENABLED False" in capsys.readouterr().err
+    trusted = []
+    monkeypatch.setattr(command, "trust_pickles", trusted.append)
+    for flags in ([], ["--trust-pickle"]):
+        assert main([*given, *flags, "--images", str(tmp_path / "none")]) == 1
+    assert trusted == [False, True]
     with pytest.raises(SystemExit) as left:
         main([*given, "--size", "512"])
     assert left.value.code == 2 and "expected HEIGHTxWIDTH" in capsys.readouterr().err

@@ -48,6 +48,15 @@ def test_onnx_of_every_decoder_takes_any_size(decoder, streets, tmp_path, tiny):
     assert open_dimensions == [True, False, True, True]
 
 
+@pytest.mark.parametrize("decoder", sorted(name for name, _ in DECODER_REGISTRY))
+def test_torchscript_of_every_decoder_takes_any_size(decoder, streets, tmp_path, tiny):
+    """torch.export needs no such test: ONNX is made from its graph."""
+    predictor = tiny.predictor("MODEL.DECODER.NAME", decoder)
+    found = export(predictor, tmp_path / "m", format="torchscript", images=streets, repeats=1)
+    assert (found.size, found.reason) == (None, "") and found.worst.relative < 1e-4
+    assert len({comparison.batch[2:] for comparison in found.comparisons}) == 3
+
+
 @pytest.mark.parametrize(
     "classifier, score", [("softmax", "energy"), ("prototype", "prototype_distance"), ("gmm", "hybrid")]
 )

@@ -8,9 +8,11 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco
 
+from gmm_anomaly import weight_files
 from gmm_anomaly.evaluation.saved_scores import evaluate_saved_scores
 from gmm_anomaly.evaluation.score_files import read_score_map
 from gmm_anomaly.prediction import webcam
@@ -263,6 +265,29 @@ def test_errors_name_what_is_missing(call, street, tmp_path):
     status, _, error = call(street, "--score", "nothing", "--out", tmp_path / "out")
     assert status == 1 and "unknown score 'nothing'" in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def untrusting():
+    """No test after this one reads pickles."""
+    yield
+    weight_files.trust_pickles(False)
+
+
+class Hostile:
+    def __reduce__(self):
+        return str.upper, ("called",)
+
+
+def test_pickles_need_trust(trained, street, tmp_path, capsys, untrusting):
+    weights = tmp_path / "theirs.pth"
+    state = torch.load(trained.weights, weights_only=True) | {"note": Hostile()}
+    torch.save(state, weights)
+    model = ["--config", trained.config, "--weights", str(weights), "--device", "cpu"]
+    given = [*model, str(street), "--out", str(tmp_path / "out")]
+    assert main(given) == 1
+    assert "--trust-pickle" in capsys.readouterr().err
+    assert main([*given, "--trust-pickle"]) == 0
 
 
 def test_what_inputs_mean(make_picture, save_rgb, tmp_path):

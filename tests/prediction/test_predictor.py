@@ -218,17 +218,6 @@ def test_what_cannot_work_is_said(trained, arguments, error, message):
         AnomalyPredictor.from_config(**given)
 
 
-def test_configs_are_found_from_anywhere_and_missed_in_a_wheel(tmp_path, monkeypatch):
-    from gmm_anomaly.prediction import config_file
-
-    monkeypatch.chdir(tmp_path)
-    name = "configs/synthetic/effnetlite0_deeplabv3plus_gmm.yaml"
-    assert config_file.find_config(name).is_file()
-    monkeypatch.setattr(config_file, "ROOT", tmp_path)
-    with pytest.raises(FileNotFoundError, match="not part of the installed package"):
-        config_file.find_config(name)
-
-
 def test_files_that_are_no_thresholds(tmp_path):
     file = tmp_path / "x.json"
     for text in ("nothing", "[1]", '{"value": 1}'):

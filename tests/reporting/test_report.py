@@ -14,6 +14,7 @@ import torch
 
 from gmm_anomaly.reporting import command, read_run, render_page
 from gmm_anomaly.reporting.axes import limits, tick_text, ticks
+from gmm_anomaly.reporting.comparison_section import short_names
 from gmm_anomaly.reporting.markup import Html, number, tag
 from gmm_anomaly.reporting.mixture_state import read_mixture_state
 from gmm_anomaly.reporting.pictures import panel_uris
@@ -79,6 +80,11 @@ def test_page_holds_the_numbers_of_results_json(run_folders, report, tmp_path, c
     target = tmp_path / "sub" / "page.html"
     assert report.main([str(run_folders[0]), "--out", str(target)]) == 0
     assert str(target) in capsys.readouterr().out
+    assert report.main([str(run_folders[0]), "--out", str(target), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == {
+        "page": str(target), "bytes": target.stat().st_size, "runs": {"first": str(run_folders[0])}
+    }  # fmt: skip
     assert [path.name for path in target.parent.iterdir()] == ["page.html"]
     page = Page(target.read_text())
     checked = 0
@@ -145,6 +151,25 @@ def test_several_runs_side_by_side(run_folders, report, tmp_path):
     assert ["SOLVER.BASE_LR", "0.01", "0.025"] in page.rows
     assert not any(row[:1] == ["SOLVER.MAX_ITER"] for row in page.rows)
     assert len(page.ids) == len(set(page.ids))
+
+
+@pytest.mark.parametrize(
+    "names, shown",
+    [
+        (["net_gmm", "net_softmax"], ["gmm", "softmax"]),
+        (["net_gmm_1", "net_softmax_1"], ["gmm", "softmax"]),
+        (["net_gmm", "net_gmm_2"], ["gmm", "gmm_2"]),
+        (["first", "second"], ["first", "second"]),
+        (["a_b_a", "a_a"], ["b_a", "a"]),
+    ],
+)
+def test_columns_have_short_names(names, shown):
+    assert short_names(names) == shown
+
+
+def test_equal_runs_have_no_best_one(run_folders):
+    twice = [read_run(run_folders[0], name) for name in ("one", "two")]
+    assert 'class="best"' not in render_page(twice)
 
 
 def test_mixtures_of_the_checkpoint(run_folders):
