@@ -29,6 +29,11 @@ def _add_model(cfg: CN) -> None:
     # Weights and activations in channels-last order; faster convolutions on CPUs and tensor cores, same
     # results.
     cfg.MODEL.CHANNELS_LAST = False
+    # Compile backbone and decoder with torch.compile, for training and inference ("AnomalySegmentor" only):
+    # the same results but for rounding. The first batch of each size waits for its compiling; after eight
+    # (training and inference together) other sizes run uncompiled. Needs a C++ compiler on the CPU, triton on
+    # a GPU. See docs/benchmarks.md.
+    cfg.MODEL.COMPILE = False
 
     # Detectron2's ResNet gives its features of strides 4 to 32.
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]

@@ -34,6 +34,7 @@ ALLOWED = {
         "visualization",
         "embedding_plot",
         "weight_files",
+        "repository_files",
     },
     "export": {
         "gmm",
@@ -49,7 +50,16 @@ ALLOWED = {
         "weight_files",
     },
     "reporting": {"gmm", "metrics", "visualization"},
-    "prediction": {"metrics", "data", "evaluation", "engine", "compat", "predictor", "visualization"},
+    "prediction": {
+        "metrics",
+        "data",
+        "evaluation",
+        "engine",
+        "compat",
+        "predictor",
+        "visualization",
+        "weight_files",
+    },
 }
 
 

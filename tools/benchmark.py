@@ -20,6 +20,8 @@ SUBJECTS = {
     "train": "one training iteration of the gmm classifier against its softmax twin's",
     "memory": "resident memory over 2000 training iterations and 500 evaluated frames, and its slope",
     "infer": "one inference with the gmm classifier against its softmax twin, on logits and on features",
+    "scaling": "training in one and two processes here, bytes that travel, and a model for up to eight",
+    "all": "density, em, metrics, train and infer one after the other, each with its defaults",
 }
 RUN_ONCE = ("memory",)
 

@@ -30,17 +30,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", type=int, nargs=2, default=(512, 1024), metavar=("H", "W"), help="of an image (512 1024)"
     )
     parser.add_argument("--batch", type=int, default=2, help="images at a time (2)")
+    parser.add_argument("--device", help='"cpu" or "cuda"; default: MODEL.DEVICE')
     parser.add_argument("--threads", type=int, default=1, help="processor threads (1)")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="KEY VALUE pairs for both twins")
 
 
-def twin_config(args: argparse.Namespace, classifier: str) -> CfgNode:
-    """The config of one twin, for whole images and without pretrained weights, which change no time."""
+def twin_config(args: argparse.Namespace, classifier: str, pairs: Sequence[Any] = ()) -> CfgNode:
+    """The config of one twin, for whole images and without pretrained weights, which change no time.
+
+    Args:
+        pairs: keys and values that come last.
+    """
     default = R50 if args.config_file == str(CONFIG) else ()
+    device = () if args.device is None else ("MODEL.DEVICE", args.device)
     overrides = [
-        *default, *args.overrides, *NO_WEIGHTS,
+        *default, *device, *args.overrides, *NO_WEIGHTS,
         "MODEL.CLASSIFIER.NAME", classifier, "TEST.SCORES", [OWN_SCORE[classifier]],
-        "TEST.SLIDING_WINDOW.ENABLED", False, "TEST.AUG.ENABLED", False,
+        "TEST.SLIDING_WINDOW.ENABLED", False, "TEST.AUG.ENABLED", False, *pairs,
     ]  # fmt: skip
     return build_config(args.config_file, overrides)
 
@@ -75,12 +81,13 @@ def settings(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
 
 
 def print_times(
-    times: dict[str, dict[str, float]], ratios: dict[str, dict[str, float]], limit: float
+    times: dict[str, dict[str, float]], ratios: dict[str, dict[str, float]], limit: float, batch: int
 ) -> None:
-    """A line per timed function, and per ratio what is wanted of it."""
+    """A line per timed function, which takes ``batch`` images, and per ratio what is wanted of it."""
     for name, found in times.items():
         spread = f"({1e3 * found['shortest']:.1f} to {1e3 * found['longest']:.1f})"
-        print(f"  {name:24s} {1e3 * found['median']:10.1f} ms  {spread}")
+        speed = batch / found["median"]
+        print(f"  {name:24s} {1e3 * found['median']:10.1f} ms  {spread:22s} {speed:8.2f} images/s")
     for name, found in ratios.items():
         spread = f"({found['shortest']:.3f} to {found['longest']:.3f})"
         print(f"  {name:24s} {found['median']:10.3f}     {spread}, at most {limit} wanted")

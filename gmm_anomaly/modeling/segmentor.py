@@ -16,7 +16,9 @@ from gmm_anomaly.gmm import GaussianMixtureBank
 
 from .backbones import build_backbone
 from .classifiers import PixelClassifier, build_classifier
+from .compiled_network import check_compiler, compiled_pixel_features, pixel_features
 from .decoders import build_decoder
+from .decoders.base import Decoded
 from .evidence import ImageEvidence, PixelEvidence
 from .feature_distance import FeatureDistance, build_feature_distance
 from .inference_mode import InferenceMode, scaled_size
@@ -38,6 +40,7 @@ class AnomalySegmentor(nn.Module):
         max_logit_moments: how large logits are on the training set, measured after training; or None.
         pixel_mean, pixel_std: per channel, in the order and units of the input images (0 to 255).
         inference: how test images are looked at; by default whole, once.
+        compiled: whether ``forward`` and ``evidence`` run backbone and decoder compiled.
     """
 
     pixel_mean: Tensor
@@ -55,6 +58,7 @@ class AnomalySegmentor(nn.Module):
         feature_distance: FeatureDistance | None = None,
         max_logit_moments: MaxLogitMoments | None = None,
         inference: InferenceMode | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -63,11 +67,14 @@ class AnomalySegmentor(nn.Module):
         self.feature_distance = feature_distance
         self.max_logit_moments = max_logit_moments
         self.inference = inference or InferenceMode()
+        self.compiled = compiled
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        if cfg.MODEL.COMPILE:
+            check_compiler(cfg.MODEL.DEVICE)
         backbone = build_backbone(cfg)
         decoder = build_decoder(cfg, backbone.output_shape())
         return {
@@ -79,6 +86,7 @@ class AnomalySegmentor(nn.Module):
             "feature_distance": build_feature_distance(cfg, backbone.output_shape()),
             "max_logit_moments": build_max_logit_moments(cfg),
             "inference": InferenceMode.from_config(cfg),
+            "compiled": cfg.MODEL.COMPILE,
         }
 
     @property
@@ -111,7 +119,7 @@ class AnomalySegmentor(nn.Module):
             return [self._predict(evidence) for evidence in self.evidence(batched_inputs)]
         images = self.preprocess(batched_inputs)
         labels = self._labels(batched_inputs, images)
-        decoded = self.decoder(self.backbone(images.tensor), labels)
+        _, decoded = self._pixel_features(images.tensor, labels)
         return self.classifier.losses(decoded.features, labels) | decoded.losses
 
     def evidence(self, batched_inputs: list[dict[str, Any]]) -> list[ImageEvidence]:
@@ -151,6 +159,12 @@ class AnomalySegmentor(nn.Module):
         """Normalise the images and pad them to one size that the backbone can take."""
         return self._padded([self._normalised(item) for item in batched_inputs])
 
+    def _pixel_features(
+        self, images: Tensor, labels: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Decoded]:
+        run = compiled_pixel_features() if self.compiled else pixel_features
+        return run(self.backbone, self.decoder, images, labels)
+
     def _normalised(self, item: dict[str, Any]) -> Tensor:
         return (item["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std
 
@@ -166,8 +180,8 @@ class AnomalySegmentor(nn.Module):
     def _tiles(self, images: list[Tensor]) -> tuple[list[PixelEvidence], tuple[int, int]]:
         """Evidence of normalised images (3, H, W), and the one size that they were padded to."""
         padded = self._padded(images).tensor
-        pyramid = self.backbone(padded)
-        classified = self.classifier(self.decoder(pyramid).features)
+        pyramid, decoded = self._pixel_features(padded)
+        classified = self.classifier(decoded.features)
         distance = None if self.feature_distance is None else self.feature_distance(pyramid)
         tiles = [
             PixelEvidence(
