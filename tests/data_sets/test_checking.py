@@ -127,7 +127,7 @@ def test_json(mine, capsys):
 
 
 def test_patterns(capsys):
-    assert chosen_names(["camvid_t*", "camvid_test"]) == ["camvid_train", "camvid_test"]
+    assert chosen_names(["camvid_*test", "camvid_test"]) == ["camvid_test", "camvid_ood_test"]
     with pytest.raises(SystemExit) as caught:
         main(["kitti*"])
     assert caught.value.code == 2
