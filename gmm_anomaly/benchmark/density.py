@@ -1,7 +1,7 @@
 """Class densities of pixels: ours, the broadcast formula, and a bare matrix product of the same size.
 
 The broadcast formula makes the difference of every pixel and every mean, as the public GMMSeg code does by
-``torch.distributions``: (N, C*M, D) numbers, three of them at a time.
+``torch.distributions``: (N, C*M, D) numbers, two of them at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .timing import environment, ratio, side_by_side, summary
 # Classes, components: Cityscapes' and ADE20K's mixtures in the paper.
 MIXTURES = ((19, 5), (150, 5))
 WANTED = {"time": 100, "memory": 50, "bare": 1.5}
-TEMPORARIES = 3
+TEMPORARIES = 2
 COMPARED_PIXELS = 2048
 
 
