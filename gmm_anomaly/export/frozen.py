@@ -12,8 +12,8 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gmm_anomaly.gmm import UnfittedMixtureError, class_log_density
-from gmm_anomaly.gmm.gaussian import DensityTable
+from gmm_anomaly.gmm import UnfittedMixtureError
+from gmm_anomaly.gmm.gaussian import DensityTable, class_log_density_of
 from gmm_anomaly.gmm.mixture import EXCLUDED
 from gmm_anomaly.modeling.classifiers import (
     Classified,
@@ -59,10 +59,11 @@ class FrozenMixtures(nn.Module):
         table = DensityTable(bank.unit_means, bank.scales)
         # A component that was never fitted takes no part; a whole class of them keeps the constant EXCLUDED.
         constant = table.constant.masked_fill(~bank.fitted.flatten(), -torch.inf)
-        self.register_buffer("constant", constant)
-        self.register_buffer("linear", table.linear)
-        self.register_buffer("quadratic", table.quadratic)
         known = bank.known_classes
+        of_known = known.repeat_interleave(self.components)
+        self.register_buffer("constant", constant[of_known])
+        self.register_buffer("linear", table.linear[:, of_known])
+        self.register_buffer("quadratic", table.quadratic[:, of_known])
         self.register_buffer("known", known.nonzero()[:, 0])
         norm = classifier.class_norm
         self.class_norm = nn.LayerNorm(len(self.known), eps=norm.eps)
@@ -75,12 +76,9 @@ class FrozenMixtures(nn.Module):
         batch, _, height, width = projected.shape
         pixels = projected.permute(0, 2, 3, 1).reshape(-1, self.dim)
         pixels = F.normalize(self.feature_norm(pixels), dim=1)
-        log_prob = torch.addmm(self.constant, pixels, self.linear)
-        log_prob = torch.addmm(log_prob, pixels.square(), self.quadratic)
-        log_prob = log_prob.view(-1, self.classes, self.components)
-        if len(self.known) < self.classes:
-            log_prob = log_prob[:, self.known]
-        density = class_log_density(log_prob, self.reduction)
+        density = class_log_density_of(
+            pixels, self.constant, self.linear, self.quadratic, self.components, self.reduction
+        ).contiguous()
         maps = [
             self._all_classes(values).view(batch, height, width, self.classes).permute(0, 3, 1, 2)
             for values in (self.class_norm(density), density)

@@ -63,13 +63,28 @@ class DensityTable:
         return out.view(-1, self.num_classes, self.num_components)
 
     def class_log_density(self, x: Tensor, reduction: str = "max") -> Tensor:
-        """:func:`class_log_density` of :meth:`log_prob`. x: (N, D) of the table's dtype -> (N, C), a view of
-        (C, N): with the pixels innermost, the reduction over few components runs along whole rows of them.
-        """
-        out = torch.addmm(self.constant[:, None], self.linear.t(), x.t())
-        out = torch.addmm(out, self.quadratic.t(), x.square().t())
-        by_class = out.view(self.num_classes, self.num_components, len(x))
-        return _reduce(by_class, reduction, dim=1).t()
+        """:func:`class_log_density` of :meth:`log_prob`. x: (N, D) of the table's dtype -> (N, C)."""
+        return class_log_density_of(
+            x, self.constant, self.linear, self.quadratic, self.num_components, reduction
+        )
+
+
+def class_log_density_of(
+    x: Tensor, constant: Tensor, linear: Tensor, quadratic: Tensor, components: int, reduction: str
+) -> Tensor:
+    """Class log-densities from the matrices of a :class:`DensityTable`, or from those of some of its classes.
+
+    Args:
+        x: (N, D). constant: (C * M,). linear, quadratic: (D, C * M). components: M.
+        reduction: see :func:`class_log_density`.
+
+    Returns:
+        (N, C), a view of (C, N): with the pixels innermost, the reduction over few components runs along
+        whole rows of them.
+    """
+    out = torch.addmm(constant[:, None], linear.t(), x.t())
+    out = torch.addmm(out, quadratic.t(), x.square().t())
+    return _reduce(out.view(len(constant) // components, components, -1), reduction, dim=1).t()
 
 
 def pixels_at_a_time(x: Tensor, components: int) -> int:

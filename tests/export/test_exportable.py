@@ -19,7 +19,7 @@ DISTANCE = ["MODEL.FEATURE_DISTANCE.FEATURES", ["s1", "s3"]]
 LOGIT_SCORES = ["msp", "max_logit", "energy", "entropy", "prototype_distance"]
 
 
-def require_same(predictor, streets, limit=5e-6):
+def require_same(predictor, streets, limit=2e-6):
     module = ExportableSegmentor(predictor.scorer.model, predictor.score, image_format=predictor.image_format)
     batches = check_batches(streets, None)
     assert len({batch.shape[2:] for batch in batches}) == 3 and len(batches[-1]) == 2
