@@ -71,3 +71,17 @@ def camvid_root() -> Path:
     if not (root / "train").is_dir():
         pytest.skip(f"CamVid is not at {root}: set GMM_ANOMALY_CAMVID, or DETECTRON2_DATASETS to its parent")
     return root.resolve()
+
+
+@pytest.fixture(scope="session")
+def tiny_streets() -> list[str]:
+    """Overrides that make a run of any config of configs/synthetic a matter of seconds: two iterations."""
+    return [
+        "DATASETS.SYNTHETIC.HEIGHT", "64", "DATASETS.SYNTHETIC.WIDTH", "128",
+        "DATASETS.SYNTHETIC.NUM_TRAIN", "4", "DATASETS.SYNTHETIC.NUM_VAL", "2",
+        "DATASETS.SYNTHETIC.NUM_ANOMALY", "2", "DATASETS.SYNTHETIC.CACHE_DIR", "",
+        "INPUT.CROP.SIZE", "[64, 64]", "INPUT.MIN_SIZE_TEST", "0", "MODEL.TIMM.WEIGHTS", "",
+        "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0",
+        "MODEL.GMM.WARM_START_FEATURES", "20", "MODEL.GMM.UNSEEN_CLASSES", "exclude",
+        "TEST.NUM_VISUALIZATIONS", "0",
+    ]  # fmt: skip

@@ -11,18 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = [
-    "DATASETS.SYNTHETIC.HEIGHT", "64", "DATASETS.SYNTHETIC.WIDTH", "128",
-    "DATASETS.SYNTHETIC.NUM_TRAIN", "4", "DATASETS.SYNTHETIC.NUM_VAL", "2",
-    "DATASETS.SYNTHETIC.NUM_ANOMALY", "2", "DATASETS.SYNTHETIC.CACHE_DIR", "",
-    "INPUT.CROP.SIZE", "[64, 64]", "INPUT.MIN_SIZE_TEST", "0", "MODEL.TIMM.WEIGHTS", "",
-    "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0",
-    "MODEL.GMM.WARM_START_FEATURES", "20", "MODEL.GMM.UNSEEN_CLASSES", "exclude",
-    "TEST.NUM_VISUALIZATIONS", "0",
-]  # fmt: skip
 
 
-def compare(output: Path, *systems: str, overrides: list[str] = TINY) -> subprocess.CompletedProcess[str]:
+def compare(output: Path, *systems: str, overrides: list[str]) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         str(ROOT / "tools" / "compare.py"),
@@ -35,9 +26,9 @@ def compare(output: Path, *systems: str, overrides: list[str] = TINY) -> subproc
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+def compared(tmp_path_factory, tiny_streets):
     output = tmp_path_factory.mktemp("compare")
-    return output, compare(output, "softmax", "fitted mixtures")
+    return output, compare(output, "softmax", "fitted mixtures", overrides=tiny_streets)
 
 
 def test_one_table_with_the_numbers_of_the_runs(compared):
@@ -64,20 +55,20 @@ def test_one_table_with_the_numbers_of_the_runs(compared):
         assert f"| {system} " in done.stdout and f"{row['AP']:.3f}" in done.stdout
 
 
-def test_finished_runs_are_read_and_never_mixed_with_others(compared):
+def test_finished_runs_are_read_and_never_mixed_with_others(compared, tiny_streets):
     output, _ = compared
     weights = output / "effnetlite0_deeplabv3plus_softmax" / "model_final.pth"
     written = weights.stat().st_mtime_ns
-    again = compare(output, "softmax")
+    again = compare(output, "softmax", overrides=tiny_streets)
     assert again.returncode == 0 and "finished before" in again.stdout
     assert weights.stat().st_mtime_ns == written
-    other = compare(output, "softmax", overrides=[*TINY, "SOLVER.BASE_LR", "0.1"])
+    other = compare(output, "softmax", overrides=[*tiny_streets, "SOLVER.BASE_LR", "0.1"])
     assert other.returncode != 0 and "was made by another command" in other.stderr
     assert weights.stat().st_mtime_ns == written
 
 
-def test_a_failed_run_is_told_and_goes_on_afterwards(tmp_path):
-    failed = compare(tmp_path, "softmax", overrides=[*TINY, "MODEL.DECODER.NAME", "Nothing"])
+def test_a_failed_run_is_told_and_goes_on_afterwards(tmp_path, tiny_streets):
+    failed = compare(tmp_path, "softmax", overrides=[*tiny_streets, "MODEL.DECODER.NAME", "Nothing"])
     assert failed.returncode != 0 and "the run failed (exit status 1)" in failed.stderr
     record = json.loads((tmp_path / "effnetlite0_deeplabv3plus_softmax" / "run.json").read_text())
     assert record["finished"] is False and record["seconds"] > 0

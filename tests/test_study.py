@@ -15,15 +15,6 @@ from gmm_anomaly.engine import build_config
 from gmm_anomaly.engine.small_checkpoint import write_small_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = [
-    "DATASETS.SYNTHETIC.HEIGHT", "64", "DATASETS.SYNTHETIC.WIDTH", "128",
-    "DATASETS.SYNTHETIC.NUM_TRAIN", "4", "DATASETS.SYNTHETIC.NUM_VAL", "2",
-    "DATASETS.SYNTHETIC.NUM_ANOMALY", "2", "DATASETS.SYNTHETIC.CACHE_DIR", "",
-    "INPUT.CROP.SIZE", "[64, 64]", "INPUT.MIN_SIZE_TEST", "0", "MODEL.TIMM.WEIGHTS", "",
-    "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "1", "DATALOADER.NUM_WORKERS", "0",
-    "MODEL.GMM.WARM_START_FEATURES", "20", "MODEL.GMM.UNSEEN_CLASSES", "exclude",
-    "TEST.NUM_VISUALIZATIONS", "0",
-]  # fmt: skip
 
 
 @pytest.fixture
@@ -74,7 +65,7 @@ def test_means_deviations_and_verdicts_by_hand(tables):
     }  # fmt: skip
 
 
-def study(output, *arguments, overrides=TINY):
+def study(output, *arguments, overrides):
     command = [sys.executable, str(ROOT / "tools" / "study.py"), "synthetic", "--output", str(output)]
     return subprocess.run(
         [*command, "--decoders", "SegFormer", *arguments, "--", *overrides], capture_output=True, text=True
@@ -82,9 +73,9 @@ def study(output, *arguments, overrides=TINY):
 
 
 @pytest.fixture(scope="module")
-def studied(tmp_path_factory):
+def studied(tmp_path_factory, tiny_streets):
     output = tmp_path_factory.mktemp("study")
-    return output, study(output, "--systems", "softmax", "GMMSeg")
+    return output, study(output, "--systems", "softmax", "GMMSeg", overrides=tiny_streets)
 
 
 def test_runs_become_a_table_and_the_best_a_small_model(studied):
@@ -111,9 +102,9 @@ def test_runs_become_a_table_and_the_best_a_small_model(studied):
     assert {value.dtype for name, value in state.items() if name.endswith("running_var")} == {torch.float32}
 
 
-def test_finished_runs_are_read(studied):
+def test_finished_runs_are_read(studied, tiny_streets):
     output, _ = studied
-    again = study(output, "--systems", "softmax", "GMMSeg")
+    again = study(output, "--systems", "softmax", "GMMSeg", overrides=tiny_streets)
     assert again.returncode == 0 and again.stdout.count("finished before") == 2
 
 
