@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from systems import SYSTEMS, run_system
 from tabulate import tabulate
 
 sys.path.insert(0, str(ROOT))
+
+from gmm_anomaly.benchmark.timing import write_json  # noqa: E402
 
 STUDIED = ("softmax", "prototypes", "GMMSeg", "GMM4AnomalySeg", "fitted mixtures")
 DECODERS = {
@@ -115,12 +116,13 @@ def run_all(todo: list[Cell], config_set: str, output: Path) -> list[dict[str, A
                     "run": str(run.relative_to(output)),
                 }
             )
-        write_json(output / "study.json", found)
+        write_json(output / "study.json", {"runs": found})
     return found
 
 
 def publish_best(found: list[dict[str, Any]], output: Path) -> None:
     """The run with the best AP as a small checkpoint with its card, and its figures in half precision."""
+    from gmm_anomaly.data.atomic import replacing
     from gmm_anomaly.engine import build_config
     from gmm_anomaly.engine.small_checkpoint import MODEL, write_small_checkpoint
 
@@ -140,37 +142,25 @@ def publish_best(found: list[dict[str, Any]], output: Path) -> None:
     numbers = anomaly_numbers(results)[best["score"]]
     figures = [best["score"], closed_set_miou(results), *(numbers[name] for name in METRICS)]
     made_by = json.loads((run / "run.json").read_text())["command"]
-    write_text(
-        folder / "README.md",
-        CARD.format(
-            decoder=best["decoder"],
-            system=best["system"],
-            data=", ".join(cfg.DATASETS.TRAIN),
-            tests=", ".join(cfg.DATASETS.TEST),
-            command=shlex.join(made_by),
-            commit=commit(),
-            megabytes=(folder / MODEL).stat().st_size / 1e6,
-            figures=tabulate(
-                [figures], ["score", "mIoU %", *METRICS], "github", floatfmt=("", ".1f", ".3f", ".3f", ".3f")
-            ),
+    card = CARD.format(
+        decoder=best["decoder"],
+        system=best["system"],
+        data=", ".join(cfg.DATASETS.TRAIN),
+        tests=", ".join(cfg.DATASETS.TEST),
+        command=shlex.join(made_by),
+        commit=commit(),
+        megabytes=(folder / MODEL).stat().st_size / 1e6,
+        figures=tabulate(
+            [figures], ["score", "mIoU %", *METRICS], "github", floatfmt=("", ".1f", ".3f", ".3f", ".3f")
         ),
     )
+    with replacing(folder / "README.md") as temporary:
+        temporary.write_text(card)
 
 
 def commit() -> str:
     asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return asked.stdout.strip() or "unknown"
-
-
-def write_json(path: Path, data: Any) -> None:
-    write_text(path, json.dumps(data, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def main() -> None:
