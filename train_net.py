@@ -30,6 +30,7 @@ from gmm_anomaly.engine import (  # noqa: E402
     inference_config,
 )
 from gmm_anomaly.engine.config_merge import ConfigError  # noqa: E402
+from gmm_anomaly.engine.freed_memory import keep_freed_memory  # noqa: E402
 from gmm_anomaly.engine.held_log import held_log  # noqa: E402
 from gmm_anomaly.engine.launching import config_overrides, launch  # noqa: E402
 from gmm_anomaly.engine.output_folder import require_writable  # noqa: E402
@@ -68,6 +69,7 @@ def parser() -> ArgumentParser:
 
 def main(args: Namespace) -> object:
     # In each process that is launched.
+    keep_freed_memory()
     trust_pickles(args.trust_pickle)
     for path in args.register:
         runpy.run_path(path)

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from gmm_anomaly.engine import inference_config
+from gmm_anomaly.engine.freed_memory import keep_freed_memory
 from gmm_anomaly.evaluation.scoring import AnomalyScorer
 
 from .device import clock
@@ -64,6 +65,7 @@ class Inference:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     cfg = twin_config(args, "gmm")
     twins = {name: Inference(args, twin_config(args, name), half=args.half) for name in ("softmax", "gmm")}
     calls = {

@@ -19,6 +19,7 @@ from torch import nn
 
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.engine import Trainer, build_config
+from gmm_anomaly.engine.freed_memory import keep_freed_memory
 
 from .timing import environment
 
@@ -96,6 +97,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"{args.points} points, {args.iterations} iterations, {args.frames} frames"
         )
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         cfg = build_config(
             str(CONFIG),

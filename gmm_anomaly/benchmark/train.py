@@ -18,6 +18,7 @@ from detectron2.utils.events import EventStorage
 
 from gmm_anomaly.compat import wrap_distributed
 from gmm_anomaly.engine import EMHook
+from gmm_anomaly.engine.freed_memory import keep_freed_memory
 from gmm_anomaly.engine.optimizer import build_optimizer
 from gmm_anomaly.engine.train_loop import TrainLoop
 
@@ -78,6 +79,7 @@ class Iteration:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     cfg = twin_config(args, "gmm")
     now = clock(cfg.MODEL.DEVICE)
     twins = {name: Iteration(args, twin_config(args, name)) for name in ("softmax", "gmm")}

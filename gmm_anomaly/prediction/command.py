@@ -20,11 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from gmm_anomaly.engine.config_merge import ConfigError
+    from gmm_anomaly.engine.freed_memory import keep_freed_memory
     from gmm_anomaly.evaluation.files import json_text
 
     from .run import report, run
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    keep_freed_memory()
     try:
         summary = run(args)
     except ConfigError as error:
