@@ -226,6 +226,9 @@ def _add_gmm(cfg: CN) -> None:
     cfg.MODEL.GMM.WARM_START_LOGIT_SCALE = 3.0
     # Weight of the loss of a softmax classifier on the same pixel features, which is used in training only.
     cfg.MODEL.GMM.WARM_START_GUIDE_WEIGHT = 1.0
+    # Factor of the gradient of the mixtures' losses where it enters backbone and decoder: 1 trains them for
+    # the mixtures (the paper), 0 for that softmax classifier alone, and only the embedding for the mixtures.
+    cfg.MODEL.GMM.FEATURE_GRADIENT = 1.0
 
     # Contrast of pixels with vectors drawn from the mixtures of all classes (GMM4AnomalySeg).
     contrast = cfg.MODEL.GMM.SAMPLED_CONTRAST = CN()

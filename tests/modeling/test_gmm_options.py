@@ -91,9 +91,35 @@ def test_contrast_with_draws_is_a_loss_while_its_factor_is_positive():
     assert made.losses(features, torch.full_like(labels, 255))["loss_sampled_contrast"].item() == 0
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.25, 0.0])
+def test_how_much_of_the_mixtures_gradient_reaches_the_features(factor):
+    def gradients(**options):
+        torch.manual_seed(0)
+        made = classifier(guide_weight=1.0, **options)
+        made.losses(*batch())
+        made.bank.update()
+        found, labels = batch()
+        losses = made.losses(found.requires_grad_(), labels)
+        of_guide = torch.autograd.grad(losses["loss_guide"], found, retain_graph=True)[0]
+        sum(losses.values()).backward()
+        values = {name: value.item() for name, value in losses.items()}
+        return values, of_guide, found.grad, [p.grad for p in made.project.parameters()]
+
+    losses, guide, whole, projection = gradients()
+    scaled_losses, scaled_guide, scaled, scaled_projection = gradients(feature_gradient=factor)
+    # The mixtures' part is scaled where it enters the features; nothing else changes.
+    assert scaled_losses == pytest.approx(losses, rel=1e-6)
+    torch.testing.assert_close(scaled_guide, guide)
+    torch.testing.assert_close(scaled, guide + factor * (whole - guide))
+    for found, expected in zip(scaled_projection, projection, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
+        ({"feature_gradient": 1.5, "guide_weight": 1.0}, "FEATURE_GRADIENT: expected 0 to 1, found 1.5"),
+        ({"feature_gradient": 0.0}, "FEATURE_GRADIENT 0 leaves backbone and decoder without a loss"),
         ({"assignment": "hard"}, 'MODEL.GMM.ASSIGNMENT: expected "sinkhorn" or "em", found \'hard\''),
         ({"logits_from": "guide"}, 'MODEL.GMM.LOGITS: expected "density" or "softmax", found \'guide\''),
         ({"projection": "conv"}, "MODEL.GMM.PROJECTION: expected .*\"none\", found 'conv'"),

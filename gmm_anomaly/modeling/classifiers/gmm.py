@@ -71,6 +71,7 @@ class GMMClassifier(PixelClassifier):
         logit_scale: float = 1.0,
         contrast_weight: float = 0.01,
         guide_weight: float = 0.0,
+        feature_gradient: float = 1.0,
         logits_from: str = "density",
         sampled_contrast: SampledContrast | None = None,
         assignment: str = "sinkhorn",
@@ -85,6 +86,13 @@ class GMMClassifier(PixelClassifier):
         self.class_names = None if class_names is None else list(class_names)
         if logits_from not in ("density", "softmax"):
             raise ValueError(f'MODEL.GMM.LOGITS: expected "density" or "softmax", found {logits_from!r}')
+        if not 0 <= feature_gradient <= 1:
+            raise ValueError(f"MODEL.GMM.FEATURE_GRADIENT: expected 0 to 1, found {feature_gradient!r}")
+        if feature_gradient == 0 and guide_weight == 0:
+            raise ValueError(
+                "MODEL.GMM.FEATURE_GRADIENT 0 leaves backbone and decoder without a loss: it needs the "
+                "guiding classifier (MODEL.GMM.WARM_START True and a WARM_START_GUIDE_WEIGHT above 0)"
+            )
         if assignment not in ("sinkhorn", "em"):
             raise ValueError(f'MODEL.GMM.ASSIGNMENT: expected "sinkhorn" or "em", found {assignment!r}')
         self.bank = bank
@@ -100,6 +108,7 @@ class GMMClassifier(PixelClassifier):
         self.sinkhorn_epsilon = sinkhorn_epsilon
         self.loss_average = loss_average
         self.guide_weight = guide_weight
+        self.feature_gradient = feature_gradient
         self.logits_from = logits_from
         if guide_weight or logits_from == "softmax":
             self.guide = SoftmaxClassifier(
@@ -144,7 +153,7 @@ class GMMClassifier(PixelClassifier):
 
     def losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         batch, _, height, width = features.shape
-        embedding = self.embed(features)
+        embedding = self.embed(torch.lerp(features.detach(), features, self.feature_gradient))
         with torch.autocast(device_type=features.device.type, enabled=False):
             log_prob = self.bank.log_prob(embedding)
             logits = self.logits(class_log_density(log_prob, self.bank.reduction))
@@ -260,6 +269,7 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
         logit_scale=keys.WARM_START_LOGIT_SCALE if keys.WARM_START else 1.0,
         contrast_weight=keys.CONTRAST_WEIGHT,
         guide_weight=keys.WARM_START_GUIDE_WEIGHT if keys.WARM_START else 0.0,
+        feature_gradient=keys.FEATURE_GRADIENT,
         logits_from=keys.LOGITS,
         sampled_contrast=_sampled_contrast(keys.SAMPLED_CONTRAST),
         assignment=keys.ASSIGNMENT,
