@@ -256,10 +256,16 @@ def _add_gmm(cfg: CN) -> None:
 
 
 def _add_feature_distance(cfg: CN) -> None:
-    # Distances of backbone features to the classes (scores "feature_distance" and "hybrid").
+    # Distances of features to the known classes (scores "feature_distance" and "hybrid").
     cfg.MODEL.FEATURE_DISTANCE = CN()
-    # Backbone levels on which they are measured; empty: none.
+    # On what they are measured: levels of the backbone, and "embedding", what the classifier compares with
+    # its classes (of "softmax" and "prototype" the decoder's features); empty: none.
     cfg.MODEL.FEATURE_DISTANCE.FEATURES = []
+    # Distances from the nearest "class" (one Gaussian each, one covariance), or from a "single" Gaussian of
+    # all known pixels.
+    cfg.MODEL.FEATURE_DISTANCE.GAUSSIANS = "class"
+    # What "hybrid" adds them to: the classifier's "density", where it has one, or the "energy" of its logits.
+    cfg.MODEL.FEATURE_DISTANCE.EVIDENCE = "density"
     # Training images, and labelled pixels of each image and level, on which they are fitted after training.
     cfg.MODEL.FEATURE_DISTANCE.NUM_IMAGES = 100
     cfg.MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE = 600

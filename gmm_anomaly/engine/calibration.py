@@ -4,7 +4,8 @@ backbone's features, one for the moments that put scores of different units on o
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from detectron2.config import CfgNode
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from gmm_anomaly.gmm import TiedGaussianStatistics
 from gmm_anomaly.gmm.collectives import sum_over_ranks
+from gmm_anomaly.modeling.classifiers import Classified
 from gmm_anomaly.modeling.classifiers.gmm_unseen_classes import excluding_unseen_classes
+from gmm_anomaly.modeling.feature_distance import EMBEDDING, features_by_name
 from gmm_anomaly.modeling.norm import share_statistics
+from gmm_anomaly.scores import PixelOutputs
+from gmm_anomaly.scores.hybrid import own_evidence
 
 from .max_logit_calibration import calibrate_max_logits
 from .training_images import TrainingImages
@@ -77,24 +81,20 @@ def calibrate_distances(cfg: CfgNode, model: nn.Module) -> None:
     training = model.training
     model.eval()
     try:
-        classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
-        statistics = {
-            name: TiedGaussianStatistics(classes, level.whitening.shape[0], model.device)
-            for name, level in distance.levels.items()
-        }
-        for sample in _samples(cfg, model, "Gaussians of the backbone's features"):
-            for name, statistic in statistics.items():
-                statistic.add(*sample.labelled(sample.pyramid[name][0]))
+        statistics = {name: distance.statistics(name) for name in distance.names}
+        for sample in _samples(cfg, model, "Gaussians of the features"):
+            for name, feature in sample.features(distance.names).items():
+                values, labels = sample.labelled(feature[0])
+                statistics[name].add(values, distance.means_of(labels))
         for name, statistic in statistics.items():
             statistic.reduce()
             distance.levels[name].fit(statistic)
 
         moments = {name: RunningMoments(model.device) for name in (*distance.names, "evidence")}
         for sample in _samples(cfg, model, "their distances"):
-            for name in distance.names:
-                values = distance.log_distance(name, sample.pyramid[name])
-                moments[name].add(sample.labelled(values)[0])
-            moments["evidence"].add(sample.labelled(sample.evidence())[0])
+            for name, feature in sample.features(distance.names).items():
+                moments[name].add(sample.labelled(distance.log_distance(name, feature))[0])
+            moments["evidence"].add(sample.labelled(sample.evidence(distance.evidence))[0])
         for index, name in enumerate(distance.names):
             distance.log_mean[index], distance.log_std[index] = moments[name].reduce()
         mean, std = moments["evidence"].reduce()
@@ -117,12 +117,20 @@ class _Sample:
         self.model = model
         self.pixels = pixels
 
-    def evidence(self) -> Tensor:
-        """(1, h, w): what the classifier itself says against all classes, as the score "hybrid" uses it."""
-        classified = self.model.classifier(self.model.decoder(self.pyramid).features)
-        if classified.log_density is not None:
-            return -classified.log_density.amax(1)
-        return -classified.logits.logsumexp(1)
+    @cached_property
+    def classified(self) -> Classified:
+        return self.model.classifier(self.model.decoder(self.pyramid).features)
+
+    def features(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """{name: (1, F, h, w)}."""
+        embedding = self.classified.embedding if EMBEDDING in names else None
+        return features_by_name(names, self.pyramid, embedding)
+
+    def evidence(self, kind: str) -> Tensor:
+        """(1, h, w): what the score "hybrid" adds to the distances."""
+        logits, log_density, _ = self.classified
+        maps = PixelOutputs(logits[0], None if log_density is None else log_density[0], evidence=kind)
+        return own_evidence(maps)[None]
 
     def labelled(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """feature: (F, h, w) -> at most ``pixels`` evenly spaced labelled pixels (n, F), and labels (n,)."""

@@ -53,6 +53,7 @@ class AnomalyScorer(nn.Module):
         self.scores = get_scores(scores, given=given_outputs(model))
         self.postprocess = get_postprocesses(postprocess)
         distance = getattr(model, "feature_distance", None)
+        self.evidence = "density" if distance is None else distance.evidence
         self.evidence_moments = None if distance is None else (distance.evidence_mean, distance.evidence_std)
 
     @classmethod
@@ -102,6 +103,7 @@ class AnomalyScorer(nn.Module):
             logits=evidence.logits,
             log_density=evidence.log_density,
             feature_distance=evidence.feature_distance,
+            evidence=self.evidence,
             evidence_moments=self.evidence_moments,
             max_logit_moments=self._max_logit_moments(),
         )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmm_anomaly.evaluation.scoring import given_outputs
+from gmm_anomaly.modeling.feature_distance import feature_shapes
 from gmm_anomaly.modeling.inference_mode import FEATURES
 from gmm_anomaly.modeling.segmentor import AnomalySegmentor
 from gmm_anomaly.scores import PixelOutputs, get_scores
@@ -57,7 +58,13 @@ class ExportableSegmentor(nn.Module):
         self.feature_distance = None
         if model.feature_distance is not None:
             distance = model.feature_distance
-            self.feature_distance = FrozenDistance(distance, model.backbone.output_shape())
+            shapes = feature_shapes(
+                model.backbone.output_shape(),
+                model.decoder.out_stride,
+                model.classifier.embedding_channels,
+            )
+            self.feature_distance = FrozenDistance(distance, shapes)
+            self.evidence = distance.evidence
             self.register_buffer("evidence_mean", distance.evidence_mean.clone())
             self.register_buffer("evidence_std", distance.evidence_std.clone())
         self.has_moments = score == "sml"
@@ -87,7 +94,9 @@ class ExportableSegmentor(nn.Module):
         padded = F.pad(normal, (0, padded_width - width, 0, padded_height - height))
         pyramid = self.backbone(padded)
         classified = self.classifier(self.decoder(pyramid).features)
-        distance = None if self.feature_distance is None else self.feature_distance(pyramid)
+        distance = None
+        if self.feature_distance is not None:
+            distance = self.feature_distance(pyramid, classified.embedding)
 
         def restored(maps: Tensor) -> Tensor:
             size = (padded_height, padded_width)
@@ -115,6 +124,7 @@ class ExportableSegmentor(nn.Module):
             logits=logits,
             log_density=log_density,
             feature_distance=distance[:, 0] if measured else None,
+            evidence=self.evidence if measured else "density",
             evidence_moments=(self.evidence_mean, self.evidence_std) if measured else None,
             max_logit_moments=(self.max_logit_mean, self.max_logit_std) if self.has_moments else None,
         )

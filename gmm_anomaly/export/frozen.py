@@ -24,7 +24,7 @@ from gmm_anomaly.modeling.classifiers import (
 )
 from gmm_anomaly.modeling.classifiers.gmm_unseen_classes import refuse_unseen
 from gmm_anomaly.modeling.cosine import COSINE_SCALE, SHORTEST
-from gmm_anomaly.modeling.feature_distance import SMALLEST, FeatureDistance
+from gmm_anomaly.modeling.feature_distance import SMALLEST, FeatureDistance, features_by_name
 
 
 class FrozenMixtures(nn.Module):
@@ -83,6 +83,7 @@ class FrozenMixtures(nn.Module):
             self._all_classes(values).view(batch, height, width, self.classes).permute(0, 3, 1, 2)
             for values in (self.class_norm(density), density)
         ]
+        maps.append(pixels.view(batch, height, width, self.dim).permute(0, 3, 1, 2))
         if self.guide is not None:
             maps[0] = self.guide(features).logits
         return Classified(*maps)
@@ -117,14 +118,14 @@ class FrozenPrototypes(nn.Module):
         length = torch.linalg.vector_norm(features, dim=1, keepdim=True)
         inverse = torch.where(length > SHORTEST, 1 / length.clamp(min=SHORTEST), 0.0)
         logits = COSINE_SCALE * F.conv2d(features, self.directions) * inverse
-        return Classified(logits.masked_fill(self.missing, -COSINE_SCALE), None)
+        return Classified(logits.masked_fill(self.missing, -COSINE_SCALE), None, features)
 
 
 class FrozenDistance(nn.Module):
     """A fitted :class:`FeatureDistance`, which knows by the strides which level is the finest.
 
     Args:
-        shapes: of the backbone's features.
+        shapes: of the features.
 
     Raises:
         UnfittedMixtureError: before calibration.
@@ -148,12 +149,13 @@ class FrozenDistance(nn.Module):
             ):
                 self.register_buffer(f"{part}_{index}", tensor.detach().clone())
 
-    def forward(self, pyramid: dict[str, Tensor]) -> Tensor:
-        """pyramid: {name: (B, F, h, w)} -> (B, 1, h', w') float32."""
-        size = pyramid[self.finest].shape[-2:]
+    def forward(self, pyramid: dict[str, Tensor], embedding: Tensor | None) -> Tensor:
+        """pyramid: {name: (B, F, h, w)}; embedding: (B, D, h, w) -> (B, 1, h', w') float32."""
+        features = features_by_name(self.names, pyramid, embedding)
+        size = features[self.finest].shape[-2:]
         total = None
-        for index, name in enumerate(self.names):
-            standard = self._standard(index, pyramid[name])
+        for index, feature in enumerate(features.values()):
+            standard = self._standard(index, feature)
             resized = F.interpolate(standard, size=size, mode="bilinear", align_corners=False)
             total = resized if total is None else total + resized
         return total

@@ -20,7 +20,7 @@ from .compiled_network import check_compiler, compiled_pixel_features, pixel_fea
 from .decoders import build_decoder
 from .decoders.base import Decoded
 from .evidence import ImageEvidence, PixelEvidence
-from .feature_distance import FeatureDistance, build_feature_distance
+from .feature_distance import FeatureDistance, build_feature_distance, feature_shapes
 from .inference_mode import InferenceMode, scaled_size
 from .max_logit_moments import MaxLogitMoments, build_max_logit_moments
 from .restoration import Look, Restoration
@@ -77,13 +77,15 @@ class AnomalySegmentor(nn.Module):
             check_compiler(cfg.MODEL.DEVICE)
         backbone = build_backbone(cfg)
         decoder = build_decoder(cfg, backbone.output_shape())
+        classifier = build_classifier(cfg, decoder.out_channels)
+        shapes = feature_shapes(backbone.output_shape(), decoder.out_stride, classifier.embedding_channels)
         return {
             "backbone": backbone,
             "decoder": decoder,
-            "classifier": build_classifier(cfg, decoder.out_channels),
+            "classifier": classifier,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "feature_distance": build_feature_distance(cfg, backbone.output_shape()),
+            "feature_distance": build_feature_distance(cfg, shapes),
             "max_logit_moments": build_max_logit_moments(cfg),
             "inference": InferenceMode.from_config(cfg),
             "compiled": cfg.MODEL.COMPILE,
@@ -182,7 +184,9 @@ class AnomalySegmentor(nn.Module):
         padded = self._padded(images).tensor
         pyramid, decoded = self._pixel_features(padded)
         classified = self.classifier(decoded.features)
-        distance = None if self.feature_distance is None else self.feature_distance(pyramid)
+        distance = (
+            None if self.feature_distance is None else self.feature_distance(pyramid, classified.embedding)
+        )
         tiles = [
             PixelEvidence(
                 classified.logits[index].contiguous(),

@@ -12,8 +12,8 @@ from .softmax import energy
 
 @register_score("feature_distance", needs=FEATURE_DISTANCE)
 def feature_distance(outputs: PixelOutputs) -> Tensor:
-    """Log Mahalanobis distances to the nearest class on several backbone levels (Lee et al., NeurIPS 2018),
-    standardised on the training set and summed. In standard deviations."""
+    """Log Mahalanobis distances to the known classes on several backbone levels (Lee et al., NeurIPS 2018),
+    and on the embedding, standardised on the training set and summed. In standard deviations."""
     assert outputs.feature_distance is not None
     return outputs.feature_distance
 
@@ -22,10 +22,16 @@ def feature_distance(outputs: PixelOutputs) -> Tensor:
 def hybrid(outputs: PixelOutputs) -> Tensor:
     """The classifier's own evidence, standardised on the training set, plus ``feature_distance``.
 
-    The evidence is ``gmm_density``, or ``energy`` for a classifier without densities: what was trained to
-    tell the known classes apart and what was not err on different pixels.
+    What was trained to tell the known classes apart and what was not err on different pixels.
     """
     assert outputs.feature_distance is not None and outputs.evidence_moments is not None
-    own = energy(outputs) if outputs.log_density is None else gmm_density(outputs)
     mean, std = outputs.evidence_moments
-    return (own - mean) / std + outputs.feature_distance
+    return (own_evidence(outputs) - mean) / std + outputs.feature_distance
+
+
+def own_evidence(outputs: PixelOutputs) -> Tensor:
+    """What the classifier itself says against all classes: ``gmm_density``, or ``energy`` where that is asked
+    for or there are no densities. (..., H, W)."""
+    if outputs.log_density is None or outputs.evidence == "energy":
+        return energy(outputs)
+    return gmm_density(outputs)

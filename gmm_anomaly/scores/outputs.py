@@ -26,8 +26,10 @@ class PixelOutputs:
         log_density: (..., C, H, W) float32 class log-densities in nats, where the classifier is generative.
         feature_distance: (..., H, W) float32, where the model measures distances on backbone features: their
             standardised logarithms, summed over the levels.
-        evidence_moments: mean and standard deviation of ``-max_c log p(x|c)`` (of the energy, for a
-            classifier without densities) over labelled training pixels, where ``feature_distance`` is.
+        evidence: what of the classifier "hybrid" adds to the distances, "density" or "energy" (where there is
+            no density always the energy).
+        evidence_moments: mean and standard deviation of that over labelled training pixels, where
+            ``feature_distance`` is.
         max_logit_moments: (C,) mean and (C,) standard deviation of the largest logit of the training pixels
             predicted as each class, where the model has measured them.
         masks: the masks and their classes, of one image, where the model is a mask model.
@@ -36,6 +38,7 @@ class PixelOutputs:
     logits: Tensor
     log_density: Tensor | None = None
     feature_distance: Tensor | None = None
+    evidence: str = "density"
     evidence_moments: tuple[Tensor, Tensor] | None = None
     max_logit_moments: tuple[Tensor, Tensor] | None = None
     masks: MaskOutputs | None = None

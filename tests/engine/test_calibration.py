@@ -15,18 +15,19 @@ from gmm_anomaly.evaluation.scoring import AnomalyScorer
 from gmm_anomaly.gmm import UnfittedMixtureError
 from gmm_anomaly.gmm.tied_gaussians import SHRINKAGE
 
-LEVELS = ["level1", "level3"]
 CLASSES = 10
 
 
-@pytest.fixture(scope="module")
-def cfg(tmp_path_factory):
+@pytest.fixture(scope="module", params=[("class", ["level1", "level3"]), ("single", ["level3", "embedding"])])
+def cfg(tmp_path_factory, request):
+    gaussians, levels = request.param
     # 52 rows: padded to 64, and padding has no label.
     return build_config(
         "configs/synthetic/effnetlite0_deeplabv3plus_gmm.yaml",
         [
             "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.CLASSIFIER.NAME", "softmax",
-            "MODEL.FEATURE_DISTANCE.FEATURES", LEVELS, "MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE", 10**6,
+            "MODEL.FEATURE_DISTANCE.FEATURES", levels, "MODEL.FEATURE_DISTANCE.GAUSSIANS", gaussians,
+            "MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE", 10**6,
             "MODEL.CHANNELS_LAST", False, "TEST.SCORES", ["hybrid", "feature_distance", "energy"],
             "DATASETS.SYNTHETIC.NUM_TRAIN", 3, "DATASETS.SYNTHETIC.HEIGHT", 64,
             "DATASETS.SYNTHETIC.WIDTH", 128, "INPUT.MIN_SIZE_TEST", 0, "DATASETS.SYNTHETIC.CACHE_DIR", "",
@@ -56,15 +57,22 @@ def images(cfg):
 
 
 @torch.no_grad()
+def features_of(model, image, level):
+    pyramid = model.backbone(model.preprocess([{"image": image}]).tensor)
+    # What the softmax classifier compares with its classes: the decoder's features.
+    return model.decoder(pyramid).features if level == "embedding" else pyramid[level]
+
+
 def labelled(model, cfg, level):
-    """All labelled pixels of a level (N, F) float64, their labels (N,), and the energy there."""
+    """All labelled pixels of a level (N, F) float64, and their labels (N,): 0 with a single Gaussian."""
     features, labels = [], []
     for image, label in images(cfg):
-        feature = model.backbone(model.preprocess([{"image": image}]).tensor)[level][0]
+        feature = features_of(model, image, level)[0]
         small = F.interpolate(torch.from_numpy(label)[None, None].float(), feature.shape[-2:])[0, 0].numpy()
         features.append(feature.numpy()[:, small < CLASSES].T.astype(np.float64))
         labels.append(small[small < CLASSES].astype(int))
-    return np.concatenate(features), np.concatenate(labels)
+    single = cfg.MODEL.FEATURE_DISTANCE.GAUSSIANS == "single"
+    return np.concatenate(features), np.concatenate(labels) * (not single)
 
 
 def log_distances(features, labels, queries):
@@ -82,14 +90,16 @@ def test_scores_are_the_formula(cfg, model):
     image, _ = next(images(cfg))
     with torch.no_grad():
         found = AnomalyScorer.from_config(cfg, model)([{"image": image}])[0]["anomaly_scores"]
-        pyramid = model.backbone(model.preprocess([{"image": image}]).tensor)
     expected = 0
-    for level in LEVELS:
+    levels = cfg.MODEL.FEATURE_DISTANCE.FEATURES
+    maps = {level: features_of(model, image, level) for level in levels}
+    finest_size = max(feature.shape[-2:] for feature in maps.values())
+    for level, feature in maps.items():
         features, labels = labelled(model, cfg, level)
         own = log_distances(features, labels, features)
-        here = log_distances(features, labels, pyramid[level][0].flatten(1).T.double().numpy())
-        standard = torch.from_numpy((here - own.mean()) / own.std()).view(1, 1, *pyramid[level].shape[-2:])
-        finest = F.interpolate(standard, pyramid[LEVELS[0]].shape[-2:], mode="bilinear")
+        here = log_distances(features, labels, feature[0].flatten(1).T.double().numpy())
+        standard = torch.from_numpy((here - own.mean()) / own.std()).view(1, 1, *feature.shape[-2:])
+        finest = F.interpolate(standard, finest_size, mode="bilinear")
         expected = expected + F.interpolate(finest, image.shape[-2:], mode="bilinear")[0, 0]
     torch.testing.assert_close(found["feature_distance"].double(), expected, rtol=1e-3, atol=2e-3)
 
@@ -121,9 +131,45 @@ def test_weights_without_calibration_are_refused_with_the_cure(cfg, model, tmp_p
         fresh.eval()([{"image": next(images(cfg))[0]}])
 
 
-def test_unknown_level_is_named(cfg):
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("FEATURES", ["level9"], "expected .*level1.*embedding.*found level9"),
+        ("GAUSSIANS", "classes", 'expected "class" or "single", found \'classes\''),
+        ("EVIDENCE", "msp", 'expected "density" or "energy", found \'msp\''),
+    ],
+)
+def test_wrong_keys_are_named(cfg, key, value, message):
     other = cfg.clone()
     other.defrost()
-    other.MODEL.FEATURE_DISTANCE.FEATURES = ["level9"]
-    with pytest.raises(ValueError, match="FEATURE_DISTANCE.FEATURES: expected .*level1.*found level9"):
+    other.MODEL.FEATURE_DISTANCE[key] = value
+    with pytest.raises(ValueError, match=f"MODEL.FEATURE_DISTANCE.{key}: {message}"):
         build_model(other)
+
+
+def test_evidence_of_a_generative_classifier_is_chosen_by_key(cfg):
+    """Moments of the density, and of the energy of the logits, over all labelled pixels."""
+    generative = cfg.clone()
+    generative.defrost()
+    generative.MODEL.CLASSIFIER.NAME = "gmm"
+    torch.manual_seed(0)
+    model = build_model(generative).eval()
+    with torch.no_grad():
+        model.bank.means.normal_()
+        model.bank.fitted.fill_(True)
+        maps = {"density": [], "energy": []}
+        for image, label in images(cfg):
+            found = model.classifier(features_of(model, image, "embedding"))
+            small = F.interpolate(torch.from_numpy(label)[None, None].float(), found.logits.shape[-2:])[0, 0]
+            maps["density"].append(-found.log_density.amax(1)[0][small < CLASSES])
+            maps["energy"].append(-found.logits.logsumexp(1)[0][small < CLASSES])
+    for kind, values in maps.items():
+        model.feature_distance.evidence = kind
+        calibrate(generative, model)
+        values = torch.cat(values).double()
+        torch.testing.assert_close(
+            model.feature_distance.evidence_mean.double(), values.mean(), rtol=1e-5, atol=1e-4
+        )
+        torch.testing.assert_close(
+            model.feature_distance.evidence_std.double(), values.std(correction=0), rtol=1e-4, atol=1e-5
+        )

@@ -16,6 +16,10 @@ from gmm_anomaly.modeling.max_logit_moments import UncalibratedError
 from gmm_anomaly.modeling.registry import DECODER_REGISTRY
 
 DISTANCE = ["MODEL.FEATURE_DISTANCE.FEATURES", ["s1", "s3"]]
+EMBEDDED = [
+    "MODEL.FEATURE_DISTANCE.FEATURES", ["s3", "embedding"], "MODEL.FEATURE_DISTANCE.GAUSSIANS", "single",
+    "MODEL.FEATURE_DISTANCE.EVIDENCE", "energy",
+]  # fmt: skip
 LOGIT_SCORES = ["msp", "max_logit", "energy", "entropy", "prototype_distance"]
 
 
@@ -50,6 +54,9 @@ def test_every_score(score, streets, tiny):
         (["MODEL.GMM.LOGITS", "softmax"], "msp"),
         (["TEST.SCORE_ON", "features"], "gmm_density"),
         (["TEST.SCORE_ON", "features", *DISTANCE], "hybrid"),
+        (EMBEDDED, "hybrid"),
+        (["MODEL.CLASSIFIER.NAME", "softmax", *EMBEDDED], "hybrid"),
+        (["MODEL.CLASSIFIER.NAME", "prototype", *EMBEDDED], "hybrid"),
     ],
 )
 def test_classifiers_and_ways_of_scoring(overrides, score, streets, tiny):

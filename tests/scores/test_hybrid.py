@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +23,13 @@ def test_generative_evidence_is_standardised_and_added():
     hybrid = get_scores(["hybrid"], given={LOGITS, LOG_DENSITY, FEATURE_DISTANCE})["hybrid"]
     density = torch.tensor([-30.0, -10.0]).view(2, 1, 1)
     assert float(hybrid(outputs(density))) == pytest.approx((10 - 2) / 4 + 1.5)
+
+
+def test_the_energy_of_a_generative_classifier_where_that_is_asked_for():
+    hybrid = get_scores(["hybrid"], given={LOGITS, LOG_DENSITY, FEATURE_DISTANCE})["hybrid"]
+    density = torch.tensor([-30.0, -10.0]).view(2, 1, 1)
+    asked = replace(outputs(density), evidence="energy")
+    assert float(hybrid(asked)) == pytest.approx((-math.log(4) - 2) / 4 + 1.5)
 
 
 def test_without_densities_the_evidence_is_the_energy():

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 
 class Classified(NamedTuple):
-    """Class evidence. logits: (B, C, h, w); log_density: the same shape, in nats, or None."""
+    """Class evidence. logits: (B, C, h, w); log_density: the same shape, in nats, or None; embedding:
+    (B, D, h, w), what was compared with the classes, or None."""
 
     logits: Tensor
     log_density: Tensor | None
+    embedding: Tensor | None = None
 
 
 class PixelClassifier(nn.Module):
@@ -19,13 +21,15 @@ class PixelClassifier(nn.Module):
 
     Attributes:
         generative: whether it gives class densities.
+        embedding_channels: D of the embedding; None for a classifier that gives none.
     """
 
     generative = False
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, embedding_channels: int | None = None) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.embedding_channels = embedding_channels
 
     def forward(self, features: Tensor) -> Classified:
         """features: (B, F, h, w) -> :class:`Classified`."""

@@ -81,7 +81,7 @@ class GMMClassifier(PixelClassifier):
         unseen_classes: str = "refuse",
         class_names: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(bank.num_classes)
+        super().__init__(bank.num_classes, bank.dim)
         self.unseen_classes = check_rule(unseen_classes)
         self.class_names = None if class_names is None else list(class_names)
         if logits_from not in ("density", "softmax"):
@@ -145,7 +145,7 @@ class GMMClassifier(PixelClassifier):
             density = self.bank.class_log_density(embedding)
             maps = [
                 values.view(batch, height, width, -1).permute(0, 3, 1, 2)
-                for values in (self.logits(density), density)
+                for values in (self.logits(density), density, embedding)
             ]
         if self.logits_from == "softmax":
             maps[0] = self.guide(features).logits

@@ -32,13 +32,13 @@ class PrototypeClassifier(PixelClassifier):
         dropout: float = 0.1,
         loss_average: str = "valid",
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, predictor.weight.shape[1])
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = predictor
         self.loss_average = loss_average
 
     def forward(self, features: Tensor) -> Classified:
-        return Classified(self.predictor(self.dropout(features)), None)
+        return Classified(self.predictor(self.dropout(features)), None, features)
 
     def losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         if isinstance(self.predictor, RunningMeanPrototypes):

@@ -23,7 +23,7 @@ class SoftmaxClassifier(PixelClassifier):
     def __init__(
         self, in_channels: int, num_classes: int, *, dropout: float = 0.1, loss_average: str = "valid"
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, in_channels)
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = nn.Conv2d(in_channels, num_classes, kernel_size=1)
         nn.init.normal_(self.predictor.weight, std=0.01)
@@ -31,7 +31,7 @@ class SoftmaxClassifier(PixelClassifier):
         self.loss_average = loss_average
 
     def forward(self, features: Tensor) -> Classified:
-        return Classified(self.predictor(self.dropout(features)).float(), None)
+        return Classified(self.predictor(self.dropout(features)).float(), None, features)
 
     def losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {"loss_ce": pixel_cross_entropy(self(features).logits, labels, average=self.loss_average)}
