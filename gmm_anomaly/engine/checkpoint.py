@@ -128,7 +128,7 @@ class Checkpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def load_for_evaluation(self, path: str, *, calibrated: bool = True) -> None:
-        """Load weights that must be complete, but for what calibration fits if not ``calibrated``; none are
+        """Load weights that must be complete, without what calibration fits if not ``calibrated``; none are
         needed by a model that was built ``pretrained``.
 
         Raises:
@@ -180,6 +180,11 @@ class Checkpointer(DetectionCheckpointer):
         if self._dispensable is None and fill_backbone(self.model, checkpoint, self._source):
             return None
         self._check_classes(checkpoint["model"])
+        if self._dispensable is not None and set(CALIBRATION) <= set(self._dispensable):
+            # An earlier calibration may be of other features.
+            checkpoint["model"] = {
+                name: value for name, value in checkpoint["model"].items() if not name.startswith(CALIBRATION)
+            }
         self._drop_other_rings(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         if incompatible is None:

@@ -131,6 +131,20 @@ def test_weights_without_calibration_are_refused_with_the_cure(cfg, model, tmp_p
         fresh.eval()([{"image": next(images(cfg))[0]}])
 
 
+def test_calibration_of_other_features_is_replaced(cfg, model, tmp_path):
+    path = tmp_path / "calibrated.pth"
+    torch.save({"model": model.state_dict()}, path)
+    other = cfg.clone()
+    other.defrost()
+    other.MODEL.FEATURE_DISTANCE.FEATURES = ["level4", "embedding"]
+    changed = build_model(other)
+    with pytest.raises(ValueError, match="does not fit the model"):
+        Checkpointer(changed).load_for_evaluation(str(path))
+    Checkpointer(changed).load_for_evaluation(str(path), calibrated=False)
+    assert not changed.feature_distance.is_fitted
+    torch.testing.assert_close(changed.classifier.predictor.weight, model.classifier.predictor.weight)
+
+
 @pytest.mark.parametrize(
     "key, value, message",
     [
