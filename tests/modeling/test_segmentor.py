@@ -248,3 +248,32 @@ def test_labels_at_feature_resolution_are_the_sampled_ones():
     # F.interpolate(nearest) at stride 4 takes every fourth pixel, as the released code's resizing does.
     labels = torch.randint(0, 255, (1, 1, 64, 80)).float()
     assert torch.equal(F.interpolate(labels, size=(16, 20), mode="nearest"), labels[..., ::4, ::4])
+
+
+def test_without_the_mixtures_gradient_the_network_is_its_softmax_twins():
+    """Three steps of both, digit by digit: backbone, decoder, and the classifier that guides."""
+
+    def trained(*overrides):
+        torch.manual_seed(3)
+        model = build_model(config(*overrides)).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        for step in range(3):
+            # As each step of a training is seeded.
+            torch.manual_seed(step)
+            optimizer.zero_grad()
+            sum(model(batch()).values()).backward()
+            optimizer.step()
+            if model.bank is not None:
+                model.bank.update()
+        return model
+
+    mixtures = trained("MODEL.GMM.FEATURE_GRADIENT", 0.0)
+    assert mixtures.bank.is_fitted
+    twin = trained("MODEL.CLASSIFIER.NAME", "softmax").state_dict()
+    own = {
+        name.replace("classifier.guide", "classifier"): value for name, value in mixtures.state_dict().items()
+    }
+    assert all(torch.equal(own[name], value) for name, value in twin.items())
+    # Which is not so when the mixtures train the network.
+    guided = trained("MODEL.GMM.FEATURE_GRADIENT", 1.0).state_dict()
+    assert any(not torch.equal(guided[name], value) for name, value in twin.items() if "decoder" in name)

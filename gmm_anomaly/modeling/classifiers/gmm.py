@@ -43,6 +43,10 @@ class GMMClassifier(PixelClassifier):
         guide_weight: weight of a softmax classifier's loss on the same pixel features, while training only.
             The means follow the features, so the mixtures alone pull classes apart more slowly than learned
             weights do; 0 (the paper) has no such classifier.
+        feature_gradient: factor of the gradient of this classifier's own losses where it enters the pixel
+            features: 1 (the paper) trains the network for the mixtures. With 0 only the embedding learns
+            from the mixtures, and the network is its softmax twin's, to the last digit: the guide draws its
+            random numbers, first weights and dropout, before everything else, as the twin does.
         logits_from: where the logits of an inference come from: "density" (the generative classifier) or
             "softmax" (the softmax classifier beside it, which learns only with a ``guide_weight``).
         sampled_contrast: contrast with vectors drawn from the mixtures; None (GMMSeg): none.
@@ -95,6 +99,11 @@ class GMMClassifier(PixelClassifier):
             )
         if assignment not in ("sinkhorn", "em"):
             raise ValueError(f'MODEL.GMM.ASSIGNMENT: expected "sinkhorn" or "em", found {assignment!r}')
+        self.guide_weight = guide_weight
+        self.feature_gradient = feature_gradient
+        self.logits_from = logits_from
+        if feature_gradient == 0:
+            self.guide = self._new_guide(in_channels, dropout, loss_average)
         self.bank = bank
         layers = _projection(projection, in_channels, bank.dim, norm)
         self.project = nn.Sequential(nn.Dropout2d(dropout), *layers)
@@ -107,13 +116,12 @@ class GMMClassifier(PixelClassifier):
         self.sinkhorn_iterations = sinkhorn_iterations
         self.sinkhorn_epsilon = sinkhorn_epsilon
         self.loss_average = loss_average
-        self.guide_weight = guide_weight
-        self.feature_gradient = feature_gradient
-        self.logits_from = logits_from
-        if guide_weight or logits_from == "softmax":
-            self.guide = SoftmaxClassifier(
-                in_channels, bank.num_classes, dropout=dropout, loss_average=loss_average
-            ).requires_grad_(bool(guide_weight))
+        if feature_gradient > 0 and (guide_weight or logits_from == "softmax"):
+            self.guide = self._new_guide(in_channels, dropout, loss_average)
+
+    def _new_guide(self, in_channels: int, dropout: float, loss_average: str) -> SoftmaxClassifier:
+        guide = SoftmaxClassifier(in_channels, self.num_classes, dropout=dropout, loss_average=loss_average)
+        return guide.requires_grad_(bool(self.guide_weight))
 
     def embed(self, features: Tensor) -> Tensor:
         """features: (B, F, h, w) -> (B*h*w, D) float32 of unit length, pixels in (b, h, w) order."""
@@ -152,6 +160,16 @@ class GMMClassifier(PixelClassifier):
         return Classified(*maps)
 
     def losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if self.feature_gradient == 0:
+            return self._guide_loss(features, labels) | self._mixture_losses(features, labels)
+        return self._mixture_losses(features, labels) | self._guide_loss(features, labels)
+
+    def _guide_loss(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if not self.guide_weight:
+            return {}
+        return {"loss_guide": self.guide_weight * self.guide.losses(features, labels)["loss_ce"]}
+
+    def _mixture_losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         batch, _, height, width = features.shape
         embedding = self.embed(torch.lerp(features.detach(), features, self.feature_gradient))
         with torch.autocast(device_type=features.device.type, enabled=False):
@@ -170,8 +188,6 @@ class GMMClassifier(PixelClassifier):
                 losses["loss_sampled_contrast"] = self.sampled_contrast.loss(
                     self.bank, embedding, small, correct
                 )
-        if self.guide_weight:
-            losses["loss_guide"] = self.guide_weight * self.guide.losses(features, labels)["loss_ce"]
         return losses
 
     @torch.no_grad()
@@ -243,23 +259,25 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
         raise ValueError(
             f"MODEL.GMM.MEMORY_DTYPE: expected one of {', '.join(MEMORY_DTYPES)}, found {keys.MEMORY_DTYPE!r}"
         )
-    bank = GaussianMixtureBank(
-        cfg.MODEL.CLASSIFIER.NUM_CLASSES,
-        keys.NUM_COMPONENTS,
-        in_channels if keys.PROJECTION == "none" else keys.EMBED_DIM,
-        keys.MEMORY_SIZE,
-        keys.SAMPLES_PER_UPDATE,
-        keys.MOMENTUM_MEAN,
-        keys.MOMENTUM_SCALE,
-        keys.VARIANCE_FLOOR,
-        reduction=keys.REDUCTION,
-        fill_slots=keys.WARM_START_FILL if keys.WARM_START else 0,
-        warm_start_features=keys.WARM_START_FEATURES if keys.WARM_START else 0,
-        kmeans_rounds=keys.WARM_START_KMEANS_ROUNDS,
-        memory_dtype=MEMORY_DTYPES[keys.MEMORY_DTYPE],
-        save_memory=keys.SAVE_MEMORY,
-        empty_components=keys.EMPTY_COMPONENTS,
-    )
+    # The guide is to draw the numbers that the twin would.
+    with torch.random.fork_rng(devices=[], enabled=keys.FEATURE_GRADIENT == 0):
+        bank = GaussianMixtureBank(
+            cfg.MODEL.CLASSIFIER.NUM_CLASSES,
+            keys.NUM_COMPONENTS,
+            in_channels if keys.PROJECTION == "none" else keys.EMBED_DIM,
+            keys.MEMORY_SIZE,
+            keys.SAMPLES_PER_UPDATE,
+            keys.MOMENTUM_MEAN,
+            keys.MOMENTUM_SCALE,
+            keys.VARIANCE_FLOOR,
+            reduction=keys.REDUCTION,
+            fill_slots=keys.WARM_START_FILL if keys.WARM_START else 0,
+            warm_start_features=keys.WARM_START_FEATURES if keys.WARM_START else 0,
+            kmeans_rounds=keys.WARM_START_KMEANS_ROUNDS,
+            memory_dtype=MEMORY_DTYPES[keys.MEMORY_DTYPE],
+            save_memory=keys.SAVE_MEMORY,
+            empty_components=keys.EMPTY_COMPONENTS,
+        )
     return GMMClassifier(
         in_channels,
         bank,
