@@ -49,6 +49,7 @@ def test_means_deviations_and_verdicts_by_hand(tables):
     ]  # fmt: skip
     assert rows[0]["AP"] == pytest.approx((0.2, 0.02**0.5)) and rows[1]["AP"] == (0.5, None)
     assert "0.200 ± 0.141" in tables.table(rows) and "| 49.4" in tables.table(rows)
+    assert {said["system"] for said in tables.verdicts(rows)} == {"GMMSeg"}
     holds = {
         (said["score"], said["check"].split()[0], said["check"][-3:]): said["holds"]
         for said in tables.verdicts(rows)
@@ -63,6 +64,19 @@ def test_means_deviations_and_verdicts_by_hand(tables):
         ("hybrid", "AP", "rgy"): True,
         ("hybrid", "FPR95", "MSP"): False,  # 0.25 > 0.24
     }  # fmt: skip
+
+
+def test_the_best_mixtures_are_judged_by_a_twin_with_the_same_options(tables):
+    scores = {"softmax": ("msp", "energy"), "softmax (best)": ("msp", "energy"), "GMMSeg (best)": ("hybrid",)}
+    found = [
+        *(entry("softmax", score, 0.1, 0.9, miou=40.0) for score in ("msp", "energy")),
+        *(entry("softmax (best)", score, 0.4, 0.5, miou=50.0) for score in ("msp", "energy")),
+        entry("GMMSeg (best)", "hybrid", 0.7, 0.2, miou=49.0),
+    ]
+    said = tables.verdicts(tables.summarised(found, scores))
+    assert [(one["bound"], one["holds"]) for one in said] == [
+        (49.5, False), (0.8, False), (0.4, True), (pytest.approx(0.3), True)
+    ]  # fmt: skip
 
 
 def study(output, *arguments, overrides):
@@ -106,6 +120,12 @@ def test_finished_runs_are_read(studied, tiny_streets):
     output, _ = studied
     again = study(output, "--systems", "softmax", "GMMSeg", overrides=tiny_streets)
     assert again.returncode == 0 and again.stdout.count("finished before") == 2
+
+
+def test_a_system_without_a_config_is_named(tmp_path):
+    done = study(tmp_path, "--systems", "GMMSeg (best)", overrides=[])
+    assert done.returncode == 2
+    assert "--systems: configs/synthetic has no config of GMMSeg (best)" in done.stderr
 
 
 def test_a_model_that_is_too_large_is_not_written(studied, tmp_path):

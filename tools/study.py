@@ -28,7 +28,9 @@ sys.path.insert(0, str(ROOT))
 
 from gmm_anomaly.benchmark.timing import write_json  # noqa: E402
 
-STUDIED = ("softmax", "prototypes", "GMMSeg", "GMM4AnomalySeg", "fitted mixtures")
+STUDIED = (
+    "softmax", "prototypes", "GMMSeg", "GMM4AnomalySeg", "fitted mixtures", "softmax (best)", "GMMSeg (best)",
+)  # fmt: skip
 DECODERS = {
     "DeepLabV3+": (),
     "SegFormer": (
@@ -128,7 +130,7 @@ def publish_best(found: list[dict[str, Any]], output: Path) -> None:
 
     best = max(found, key=lambda entry: entry["AP"])
     run, folder = output / best["run"], output / "best"
-    weights = run / ("mixtures_final.pth" if best["system"] == "fitted mixtures" else "model_final.pth")
+    weights = run / SYSTEMS[best["system"]].weights
     cfg = build_config(str(run / "config.yaml"))
     config = write_small_checkpoint(cfg, str(weights), folder)
     print(f"\nevaluating {folder}: {best['decoder']}, {best['system']}, {best['group']}", flush=True)
@@ -169,7 +171,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None, help="default: output/study_<set>")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run each (0)")
     parser.add_argument("--decoders", nargs="+", default=list(DECODERS), choices=list(DECODERS))
-    parser.add_argument("--systems", nargs="+", default=list(STUDIED), choices=STUDIED)
+    parser.add_argument(
+        "--systems", nargs="+", choices=STUDIED, help="default: all that have a config in configs/SET"
+    )
     parser.add_argument("--held-out", action="store_true", help="unknown classes of CamVid's validation set")
     words = sys.argv[1:]
     # What follows the first "--" is for the configs.
@@ -177,6 +181,9 @@ def main() -> None:
     args, given = parser.parse_args(words[:own]), words[own + 1 :]
     if args.held_out and args.set != "camvid":
         parser.error("--held-out: only camvid has data sets with a class held out")
+    args.systems = args.systems or [name for name in STUDIED if SYSTEMS[name].is_in(args.set)]
+    if missing := [name for name in args.systems if not SYSTEMS[name].is_in(args.set)]:
+        parser.error(f"--systems: configs/{args.set} has no config of {', '.join(missing)}")
     name = f"{args.set}_held_out" if args.held_out else args.set
     output = (args.output or ROOT / "output" / f"study_{name}").resolve()
     found = run_all(list(cells(args, given)), args.set, output)
@@ -190,7 +197,7 @@ def main() -> None:
     for verdict in said:
         word = "holds" if verdict["holds"] else "does not hold"
         print(
-            f"{verdict['decoder']}, {verdict['score']}: {verdict['check']}: {word} "
+            f"{verdict['decoder']}, {verdict['system']}, {verdict['score']}: {verdict['check']}: {word} "
             f"({verdict['found']:.3f}, bound {verdict['bound']:.3f})"
         )
     print(f"\nThe same in {output}/study.json")

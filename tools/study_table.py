@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import product
 from statistics import mean, stdev
 from typing import Any
 
 from tabulate import tabulate
 
 METRICS = ("AP", "AUROC", "FPR95")
+# Mixtures, their scores that are to win, and the softmax twin under the same options.
+TWINS = (
+    ("GMMSeg", ("gmm_density", "hybrid"), "softmax"),
+    ("GMMSeg (best)", ("hybrid", "hybrid+dilated_smoothing"), "softmax (best)"),
+)
 
 
 def summarised(found: list[dict[str, Any]], scores: dict[str, tuple[str, ...]]) -> list[dict[str, Any]]:
@@ -49,10 +55,10 @@ def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What the mixtures are to show against their softmax twin, per decoder, with the figures."""
     means = {(row["decoder"], row["system"], row["score"]): row for row in rows}
     said = []
-    for decoder in dict.fromkeys(row["decoder"] for row in rows):
-        msp, energy = (means.get((decoder, "softmax", score)) for score in ("msp", "energy"))
-        for score in ("gmm_density", "hybrid"):
-            ours = means.get((decoder, "GMMSeg", score))
+    for decoder, (system, scores, twin) in product(dict.fromkeys(row["decoder"] for row in rows), TWINS):
+        msp, energy = (means.get((decoder, twin, score)) for score in ("msp", "energy"))
+        for score in scores:
+            ours = means.get((decoder, system, score))
             if not (msp and energy and ours):
                 continue
             ap, fpr, miou = (ours[metric][0] for metric in ("AP", "FPR95", "mIoU"))
@@ -66,7 +72,7 @@ def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for check, value, bound in checks:
                 holds = value <= bound if check.startswith("FPR95") else value >= bound
                 said.append(
-                    {"decoder": decoder, "score": score, "check": check}
+                    {"decoder": decoder, "system": system, "score": score, "check": check}
                     | {"found": value, "bound": bound, "holds": holds}
                 )
     return said

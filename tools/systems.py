@@ -11,6 +11,9 @@ from finished_run import ROOT, FinishedRun, finished_run
 SOFTMAX = "effnetlite0_deeplabv3plus_softmax"
 GMM = "effnetlite0_deeplabv3plus_gmm"
 EDGES = "+boundary_suppression+dilated_smoothing"
+SMOOTHED = "+dilated_smoothing"
+BEST_SCORES = ("hybrid", f"hybrid{SMOOTHED}", "feature_distance", f"feature_distance{SMOOTHED}")
+FIT, CALIBRATE = "--fit-mixture", "--calibrate"
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,25 @@ class System:
     Args:
         config: a file of configs/<set>, without its suffix.
         scores: of its results.
-        onto: the run whose network gets mixtures, instead of a training.
+        onto: the run whose network is used, instead of a training.
+        how: with that network, ``FIT`` mixtures onto it or only ``CALIBRATE`` it.
     """
 
     config: str
     scores: tuple[str, ...]
     onto: str | None = None
+    how: str = FIT
+
+    @property
+    def weights(self) -> str:
+        """The file that its run leaves."""
+        if self.onto is None:
+            return "model_final.pth"
+        return {FIT: "mixtures_final.pth", CALIBRATE: "model_calibrated.pth"}[self.how]
+
+    def is_in(self, config_set: str) -> bool:
+        """Whether that folder of configs has it."""
+        return _config(config_set, self.config).is_file()
 
 
 SYSTEMS = {
@@ -38,6 +54,9 @@ SYSTEMS = {
     ),
     "PAnS": System("effnetlite0_psp_pans", ("prototype_distance",)),
     "fitted mixtures": System(GMM, ("gmm_density", "hybrid"), onto=SOFTMAX),
+    # What scores best on classes that were held out (docs/ablations.md), and its twin with the same options.
+    "GMMSeg (best)": System(f"{GMM}_best", ("gmm_density", *BEST_SCORES)),
+    "softmax (best)": System(f"{SOFTMAX}_best", ("msp", "energy", *BEST_SCORES), onto=SOFTMAX, how=CALIBRATE),
 }
 
 
@@ -45,11 +64,15 @@ def run_system(
     system: System, config_set: str, output: Path, overrides: Sequence[str] = ()
 ) -> tuple[FinishedRun, Path]:
     """Train and evaluate, unless that was done: the results, and the folder of the run under ``output``."""
-    config = ROOT / "configs" / config_set / f"{system.config}.yaml"
+    config = _config(config_set, system.config)
     if system.onto is None:
         folder = output / system.config
         return finished_run(config, folder, overrides), folder
     network = output / system.onto
     weights = ["MODEL.WEIGHTS", str(network / "model_final.pth")]
-    folder = network / "mixtures"
-    return finished_run(config, folder, ["--fit-mixture", *overrides, *weights]), folder
+    folder = network / {FIT: "mixtures", CALIBRATE: "calibrated"}[system.how]
+    return finished_run(config, folder, [system.how, *overrides, *weights]), folder
+
+
+def _config(config_set: str, name: str) -> Path:
+    return ROOT / "configs" / config_set / f"{name}.yaml"
