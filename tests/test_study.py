@@ -120,6 +120,7 @@ def test_finished_runs_are_read(studied, tiny_streets):
     output, _ = studied
     again = study(output, "--systems", "softmax", "GMMSeg", overrides=tiny_streets)
     assert again.returncode == 0 and again.stdout.count("finished before") == 2
+    assert again.stdout.count("published before") == 1
 
 
 def test_a_system_without_a_config_is_named(tmp_path):

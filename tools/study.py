@@ -131,6 +131,15 @@ def publish_best(found: list[dict[str, Any]], output: Path) -> None:
     best = max(found, key=lambda entry: entry["AP"])
     run, folder = output / best["run"], output / "best"
     weights = run / SYSTEMS[best["system"]].weights
+    made_by = shlex.join(json.loads((run / "run.json").read_text())["command"])
+    written = folder / "README.md"
+    if (
+        written.is_file()
+        and made_by in written.read_text()
+        and written.stat().st_mtime > weights.stat().st_mtime
+    ):
+        print(f"\n{folder}: published before")
+        return
     cfg = build_config(str(run / "config.yaml"))
     config = write_small_checkpoint(cfg, str(weights), folder)
     print(f"\nevaluating {folder}: {best['decoder']}, {best['system']}, {best['group']}", flush=True)
@@ -143,20 +152,19 @@ def publish_best(found: list[dict[str, Any]], output: Path) -> None:
     results = json.loads((folder / "results.json").read_text())
     numbers = anomaly_numbers(results)[best["score"]]
     figures = [best["score"], closed_set_miou(results), *(numbers[name] for name in METRICS)]
-    made_by = json.loads((run / "run.json").read_text())["command"]
     card = CARD.format(
         decoder=best["decoder"],
         system=best["system"],
         data=", ".join(cfg.DATASETS.TRAIN),
         tests=", ".join(cfg.DATASETS.TEST),
-        command=shlex.join(made_by),
+        command=made_by,
         commit=commit(),
         megabytes=(folder / MODEL).stat().st_size / 1e6,
         figures=tabulate(
             [figures], ["score", "mIoU %", *METRICS], "github", floatfmt=("", ".1f", ".3f", ".3f", ".3f")
         ),
     )
-    with replacing(folder / "README.md") as temporary:
+    with replacing(written) as temporary:
         temporary.write_text(card)
 
 
