@@ -11,6 +11,7 @@ import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import median
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from gmm_anomaly.gmm import GaussianMixtures, class_log_density, component_log_prob
 
 from .device import clock, memory_now, memory_peak
+from .roofline import Work, copy
 from .timing import environment, ratio, side_by_side, summary
 
 # Classes, components: Cityscapes' and ADE20K's mixtures in the paper.
@@ -123,8 +125,11 @@ def compare(classes: int, components: int, args: argparse.Namespace) -> dict[str
     given = {name: Densities.random(*sizes[name]) for name in FUNCTIONS}
     _ = given["bare product"].factors
     calls = {name: lambda name=name: FUNCTIONS[name](given[name]) for name in FUNCTIONS}
+    calls["copy"] = copy(args.device)
     seconds = side_by_side(calls, args.repeats, clock(args.device))
     seconds["broadcast"] = [scaled * value for value in seconds["broadcast"]]
+    copying = median(seconds.pop("copy"))
+    work = Work.of_densities(args.pixels, args.dim, classes, components)
 
     # A process each: memory that another function freed would be taken again unnoticed.
     context = multiprocessing.get_context("spawn")
@@ -140,6 +145,7 @@ def compare(classes: int, components: int, args: argparse.Namespace) -> dict[str
         "error": {name: error(name, given[name]) for name in FUNCTIONS if name != "bare product"},
         "time_ratio": ratio(seconds["broadcast"], seconds["ours"])._asdict(),
         "memory_ratio": memory["broadcast"] / max(memory["ours"], 1),
+        "roofline": work.roofline(median(seconds["ours"]), copying, median(seconds["bare product"])),
         "bare_ratio": ratio(seconds["ours"], seconds["bare product"])._asdict(),
     }
 
@@ -163,6 +169,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         saved = part["memory_ratio"]
         print(f"  broadcast / ours     {saved:10.0f} in memory, at least {WANTED['memory']} wanted")
         print(f"  ours / bare product  {bare:10.2f} in time, at most {WANTED['bare']} wanted")
+        roof = part["roofline"]
+        print(
+            f"  ours moves {1e3 * roof['GB']:.0f} MB at {roof['GB_s']:.1f} GB/s, "
+            f"{roof['of_bandwidth']:.0%} of a copy's {roof['copy_GB_s']:.1f} GB/s; "
+            f"{roof['of_roofline']:.0%} of the roofline of copy and product"
+        )
     return {
         "settings": {
             "pixels": args.pixels,

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gmm_anomaly.benchmark import density, em
+from gmm_anomaly.benchmark.roofline import Work
 from gmm_anomaly.gmm import GaussianMixtureBank, sinkhorn_assign_all
 
 TINY_EM = ["--size", "64", "48", "--classes", "4", "--dim", "8", "--memory-size", "50"]
@@ -37,6 +38,19 @@ def test_density(tmp_path, monkeypatch, capsys):
     assert part["time_ratio"]["median"] == pytest.approx(times["broadcast"] / times["ours"])
     assert part["bare_ratio"]["median"] == pytest.approx(times["ours"] / times["bare product"])
     assert max(part["error"].values()) < 1e-4, "each is the same density"
+    assert part["roofline"]["GB"] == pytest.approx(44408e-9) and "of the roofline" in printed
+
+
+def test_roofline_by_hand():
+    work = Work.of_densities(pixels=1000, dim=8, classes=3, components=2)
+    # 1000 pixels of 8 numbers in and 3 out, and 6 columns of 16 factors and a constant.
+    assert work == Work(moved=4 * (11000 + 6 * 17))
+    # A copy that takes a second reads and writes 2 x 256 MiB; the work would take 44408 / 2**29 s so.
+    by_bandwidth = work.roofline(seconds=1.0, copy=1.0, product=1e-6)
+    assert by_bandwidth["copy_GB_s"] == pytest.approx(2**29 / 1e9)
+    assert by_bandwidth["of_bandwidth"] == by_bandwidth["of_roofline"] == pytest.approx(44408 / 2**29)
+    by_product = work.roofline(seconds=1.0, copy=1.0, product=0.5)
+    assert by_product["of_roofline"] == 0.5 and by_product["of_bandwidth"] < 1e-3
 
 
 def test_em(tmp_path, capsys):
