@@ -56,6 +56,7 @@ ALLOWED = {
         "evaluation",
         "engine",
         "compat",
+        "freed_memory",
         "predictor",
         "visualization",
         "weight_files",

@@ -14,8 +14,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from gmm_anomaly.engine import inference_config
-from gmm_anomaly.engine.freed_memory import keep_freed_memory
 from gmm_anomaly.evaluation.scoring import AnomalyScorer
+from gmm_anomaly.freed_memory import keep_freed_memory
 
 from .device import clock
 from .readiness import make_ready

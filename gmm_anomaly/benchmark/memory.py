@@ -19,7 +19,7 @@ from torch import nn
 
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.engine import Trainer, build_config
-from gmm_anomaly.engine.freed_memory import keep_freed_memory
+from gmm_anomaly.freed_memory import keep_freed_memory
 
 from .timing import environment
 

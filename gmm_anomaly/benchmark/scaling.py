@@ -24,7 +24,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
 
-from gmm_anomaly.engine.freed_memory import keep_freed_memory
+from gmm_anomaly.freed_memory import keep_freed_memory
 from gmm_anomaly.gmm import collectives
 
 from .timing import environment

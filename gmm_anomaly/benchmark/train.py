@@ -18,9 +18,9 @@ from detectron2.utils.events import EventStorage
 
 from gmm_anomaly.compat import wrap_distributed
 from gmm_anomaly.engine import EMHook
-from gmm_anomaly.engine.freed_memory import keep_freed_memory
 from gmm_anomaly.engine.optimizer import build_optimizer
 from gmm_anomaly.engine.train_loop import TrainLoop
+from gmm_anomaly.freed_memory import keep_freed_memory
 
 from .device import clock
 from .time_shares import data_seconds, iteration_shares, print_shares

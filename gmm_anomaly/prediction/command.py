@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from gmm_anomaly.engine.config_merge import ConfigError
-    from gmm_anomaly.engine.freed_memory import keep_freed_memory
     from gmm_anomaly.evaluation.files import json_text
+    from gmm_anomaly.freed_memory import keep_freed_memory
 
     from .run import report, run
 
