@@ -194,9 +194,11 @@ class Checkpointer(DetectionCheckpointer):
                 f"{name}: {tuple(found)} in the checkpoint, {tuple(wanted)} in the model"
                 for name, found, wanted in incompatible.incorrect_shapes[:5]
             )
+            only_calibration = all(name.startswith(CALIBRATION) for name, *_ in incompatible.incorrect_shapes)
+            cure = ", or fit the new distances with train_net.py --calibrate" if only_calibration else ""
             raise ValueError(
                 f"the checkpoint does not fit the model, {len(incompatible.incorrect_shapes)} shapes differ: "
-                f"{listed}. Use the config it was trained with"
+                f"{listed}. Use the config it was trained with{cure}"
             )
         if self._dispensable is None:
             check_backbone_filled(incompatible.missing_keys, self._source)

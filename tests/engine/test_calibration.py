@@ -138,7 +138,7 @@ def test_calibration_of_other_features_is_replaced(cfg, model, tmp_path):
     other.defrost()
     other.MODEL.FEATURE_DISTANCE.FEATURES = ["level4", "embedding"]
     changed = build_model(other)
-    with pytest.raises(ValueError, match="does not fit the model"):
+    with pytest.raises(ValueError, match="does not fit the model.*train_net.py --calibrate"):
         Checkpointer(changed).load_for_evaluation(str(path))
     Checkpointer(changed).load_for_evaluation(str(path), calibrated=False)
     assert not changed.feature_distance.is_fitted

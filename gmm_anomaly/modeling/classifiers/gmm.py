@@ -171,7 +171,9 @@ class GMMClassifier(PixelClassifier):
 
     def _mixture_losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         batch, _, height, width = features.shape
-        embedding = self.embed(torch.lerp(features.detach(), features, self.feature_gradient))
+        if self.feature_gradient < 1:
+            features = torch.lerp(features.detach(), features, self.feature_gradient)
+        embedding = self.embed(features)
         with torch.autocast(device_type=features.device.type, enabled=False):
             log_prob = self.bank.log_prob(embedding)
             logits = self.logits(class_log_density(log_prob, self.bank.reduction))
