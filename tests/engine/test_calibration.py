@@ -136,7 +136,7 @@ def test_calibration_of_other_features_is_replaced(cfg, model, tmp_path):
     torch.save({"model": model.state_dict()}, path)
     other = cfg.clone()
     other.defrost()
-    other.MODEL.FEATURE_DISTANCE.FEATURES = ["level4", "embedding"]
+    other.MODEL.FEATURE_DISTANCE.FEATURES = ["level1", "level4", "embedding"]
     changed = build_model(other)
     with pytest.raises(ValueError, match="does not fit the model.*train_net.py --calibrate"):
         Checkpointer(changed).load_for_evaluation(str(path))
