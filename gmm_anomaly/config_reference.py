@@ -1,4 +1,4 @@
-"""The page docs/configuration.md: every key of ``config.py`` with its default and the comment above it."""
+"""The page docs/configuration.md: every key of the config modules with its default and the comment above it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import ast
 import os
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 COMMAND = "python tools/config_reference.py"
-CONFIG = Path(__file__).with_name("config.py")
+CONFIGS = tuple(Path(__file__).with_name(f"{name}.py") for name in ("config", "config_gmm"))
 
 INTRODUCTION = f"""# Configuration
 
 Every key that this project adds to Detectron2's, or gives another default. Written by
-`{COMMAND}` from the comments of [gmm_anomaly/config.py](../gmm_anomaly/config.py); a test
-keeps the two in step.
+`{COMMAND}` from the comments of {" and ".join(f"[gmm_anomaly/{path.name}](../gmm_anomaly/{path.name})" for path in CONFIGS)};
+a test keeps them in step.
 
 A key is set in a YAML file (`MODEL: {{GMM: {{NUM_COMPONENTS: 3}}}}`; `_BASE_: FILE` continues another file)
 or at the end of a command line, where it wins:
@@ -126,7 +126,7 @@ def _plain(value: str) -> str:
 
 
 def page(source: str) -> str:
-    """The page in Markdown, of the text of ``config.py``."""
+    """The page in Markdown, of the text of config modules."""
     sections: dict[str, list[Entry]] = {}
     for entry in entries(source):
         sections.setdefault(entry.section, []).append(entry)
@@ -161,8 +161,13 @@ def _markdown(text: str) -> str:
     return _KEY.sub(lambda match: f"`{match[0]}`", text)
 
 
-def write(target: Path, source: Path = CONFIG) -> None:
+def read(sources: Iterable[Path] = CONFIGS) -> str:
+    """The text of config modules, one after the other."""
+    return "\n".join(source.read_text(encoding="utf-8") for source in sources)
+
+
+def write(target: Path, sources: Iterable[Path] = CONFIGS) -> None:
     """Write the page anew, complete or not at all."""
     temporary = target.with_name(target.name + ".new")
-    temporary.write_text(page(source.read_text(encoding="utf-8")), encoding="utf-8")
+    temporary.write_text(page(read(sources)), encoding="utf-8")
     os.replace(temporary, target)

@@ -1,4 +1,4 @@
-"""docs/configuration.md is what the comments of config.py say, and lists every key with its default."""
+"""docs/configuration.md is what the comments of the config modules say, and lists every key with its default."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 
 from gmm_anomaly.config import add_gmm_anomaly_config
-from gmm_anomaly.config_reference import COMMAND, CONFIG, entries, page, write
+from gmm_anomaly.config_reference import COMMAND, entries, page, read, write
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
@@ -28,8 +28,8 @@ def leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def test_the_page_is_in_step_with_the_comments():
-    assert PAGE.read_text(encoding="utf-8") == page(CONFIG.read_text(encoding="utf-8")), (
-        f"docs/configuration.md is not what gmm_anomaly/config.py says; write it anew: {COMMAND}"
+    assert PAGE.read_text(encoding="utf-8") == page(read()), (
+        f"docs/configuration.md is not what the comments of the config modules say; write it anew: {COMMAND}"
     )
 
 
@@ -38,7 +38,7 @@ def test_every_key_that_is_added_or_changed_is_listed_with_its_default():
     add_gmm_anomaly_config(ours)
     ours = dict(leaves(ours))
     changed = {key for key, value in ours.items() if key not in upstream or upstream[key] != value}
-    listed = {key: default for entry in entries(CONFIG.read_text()) for key, default in entry.keys}
+    listed = {key: default for entry in entries(read()) for key, default in entry.keys}
     # A key of Detectron2's may be named with the default it has there anyway.
     assert changed <= set(listed) <= set(ours)
     assert {key: ast.literal_eval(default) for key, default in listed.items()} == {
@@ -50,7 +50,7 @@ def test_every_key_that_is_added_or_changed_is_listed_with_its_default():
 
 
 def test_every_key_has_a_comment():
-    found = entries(CONFIG.read_text())
+    found = entries(read())
     introduced = {entry.section for entry in found if not entry.keys}
     for entry in found:
         assert entry.text or entry.section in introduced, entry.keys
@@ -80,7 +80,7 @@ def test_comments_reach_the_keys_below_them(tmp_path):
         "    cfg.SEED = -1\n"
     )
     target = tmp_path / "page.md"
-    write(target, source)
+    write(target, [source])
     assert target.read_text(encoding="utf-8").split("## ", 1)[1] == (
         "MODEL.PART\n\nWhat the section is for.\n\n"
         "- `MODEL.PART.FIRST`: `1e-2`, `MODEL.PART.SECOND`: `[1, 2]`<br>\n"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write docs/configuration.md anew from the comments of gmm_anomaly/config.py."""
+"""Write docs/configuration.md anew from the comments of the config modules."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from gmm_anomaly.gmm import GaussianMixtures, class_log_density, component_log_prob
 
 from .device import clock, memory_now, memory_peak
-from .roofline import Work, copy
+from .roofline import copy, density_bytes, roofline
 from .timing import environment, ratio, side_by_side, summary
 
 # Classes, components: Cityscapes' and ADE20K's mixtures in the paper.
@@ -129,7 +129,8 @@ def compare(classes: int, components: int, args: argparse.Namespace) -> dict[str
     seconds = side_by_side(calls, args.repeats, clock(args.device))
     seconds["broadcast"] = [scaled * value for value in seconds["broadcast"]]
     copying = median(seconds.pop("copy"))
-    work = Work.of_densities(args.pixels, args.dim, classes, components)
+    moved = density_bytes(args.pixels, args.dim, classes, components)
+    ours, product = median(seconds["ours"]), median(seconds["bare product"])
 
     # A process each: memory that another function freed would be taken again unnoticed.
     context = multiprocessing.get_context("spawn")
@@ -145,7 +146,7 @@ def compare(classes: int, components: int, args: argparse.Namespace) -> dict[str
         "error": {name: error(name, given[name]) for name in FUNCTIONS if name != "bare product"},
         "time_ratio": ratio(seconds["broadcast"], seconds["ours"])._asdict(),
         "memory_ratio": memory["broadcast"] / max(memory["ours"], 1),
-        "roofline": work.roofline(median(seconds["ours"]), copying, median(seconds["bare product"])),
+        "roofline": roofline(moved, ours, copying=copying, product=product),
         "bare_ratio": ratio(seconds["ours"], seconds["bare product"])._asdict(),
     }
 

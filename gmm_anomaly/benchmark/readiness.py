@@ -28,6 +28,6 @@ def make_ready(model: nn.Module) -> None:
             module.seen.fill_(True)
         elif isinstance(module, FeatureDistance):
             module.log_std.fill_(1)
-            module.evidence_std.fill_(1)
+            module.evidence_moments()[1].fill_(1)
         elif isinstance(module, MaxLogitMoments):
             module.std.fill_(1)

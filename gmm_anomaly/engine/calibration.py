@@ -97,9 +97,8 @@ def calibrate_distances(cfg: CfgNode, model: nn.Module) -> None:
             moments["evidence"].add(sample.labelled(sample.evidence(distance.evidence))[0])
         for index, name in enumerate(distance.names):
             distance.log_mean[index], distance.log_std[index] = moments[name].reduce()
-        mean, std = moments["evidence"].reduce()
-        distance.evidence_mean.copy_(mean)
-        distance.evidence_std.copy_(std)
+        for kept, found in zip(distance.evidence_moments(), moments["evidence"].reduce(), strict=True):
+            kept.copy_(found)
     finally:
         model.train(training)
 

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
 import tempfile
 from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
 
+from gmm_anomaly.metrics.own_pages import own_pages
+
 DEFAULT_BUDGET = 2 * 2**30
-
-
-class _Pages:
-    """A copy of an array in pages of its own, and nothing of it on the heap.
-
-    There, between the network's temporaries that come and go, anything that stays leaves holes too small for
-    the next frame's: kept as arrays, the maps of 500 frames of 64 x 128 pixels, 33 MB, cost 0.5 to 2 GB.
-    """
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.nbytes, self._dtype, self._shape = array.nbytes, array.dtype, array.shape
-        # Private mappings that lie side by side count as one against the system's limit; none can be empty.
-        self._pages = mmap.mmap(-1, max(1, array.nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.array()[...] = array
-
-    def array(self) -> np.ndarray:
-        return np.ndarray(self._shape, self._dtype, self._pages)
 
 
 class KeptScores:
@@ -42,7 +26,7 @@ class KeptScores:
 
     def __init__(self, budget: int = DEFAULT_BUDGET, folder: str | Path | None = None) -> None:
         self.budget, self._parent = budget, folder
-        self._in_memory: dict[Hashable, _Pages] = {}
+        self._in_memory: dict[Hashable, np.ndarray] = {}
         self._on_disk: dict[Hashable, Path] = {}
         self._bytes = self._written = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -55,7 +39,8 @@ class KeptScores:
         if key in self._in_memory or key in self._on_disk:
             raise ValueError(f"scores of {key} are kept already")
         if self._bytes + array.nbytes <= self.budget:
-            self._in_memory[key] = _Pages(array)
+            kept = self._in_memory[key] = own_pages(array.shape, array.dtype)
+            kept[...] = array
             self._bytes += array.nbytes
             return
         if self._folder is None:
@@ -70,7 +55,7 @@ class KeptScores:
     def get(self, key: Hashable) -> np.ndarray:
         """The array under ``key``; raises KeyError if there is none."""
         if key in self._in_memory:
-            return self._in_memory[key].array()
+            return self._in_memory[key]
         return np.load(self._on_disk[key], allow_pickle=False)
 
     def drop(self, key: Hashable) -> None:

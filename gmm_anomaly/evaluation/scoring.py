@@ -54,7 +54,7 @@ class AnomalyScorer(nn.Module):
         self.postprocess = get_postprocesses(postprocess)
         distance = getattr(model, "feature_distance", None)
         self.evidence = "density" if distance is None else distance.evidence
-        self.evidence_moments = None if distance is None else (distance.evidence_mean, distance.evidence_std)
+        self.evidence_moments = None if distance is None else distance.evidence_moments()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module, dataset_name: str = "") -> AnomalyScorer:

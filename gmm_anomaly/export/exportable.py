@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmm_anomaly.evaluation.scoring import given_outputs
-from gmm_anomaly.modeling.feature_distance import feature_shapes
 from gmm_anomaly.modeling.inference_mode import FEATURES
 from gmm_anomaly.modeling.segmentor import AnomalySegmentor
 from gmm_anomaly.scores import PixelOutputs, get_scores
@@ -55,18 +54,14 @@ class ExportableSegmentor(nn.Module):
         self.classifier = freeze_classifier(model.classifier)
         self.register_buffer("pixel_mean", model.pixel_mean.clone())
         self.register_buffer("pixel_std", model.pixel_std.clone())
-        self.feature_distance = None
+        self.feature_distance, self.evidence = None, "density"
         if model.feature_distance is not None:
             distance = model.feature_distance
-            shapes = feature_shapes(
-                model.backbone.output_shape(),
-                model.decoder.out_stride,
-                model.classifier.embedding_channels,
-            )
-            self.feature_distance = FrozenDistance(distance, shapes)
+            self.feature_distance = FrozenDistance(distance)
             self.evidence = distance.evidence
-            self.register_buffer("evidence_mean", distance.evidence_mean.clone())
-            self.register_buffer("evidence_std", distance.evidence_std.clone())
+            mean, std = distance.evidence_moments()
+            self.register_buffer("evidence_mean", mean.clone())
+            self.register_buffer("evidence_std", std.clone())
         self.has_moments = score == "sml"
         if self.has_moments:
             mean, std = model.max_logit_moments.moments()
@@ -124,7 +119,7 @@ class ExportableSegmentor(nn.Module):
             logits=logits,
             log_density=log_density,
             feature_distance=distance[:, 0] if measured else None,
-            evidence=self.evidence if measured else "density",
+            evidence=self.evidence,
             evidence_moments=(self.evidence_mean, self.evidence_std) if measured else None,
             max_logit_moments=(self.max_logit_mean, self.max_logit_std) if self.has_moments else None,
         )

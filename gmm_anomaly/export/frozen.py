@@ -8,7 +8,6 @@ frozen, and the graph holds matrix products only.
 from __future__ import annotations
 
 import torch
-from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -122,20 +121,17 @@ class FrozenPrototypes(nn.Module):
 
 
 class FrozenDistance(nn.Module):
-    """A fitted :class:`FeatureDistance`, which knows by the strides which level is the finest.
-
-    Args:
-        shapes: of the features.
+    """A fitted :class:`FeatureDistance`.
 
     Raises:
         UnfittedMixtureError: before calibration.
     """
 
-    def __init__(self, distance: FeatureDistance, shapes: dict[str, ShapeSpec]) -> None:
+    def __init__(self, distance: FeatureDistance) -> None:
         super().__init__()
         distance.require_fitted()
         self.names = list(distance.names)
-        self.finest = min(self.names, key=lambda name: shapes[name].stride)
+        self.finest = distance.finest
         for index, name in enumerate(self.names):
             level = distance.levels[name]
             norms = level.whitened_means.square().sum(1).masked_fill(~level.seen, torch.inf)

@@ -26,7 +26,7 @@ class FeatureDistance(nn.Module):
     Everything is fitted after training (``gmm_anomaly.engine.calibration``), nothing here learns by gradient.
 
     Args:
-        shapes: the features to use, by name.
+        shapes: the features to use, by name, with channels and strides.
         num_classes: C.
         gaussians: distances from the nearest of "class" Gaussians, one a class with one covariance (Lee et
             al., NeurIPS 2018), or from a "single" Gaussian of all known pixels. The known classes' features
@@ -37,8 +37,6 @@ class FeatureDistance(nn.Module):
 
     log_mean: Tensor
     log_std: Tensor
-    evidence_mean: Tensor
-    evidence_std: Tensor
 
     def __init__(
         self,
@@ -59,6 +57,7 @@ class FeatureDistance(nn.Module):
             )
         self.single, self.evidence = gaussians == "single", evidence
         self.names = list(shapes)
+        self.finest = min(shapes, key=lambda name: shapes[name].stride)
         means = 1 if self.single else num_classes
         self.levels = nn.ModuleDict(
             {name: TiedGaussians(means, shape.channels) for name, shape in shapes.items()}
@@ -67,12 +66,18 @@ class FeatureDistance(nn.Module):
         # classifier's own evidence, so that a score can add what has different units.
         self.register_buffer("log_mean", torch.zeros(len(shapes)))
         self.register_buffer("log_std", torch.zeros(len(shapes)))
-        self.register_buffer("evidence_mean", torch.zeros(()))
-        self.register_buffer("evidence_std", torch.zeros(()))
+        # Under a name of its own, so that moments of the density are missing, and not taken for the energy's.
+        self._moments = "energy" if evidence == "energy" else "evidence"
+        self.register_buffer(f"{self._moments}_mean", torch.zeros(()))
+        self.register_buffer(f"{self._moments}_std", torch.zeros(()))
 
     @property
     def is_fitted(self) -> bool:
-        return bool((self.log_std > 0).all() and self.evidence_std > 0)
+        return bool((self.log_std > 0).all() and self.evidence_moments()[1] > 0)
+
+    def evidence_moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, scalars, of the classifier's evidence over the training set."""
+        return getattr(self, f"{self._moments}_mean"), getattr(self, f"{self._moments}_std")
 
     def require_fitted(self) -> None:
         """Raise UnfittedMixtureError before calibration."""
@@ -107,7 +112,7 @@ class FeatureDistance(nn.Module):
         """
         self.require_fitted()
         features = features_by_name(self.names, pyramid, embedding)
-        size = max((feature.shape[-2:] for feature in features.values()), key=lambda hw: hw[0] * hw[1])
+        size = features[self.finest].shape[-2:]
         total = 0
         for index, (name, feature) in enumerate(features.items()):
             standard = (self.log_distance(name, feature) - self.log_mean[index]) / self.log_std[index]

@@ -161,7 +161,7 @@ def test_wrong_keys_are_named(cfg, key, value, message):
         build_model(other)
 
 
-def test_evidence_of_a_generative_classifier_is_chosen_by_key(cfg):
+def test_evidence_of_a_generative_classifier_is_chosen_by_key(cfg, tmp_path):
     """Moments of the density, and of the energy of the logits, over all labelled pixels."""
     generative = cfg.clone()
     generative.defrost()
@@ -177,13 +177,20 @@ def test_evidence_of_a_generative_classifier_is_chosen_by_key(cfg):
             small = F.interpolate(torch.from_numpy(label)[None, None].float(), found.logits.shape[-2:])[0, 0]
             maps["density"].append(-found.log_density.amax(1)[0][small < CLASSES])
             maps["energy"].append(-found.logits.logsumexp(1)[0][small < CLASSES])
+    states = {}
     for kind, values in maps.items():
-        model.feature_distance.evidence = kind
+        generative.MODEL.FEATURE_DISTANCE.EVIDENCE = kind
+        state = model.state_dict()
+        model = build_model(generative).eval()
+        model.load_state_dict(state, strict=False)
         calibrate(generative, model)
+        states[kind] = model.state_dict()
         values = torch.cat(values).double()
-        torch.testing.assert_close(
-            model.feature_distance.evidence_mean.double(), values.mean(), rtol=1e-5, atol=1e-4
-        )
-        torch.testing.assert_close(
-            model.feature_distance.evidence_std.double(), values.std(correction=0), rtol=1e-4, atol=1e-5
-        )
+        mean, std = model.feature_distance.evidence_moments()
+        torch.testing.assert_close(mean.double(), values.mean(), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(std.double(), values.std(correction=0), rtol=1e-4, atol=1e-5)
+    # Moments of the one are never taken for those of the other.
+    path = tmp_path / "calibrated_on_density.pth"
+    torch.save({"model": states["density"]}, path)
+    with pytest.raises(ValueError, match="train_net.py --calibrate"):
+        Checkpointer(model).load_for_evaluation(str(path))

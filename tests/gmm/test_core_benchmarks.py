@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gmm_anomaly.benchmark import density, em
-from gmm_anomaly.benchmark.roofline import Work
+from gmm_anomaly.benchmark.roofline import density_bytes, roofline
 from gmm_anomaly.gmm import GaussianMixtureBank, sinkhorn_assign_all
 
 TINY_EM = ["--size", "64", "48", "--classes", "4", "--dim", "8", "--memory-size", "50"]
@@ -42,14 +42,14 @@ def test_density(tmp_path, monkeypatch, capsys):
 
 
 def test_roofline_by_hand():
-    work = Work.of_densities(pixels=1000, dim=8, classes=3, components=2)
+    moved = density_bytes(pixels=1000, dim=8, classes=3, components=2)
     # 1000 pixels of 8 numbers in and 3 out, and 6 columns of 16 factors and a constant.
-    assert work == Work(moved=4 * (11000 + 6 * 17))
+    assert moved == 4 * (11000 + 6 * 17) == 44408
     # A copy that takes a second reads and writes 2 x 256 MiB; the work would take 44408 / 2**29 s so.
-    by_bandwidth = work.roofline(seconds=1.0, copy=1.0, product=1e-6)
+    by_bandwidth = roofline(moved, seconds=1.0, copying=1.0, product=1e-6)
     assert by_bandwidth["copy_GB_s"] == pytest.approx(2**29 / 1e9)
     assert by_bandwidth["of_bandwidth"] == by_bandwidth["of_roofline"] == pytest.approx(44408 / 2**29)
-    by_product = work.roofline(seconds=1.0, copy=1.0, product=0.5)
+    by_product = roofline(moved, seconds=1.0, copying=1.0, product=0.5)
     assert by_product["of_roofline"] == 0.5 and by_product["of_bandwidth"] < 1e-3
 
 
