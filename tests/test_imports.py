@@ -49,7 +49,7 @@ ALLOWED = {
         "compat",
         "weight_files",
     },
-    "reporting": {"gmm", "metrics", "visualization"},
+    "report": {"gmm", "metrics", "visualization"},
     "prediction": {
         "metrics",
         "data",
