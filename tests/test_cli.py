@@ -126,7 +126,7 @@ def test_a_verb_gets_its_arguments(given):
     assert cli.main(line.split()) == 0
     (args,) = given.args
     assert (args.inputs, args.threshold_on, args.out) == (["IMG_1.JPG", "b.png"], "d", Path("o"))
-    assert args.range == [-1.0, 2.5] and args.opts == ["SEED", "2"]
+    assert args.range == [-1.0, 2.5] and args.opts == ["MODEL.DEVICE", "cpu"]
     assert args.config_file == str(ROOT / "configs" / CONFIG)
     # As in version 0.1.
     assert cli.main("evaluate --scores maps --dataset d".split()) == cli.main(["check-datasets"]) == 0
