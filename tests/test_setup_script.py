@@ -245,20 +245,15 @@ def test_environment_of_another_python_is_kept_unless_one_was_named(environment,
 def test_check_names_what_is_broken(environment, tmp_path):
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
-    findings = [
-        {"name": "torch", "value": "2.14.1", "state": "ok"},
-        {"name": "timm", "value": "not installed", "state": "broken"},
-        {"name": "demo", "value": "not installed: x", "state": "absent"},
-    ]
-    report = {"ready": False, "root": "/elsewhere", "findings": findings}
+    report = {"ready": False, "root": "/elsewhere", "problems": {"timm": "not installed"}}
     python.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(report)}\nEND\n")
     python.chmod(0o755)
-    assert environment.what_is_wrong(tmp_path, set(), "versions").splitlines() == [
+    assert environment.what_is_wrong(tmp_path, set()).splitlines() == [
         "timm: not installed",
         f"  gmm_anomaly is imported from /elsewhere, not from {ROOT}",
     ]
     python.write_text("#!/bin/sh\necho 'No module named gmm_anomaly' >&2\nexit 1\n")
-    assert environment.what_is_wrong(tmp_path, set(), "versions") == "No module named gmm_anomaly"
+    assert environment.what_is_wrong(tmp_path, set()) == "No module named gmm_anomaly"
 
 
 def test_constraints_pin_every_requirement():

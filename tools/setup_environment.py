@@ -59,20 +59,16 @@ def fits(stamp: dict, inputs: str, extras: set[str], detectron2: str) -> bool:
     )
 
 
-def what_is_wrong(venv: Path, extras: set[str], depth: str) -> str:
-    """What the project's own doctor finds broken in the environment, in words; empty when nothing is.
-
-    Args:
-        depth: "versions" (3 seconds) or "imports" (8 seconds): see ``gmm_anomaly.doctor.examine``.
-    """
-    doctor = ["-m", "gmm_anomaly.doctor", "--json", "--depth", depth, "--extras", ",".join(sorted(extras))]
+def what_is_wrong(venv: Path, extras: set[str]) -> str:
+    """What the project's own doctor finds broken in the environment, in words; empty when nothing is."""
+    doctor = ["-m", "gmm_anomaly.cli", "doctor", "--json", "--extras", ",".join(sorted(extras))]
     # Python puts the working folder on the path; were it the checkout, a project not installed would pass.
     done = quiet([python_of(venv), *doctor], cwd=venv)
     try:
         report = json.loads(done.stdout)
     except ValueError:
         return done.stderr.strip() or f"the check ended with exit status {done.returncode}"
-    broken = [f"{item['name']}: {item['value']}" for item in report["findings"] if item["state"] == "broken"]
+    broken = [f"{name}: {what}" for name, what in report["problems"].items()]
     if Path(report["root"]) != ROOT:
         broken.append(f"gmm_anomaly is imported from {report['root']}, not from {ROOT}")
     return "\n  ".join(broken)
@@ -158,7 +154,7 @@ def set_up(venv: Path, extras: set[str], detectron2: str, explicit_python: bool)
     step = STEPS[0]
     try:
         make_venv(venv, explicit_python)
-        if fits(stamp, inputs, extras, detectron2) and not what_is_wrong(venv, extras, "versions"):
+        if fits(stamp, inputs, extras, detectron2) and not what_is_wrong(venv, extras):
             print(f"set-up: {venv} is complete ({time.monotonic() - started:.1f} s)", flush=True)
             return
         # A set-up that is interrupted from here on must not look complete, but keeps what was chosen before.
@@ -170,7 +166,7 @@ def set_up(venv: Path, extras: set[str], detectron2: str, explicit_python: bool)
         step = announce(4)
         source = install_detectron2(venv, detectron2, recorded)
         step = announce(5)
-        wrong = what_is_wrong(venv, extras, "imports")
+        wrong = what_is_wrong(venv, extras)
         if wrong:
             raise SetupError(
                 f"  {wrong}\n  `make doctor` tells more. To begin anew: make clean-venv, then as before."
