@@ -32,7 +32,6 @@ ALLOWED = {
         "compat",
         "config",
         "visualization",
-        "embedding_plot",
         "weight_files",
         "repository_files",
     },

@@ -66,7 +66,9 @@ def test_the_wheel_holds_the_package_the_configs_and_nothing_else(built):
     beside = [*(ROOT / "configs").rglob("*.yaml"), ROOT / "train_net.py", ROOT / "tools" / "evaluate.py"]
     copies = {f"gmm_anomaly/repository/{path.relative_to(ROOT).as_posix()}": path for path in beside}
     information = {name for name in built.files if ".dist-info/" in name}
-    assert set(built.files) - information == modules | set(copies) | {"gmm_anomaly/py.typed"}
+    assert set(built.files) - information == modules | set(copies) | {
+        "gmm_anomaly/py.typed", "gmm_anomaly/report/page.html.j2",
+    }  # fmt: skip
     assert len(copies) > 40
     for name, path in copies.items():
         assert built.files[name] == path.read_bytes(), name
@@ -133,7 +135,7 @@ def test_the_installed_command(installed, tmp_path):
     found = run(installed, tmp_path, "python", "-c", "import gmm_anomaly; print(gmm_anomaly.__file__)")
     assert found.stdout.startswith(str(installed.parent)), found
     listed = run(installed, tmp_path, "gmm-anomaly", "--help")
-    assert listed.returncode == 0 and all(f"\n  {verb} " in listed.stdout for verb in cli.VERBS)
+    assert listed.returncode == 0 and all(f"\n    {verb} " in listed.stdout for verb in cli.VERBS)
 
 
 def test_the_installed_configs_and_train_net(installed, tmp_path):
