@@ -61,9 +61,9 @@ class Line(NamedTuple):
 def line_charts(
     title: str,
     lines: Sequence[Line],
-    *,
     x_label: str,
     y_label: str = "",
+    *,
     unit: bool = False,
     guide: float | None = None,
 ) -> list[Chart]:
@@ -138,7 +138,7 @@ def training_charts(groups: Mapping[str, Mapping[str, np.ndarray]]) -> list[Char
             x, y = np.array([part.mean(axis=0) for part in parts]).T
             # What the title says already the legend need not say again.
             lines.append(Line("" if name == title else name, x, y, f"at the end {values[-1, 1]:.4g}"))
-        charts += line_charts(title, lines, x_label="iteration")
+        charts += line_charts(title, lines, "iteration")
     return charts
 
 
@@ -152,15 +152,12 @@ def score_charts(found: Mapping[str, tuple[dict[str, Any], dict[str, Any]]], pre
         ]
         precision.append(Line(name, curve["recall"], curve["precision"], notes[0]))
         receiver.append(Line(name, curve["fpr"], curve["recall"], notes[1]))
+    titles = f"{prefix}Precision and recall", f"{prefix}ROC; dotted: 95 % of the anomalous pixels"
+    rates = "false positive rate", "true positive rate"
     return [
-        *line_charts(
-            f"{prefix}Precision and recall", precision, x_label="recall", y_label="precision", unit=True
-        ),
-        *line_charts(
-            f"{prefix}ROC; dotted: 95 % of the anomalous pixels", receiver, x_label="false positive rate",
-            y_label="true positive rate", unit=True, guide=0.95,
-        ),
-    ]  # fmt: skip
+        *line_charts(titles[0], precision, "recall", "precision", unit=True),
+        *line_charts(titles[1], receiver, *rates, unit=True, guide=0.95),
+    ]
 
 
 def _axes(x_label: str, y_label: str) -> Axes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from .charts import score_charts
 from .run import Run, as_text
 from .sections import view
 
-PICTURES = 3
 METRICS = {
     "sem_seg": ("mIoU", "fwIoU", "mACC", "pACC", "ECE"),
     "anomaly": ("AP", "AUROC", "FPR95", "best_f1"),
@@ -29,7 +28,7 @@ LOWER_IS_BETTER = ("FPR95", "ECE")
 PLACES = ("OUTPUT_DIR", "MODEL.WEIGHTS")
 
 
-def render_page(runs: Sequence[Run], *, pictures: int = PICTURES) -> str:
+def render_page(runs: Sequence[Run], *, pictures: int = 3) -> str:
     """One HTML document that needs nothing beside it.
 
     Args:
@@ -41,7 +40,7 @@ def render_page(runs: Sequence[Run], *, pictures: int = PICTURES) -> str:
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters |= {"number": number, "breakable": breakable, "metric": metric}
-    return environment.get_template("page.html.j2").render(
+    page = environment.get_template("page.html.j2").render(
         title=f"Report: {', '.join(run.name for run in runs)}",
         compared=comparison(runs) if len(runs) > 1 else None,
         views=[view(run, f"run{place}", pictures) for place, run in enumerate(runs)],
@@ -49,6 +48,7 @@ def render_page(runs: Sequence[Run], *, pictures: int = PICTURES) -> str:
         PROTOCOLS=PROTOCOLS,
         version=gmm_anomaly.__version__,
     )
+    return page.strip() + "\n"
 
 
 def number(value: Any, form: str = ".4f") -> Markup:
@@ -102,20 +102,14 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
         firsts = {}
         for run in runs:
             for score, drawn in list(run.curves.get(dataset, {}).get("scores", {}).items())[:1]:
-                firsts[f"{run.name}, {score}"] = (drawn, run.datasets[dataset]["anomaly"][score])
+                firsts[f"{run.name}, {score}"] = (drawn, run.datasets[dataset]["anomaly"].get(score, {}))
         if len(firsts) > 1:
             charts += score_charts(firsts, f"{dataset}: ")
-    flat = [dict(_flattened(run.config)) for run in runs]
-    keys = sorted({key for one in flat for key in one} - set(PLACES))
-    settings = [
-        (key, [as_text(one.get(key, "")) for one in flat])
-        for key in keys
-        if len({repr(one.get(key)) for one in flat}) > 1
-    ]
-    return {
-        "tables": tables, "charts": charts, "settings": settings, "names": [run.name for run in runs],
-        "configs": any(flat),
-    }  # fmt: skip
+    keys = sorted({key for run in runs for key in run.settings} - set(PLACES))
+    rows = [(key, [as_text(run.settings.get(key, "")) for run in runs]) for key in keys]
+    settings = [(key, values) for key, values in rows if len(set(values)) > 1]
+    names = [run.name for run in runs]
+    return {"tables": tables, "charts": charts, "settings": settings, "names": names, "configs": bool(keys)}
 
 
 def _best(name: str, cells: Mapping[str, Mapping[str, Any]]) -> set[str]:
@@ -125,11 +119,3 @@ def _best(name: str, cells: Mapping[str, Mapping[str, Any]]) -> set[str]:
         return set()
     best = (min if name in LOWER_IS_BETTER else max)(values.values())
     return {run for run, value in values.items() if value == best}
-
-
-def _flattened(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

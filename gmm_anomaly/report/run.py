@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -43,7 +43,7 @@ class Run:
 
     Attributes:
         path: its folder. name: what the page calls it.
-        config: content of ``config.yaml``; config_text: the file as it is.
+        settings: {dotted key: value} of ``config.yaml``; config_text: the file as it is.
         scalars: of the training: {name: (n, 2) float64, iterations (ascending) and values}.
         results: content of ``results.json``.
         curves: {data set: content of ``curves/<data set>.json``}, of the evaluation in ``results`` only.
@@ -54,7 +54,7 @@ class Run:
 
     path: Path
     name: str
-    config: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     config_text: str = ""
     scalars: Mapping[str, np.ndarray] = field(default_factory=dict)
     results: Mapping[str, Any] = field(default_factory=dict)
@@ -67,13 +67,6 @@ class Run:
     def datasets(self) -> Mapping[str, Mapping[str, Any]]:
         """{data set: its results}."""
         return self.results.get("datasets", {})
-
-    def setting(self, key: str) -> Any:
-        """A value of the config by its dotted key; None if it has none."""
-        value: Any = self.config
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value
 
     def pictures(self, dataset: str) -> dict[str, Path]:
         """{image: its overlay} of a data set, sorted by name."""
@@ -109,7 +102,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
     run = Run(path, name or path.resolve().name)
     if config.is_file():
         run.config_text = config.read_text(encoding="utf-8", errors="replace")
-        run.config = _mapping(config, yaml.safe_load)
+        run.settings = dict(_flattened(_mapping(config, yaml.safe_load)))
     if log.is_file():
         run.scalars = read_training_log(log)
     if results.is_file():
@@ -212,6 +205,14 @@ def _belongs(curves: Mapping[str, Any], results: Mapping[str, Any]) -> bool:
         if not np.isclose(*pair, rtol=1e-6, atol=0, equal_nan=True):
             return False
     return True
+
+
+def _flattened(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def as_text(value: Any) -> str:

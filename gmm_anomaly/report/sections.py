@@ -46,7 +46,7 @@ def view(run: Run, prefix: str, pictures: int) -> dict[str, Any]:
             parts |= {"kind": "classes", "title": f"Classes: {dataset}", "id": f"{parts['id']}-classes"}
             sections.append(parts | _classes(run, dataset, pictures))
     mixture_charts, charts = _training(run)
-    if run.mixtures or mixture_charts or run.setting("MODEL.CLASSIFIER.NAME") == "gmm":
+    if run.mixtures or mixture_charts or run.settings.get("MODEL.CLASSIFIER.NAME") == "gmm":
         known = [found["sem_seg"].get("class_names") for found in run.datasets.values() if "sem_seg" in found]
         count = len(run.mixtures)
         known = [names for names in known if len(names or []) == count]
@@ -73,8 +73,8 @@ def facts(run: Run) -> Iterator[tuple[str, Any, str]]:
                 text = f"{name} of {score}, {numbers.get('protocol')}, {dataset}"
                 yield text, numbers.get(name), "result"
     for name, key in FACTS.items():
-        value = run.setting(key)
-        other = key == "MODEL.TIMM.NAME" and "timm" not in str(run.setting("MODEL.BACKBONE.NAME"))
+        value = run.settings.get(key)
+        other = key == "MODEL.TIMM.NAME" and "timm" not in str(run.settings.get("MODEL.BACKBONE.NAME"))
         if value not in (None, "", []) and not other:
             yield name, as_text(value), ""
 
@@ -103,13 +103,13 @@ def _anomalies(run: Run, dataset: str, pictures: int) -> dict[str, Any]:
     return {
         "curves": score_charts({score: (found, scores.get(score, {})) for score, found in curves.items()}),
         "histograms": [
-            histogram_chart(score, found["histogram"], scores[score].get("best_f1_threshold"))
+            histogram_chart(score, found["histogram"], scores.get(score, {}).get("best_f1_threshold"))
             for score, found in curves.items()
             if found["histogram"]["known"]
         ],
-        "component_charts": line_charts(titles[0], by_overlap, x_label="sIoU threshold", y_label="F1"),
+        "component_charts": line_charts(titles[0], by_overlap, "sIoU threshold", "F1"),
         "sizes": {score: found.get("components_by_size") for score, found in curves.items()},
-        "image_charts": line_charts(titles[1], by_image, x_label="image", y_label="AP"),
+        "image_charts": line_charts(titles[1], by_image, "image", "AP"),
         "inexact": any(key.endswith("_low") for numbers in scores.values() for key in numbers),
         "without_ap": len(frames.get("AP", {})) - len(known),
         "images": len(order),
@@ -129,13 +129,13 @@ def _classes(run: Run, dataset: str, pictures: int) -> dict[str, Any]:
             Line("model", curve["confidence"], curve["accuracy"], note),
             Line("perfectly calibrated", (0, 1), (0, 1)),
         ]
-    charts = line_charts("Reliability", lines, x_label="confidence", y_label="accuracy", unit=True)
+    charts = line_charts("Reliability", lines, "confidence", "accuracy", unit=True)
     return {"names": names, "charts": charts, "overlays": _overlays(run.pictures(dataset), pictures)}
 
 
 def _training(run: Run) -> tuple[list[Chart], list[Chart]]:
     """Charts of the mixtures and of all else: losses, learning rate, results where there are several."""
-    datasets = tuple(f"{name}/" for name in (*run.datasets, *(run.setting("DATASETS.TEST") or ())))
+    datasets = tuple(f"{name}/" for name in (*run.datasets, *(run.settings.get("DATASETS.TEST") or ())))
     losses, others, mixtures = {}, {}, {}
     for key, values in run.scalars.items():
         if key.startswith(MIXTURE_PREFIXES):
