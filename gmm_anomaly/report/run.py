@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 import yaml
 
-CHECKPOINTS = ("model_final.pth", "model_calibrated.pth", "mixtures_final.pth")
+CHECKPOINTS = ("model_final.pth", "model_with_distances.pth", "mixtures_final.pth")
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,8 @@ class Run:
     def pictures(self, dataset: str) -> dict[str, Path]:
         """{image: its overlay} of a data set, sorted by name."""
         folder = self.path / "visualizations" / dataset
-        return {
-            path.relative_to(folder).with_suffix("").as_posix(): path
-            for path in sorted(folder.rglob("*.png"))
-        }
+        files = sorted(folder.rglob("*.png"))
+        return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 
     def command(self, verb: str, *settings: str) -> str:
         """The command that evaluates this run again or goes on with its training, into its folder."""

@@ -86,8 +86,9 @@ def _anomalies(run: Run, dataset: str, pictures: int) -> dict[str, Any]:
     known = {name: ap for name, ap in frames.get("AP", {}).items() if ap is not None}
     order = sorted(known, key=lambda name: -known[name])
     files = run.pictures(dataset)
-    best = [name for name in order if name in files][:pictures]
-    worst = [name for name in reversed(order) if name in files and name not in best][:pictures]
+    drawn = [name for name in order if name in files]
+    half = (len(drawn) + 1) // 2
+    best, worst = drawn[: min(half, pictures)], drawn[half:][::-1][:pictures]
     ranked = [
         (title, [(name, known[name], order.index(name) + 1, _panels(files[name])) for name in names])
         for title, names in (("Best", best), ("Worst", worst))

@@ -10,8 +10,6 @@ import subprocess
 
 import pytest
 
-from gmm_anomaly.report import read_run, render_page
-
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DARK = ("--force-dark-mode", "--blink-settings=preferredColorScheme=0")
 # Tells the frame around it which elements end outside the window without an ancestor that scrolls.
@@ -46,11 +44,8 @@ onmessage = event => document.documentElement.dataset.found = event.data;
     ],
     ids=["dark phone", "desktop"],
 )
-def test_nothing_overflows_in_either_colours(
-    run_folders, tmp_path, width, options, background, curve, outside
-):
-    page = render_page([read_run(folder) for folder in run_folders])
-    (tmp_path / "page.html").write_text(page.replace("</body>", PROBE))
+def test_nothing_overflows_in_either_colours(both_runs, tmp_path, width, options, background, curve, outside):
+    (tmp_path / "page.html").write_text(both_runs.replace("</body>", PROBE))
     (tmp_path / "frame.html").write_text(FRAME.format(width=width))
     command = [
         str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
