@@ -75,7 +75,7 @@ def metric(numbers: Mapping[str, Any], name: str) -> Markup:
 def breakable(text: str) -> Markup:
     """A long name that may go on in the next line after an underscore or slash, and before a capital letter
     within it."""
-    return Markup("<wbr>").join(re.split(r"(?<=[_/])|(?<=[a-z0-9])(?=[A-Z])", str(text)))
+    return Markup("<wbr>").join(re.split(r"(?<=[_/])|(?<=[a-z0-9]{2})(?=[A-Z])", str(text)))
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any]:
