@@ -249,17 +249,16 @@ def sample_anomalies(
         best: tuple[float, Anomaly] | None = None
         for _ in range(30):
             candidate = Anomaly(rng, camera, street, main=index == 0)
-            if _area(_box(camera, candidate)) * 0.75 > room:
-                continue
-            hidden = _hidden_share(camera, candidate, [*solids, *placed])
-            hidden = max([hidden, *(_hidden_share(camera, other, [candidate]) for other in placed)])
-            if best is None or hidden < best[0]:
-                best = (hidden, candidate)
-            if hidden < 0.1:
-                break
+            if 0.75 * _area(_box(camera, candidate)) < room:
+                hidden = _hidden_share(camera, candidate, [*solids, *placed])
+                hidden = max([hidden, *(_hidden_share(camera, other, [candidate]) for other in placed)])
+                if best is None or hidden < best[0]:
+                    best = (hidden, candidate)
+                if hidden < 0.1:
+                    break
         if best is not None and (index == 0 or best[0] < 0.3):
             placed.append(best[1])
-            room -= _area(_box(camera, best[1])) * 0.75
+            room -= 0.75 * _area(_box(camera, best[1]))
     return placed
 
 

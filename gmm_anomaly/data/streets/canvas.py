@@ -1,4 +1,4 @@
-"""What all parts of a street are drawn with: label values, noise, camera, daylight, the picture, its patches."""
+"""What all parts of a street are drawn with: labels, noise, camera, daylight, the picture and its patches."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
 
 @cache
 def _tile(kind: str) -> np.ndarray:
-    power, lowest = {"grain": (0.0, 24), "blotch": (1.4, 3), "leaf": (1.4, 14)}[kind]
+    power, lowest = {"grain": (0.0, 24), "blotch": (1.6, 3), "leaf": (1.4, 14)}[kind]
     frequency = np.hypot(np.fft.fftfreq(256, 1 / 256)[:, None], np.fft.rfftfreq(256, 1 / 256))
     spectrum = np.fft.rfft2(np.random.default_rng(2718).standard_normal((256, 256)))
     spectrum *= (frequency >= lowest) * np.maximum(frequency, 1.0) ** -power
@@ -63,7 +63,7 @@ class Camera:
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
         self.height, self.width = height, width
-        # The focal length follows the geometric mean of both sides: other aspects crop or widen the same view.
+        # The geometric mean of both sides: other aspects crop or widen the same view.
         self.focal = rng.uniform(0.52, 0.82) * math.sqrt(2.0 * width * height)
         self.u0, self.v0 = width * rng.uniform(0.36, 0.64), height * rng.uniform(0.34, 0.5)
         self.eye = rng.uniform(1.2, 2.1)
@@ -86,36 +86,36 @@ class Light:
     """Daylight of a scene, drawn independently of the street.
 
     sun: unit vector to the sun. ambient: brightness of what the sun does not reach; sunlit ground is 1.
-    zenith, horizon, cloud, haze: RGB in 0..255. step: ground displacement (x, z) of the shadow of a point one
-    metre up."""
+    zenith, horizon, cloud, haze: float32 RGB in 0..255. step: ground displacement (x, z) of the shadow of a
+    point one metre up."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         elevation, azimuth = np.deg2rad(rng.uniform(18, 65)), rng.uniform(-np.pi, np.pi)
-        flat = math.cos(elevation)
-        self.sun = np.array([flat * math.sin(azimuth), math.sin(elevation), flat * math.cos(azimuth)])
-        self.step = -self.sun[[0, 2]] * min(2.5, 1.0 / self.sun[1])
+        self.sun = (math.cos(elevation) * math.sin(azimuth), math.sin(elevation),
+                    math.cos(elevation) * math.cos(azimuth))  # fmt: skip
+        reach = min(2.5, 1.0 / self.sun[1])
+        self.step = (-self.sun[0] * reach, -self.sun[2] * reach)
         self.warmth = rng.uniform(-0.6, 1.0) * (1.0 - 0.5 * elevation)
         if rng.random() < 0.35:  # overcast
             grey = rng.uniform(165, 240)
-            self.zenith = grey * np.array([0.93, 0.97, 1.0]) * rng.uniform(0.8, 1.0)
-            self.horizon, self.cloud = np.full(3, grey), np.full(3, grey * rng.uniform(0.75, 0.95))
-            self.ambient = rng.uniform(0.78, 0.92)
+            zenith, self.ambient = grey * rng.uniform(0.8, 1.0) * np.array([0.93, 0.97, 1.0]), rng.uniform(0.78, 0.92)
+            horizon, cloud = np.full(3, grey), grey * rng.uniform(0.75, 0.95)
         else:
-            self.zenith = rng.uniform((50, 110, 190), (130, 170, 240))
-            warm = rng.uniform((190, 200, 205), (245, 240, 250)) + max(self.warmth, 0) * np.array([25, -5, -40])
-            self.horizon, self.cloud = np.minimum(warm, 255), np.full(3, rng.uniform(225, 255))
-            self.ambient = rng.uniform(0.42, 0.68)
-        self.haze = np.float32(0.75 * self.horizon + 0.25 * self.zenith)
+            zenith, self.ambient = rng.uniform((50, 110, 190), (130, 170, 240)), rng.uniform(0.42, 0.68)
+            horizon, cloud = rng.uniform((190, 200, 205), (245, 240, 250)), rng.uniform(225, 255)
+            horizon = np.minimum(horizon + max(self.warmth, 0.0) * np.array([25, -5, -40]), 255)
+        self.zenith, self.horizon, self.cloud = np.float32(zenith), np.float32(horizon), np.full(3, cloud, np.float32)
+        self.haze = 0.75 * self.horizon + 0.25 * self.zenith
         self.haze_length = math.exp(rng.uniform(math.log(90), math.log(700)))
 
     def shade(self, normal: Sequence[float] | np.ndarray) -> float:
         """Brightness of a face with this unit normal, relative to sunlit ground."""
         facing = max(0.0, float(np.dot(normal, self.sun)))
-        return min(1.2, self.ambient + (1.0 - self.ambient) * facing / max(float(self.sun[1]), 0.35))
+        return min(1.2, self.ambient + (1.0 - self.ambient) * facing / max(self.sun[1], 0.35))
 
     def clear(self, z: np.ndarray | float) -> np.ndarray:
         """Share of an object's own colour that reaches the camera from depth ``z``, the rest being haze."""
-        return np.exp(-np.float32(z) / np.float32(self.haze_length))
+        return np.exp(z / -self.haze_length)
 
 
 class Frame:
@@ -123,19 +123,18 @@ class Frame:
     are long. label, shadow: (H, W) uint8; shadow is how much of the sun objects take from the ground. walls:
     for the left and the right, x of the wall line and the heights along it per half metre of depth."""
 
-    walls: list[tuple[float, np.ndarray]]
-
     def __init__(self, camera: Camera, light: Light) -> None:
         size = (camera.height, camera.width)
         self.camera, self.light = camera, light
+        self.walls: list[tuple[float, np.ndarray]] = []
         self.image = np.zeros((3, *size), np.float32)
         self.label, self.shadow = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
 
     def cast(self, footprint: np.ndarray, low: float, high: float) -> None:
         """Shadow of an upright prism: (N, 2) ground points (x, z), and its lower and upper end, all metres."""
-        ground = np.concatenate([footprint + low * self.light.step, footprint + high * self.light.step])
-        world = np.insert(ground, 1, 0.0, axis=1)
-        world[:, 2] = np.maximum(world[:, 2], 1.2)
+        step = np.array(self.light.step)
+        ground = np.concatenate([footprint + low * step, footprint + high * step])
+        world = np.insert(np.maximum(ground, (-np.inf, 1.2)), 1, 0.0, axis=1)
         # Whole pixels are enough, as shadows are blurred.
         hull = cv2.convexHull(np.rint(self.camera.project(world)).astype(np.int32))
         cv2.fillConvexPoly(self.shadow, hull, 215)
@@ -146,30 +145,25 @@ class Frame:
         if abs(dx) <= 0.05:
             return np.zeros(np.shape(x), bool)
         wall, heights = self.walls[int(dx < 0)]
-        rise = (x - wall) / np.float32(dx)  # metres of height on the way to the wall line, towards the sun
-        cell = np.clip((z - rise * np.float32(dz)) * 2.0, 0, heights.size - 1).astype(np.int32)
+        rise = np.asarray((x - wall) / dx)  # metres of height on the way to the wall line, towards the sun
+        cell = np.clip((z - rise * dz) * 2.0, 0, heights.size - 1).astype(np.int32)
         return (rise > 0) & (rise + y < heights[cell])
 
     def stand(self, x: float, z: float, unit: float, box: Sequence[float], mirror: int = 1) -> Canvas:
         """Canvas facing the camera at the ground point (x, z): its coordinates count ``unit`` metres to the
         right (left where ``mirror`` is -1) and up from there."""
-        scale = unit * self.camera.focal / z
-        return Canvas(self, box, self.camera.project([(x, 0.0, z)])[0], (mirror * scale, -scale))
+        camera, scale = self.camera, self.camera.focal / z
+        foot = (camera.u0 + (x + float(camera.shift(z))) * scale, camera.v0 + camera.eye * scale)
+        return Canvas(self, box, foot, (mirror * unit * scale, -unit * scale))
 
 
 class Thing:
-    """What stands on the street: centre (x, z), depth of its nearest part, half width and height, in metres."""
+    """What stands on the street: centre (x, z), depth of its nearest part, half width and height, in metres.
+    Subclasses have ``cast(frame)`` for the shadow and ``paint(frame, sunlit)``, where ``sunlit`` dims all
+    colours in the shadow of a building."""
 
     def __init__(self, x: float, z: float, half: float, height: float) -> None:
-        self.x, self.z, self.near, self.half, self.height = x, z, z, half, height
-
-    def cast(self, frame: Frame) -> None:
-        """Draw the shadow on the ground."""
-        raise NotImplementedError
-
-    def paint(self, frame: Frame, sunlit: float) -> None:
-        """Draw it; ``sunlit`` dims all colours where a building's shadow falls on it."""
-        raise NotImplementedError
+        self.x, self.z, self.near, self.half, self.height = float(x), float(z), float(z), half, height
 
     def ring(self, radius: float) -> np.ndarray:
         """Round footprint of this radius."""
@@ -184,33 +178,29 @@ class Canvas:
     shapes from showing the ground at their edges."""
 
     def __init__(
-        self,
-        frame: Frame,
-        box: Sequence[float] | np.ndarray,
-        origin: Sequence[float] | np.ndarray = (0.0, 0.0),
-        unit: tuple[float, float] = (1.0, 1.0),
-        supersample: int = 0,
+        self, frame: Frame, box: Sequence, origin: Sequence[float] = (0.0, 0.0), unit: Sequence[float] = (1.0, 1.0)
     ) -> None:
-        height, width = frame.label.shape
-        corners = np.reshape(box, (2, 2)) * unit + origin
-        left, top = np.clip(np.floor(corners.min(axis=0)) - 2, 0, (width, height)).astype(int).tolist()
-        right, bottom = np.clip(np.ceil(corners.max(axis=0)) + 3, 0, (width, height)).astype(int).tolist()
-        self.frame, self.left, self.top = frame, left, top
-        self.rows, self.columns = max(0, bottom - top), max(0, right - left)
-        size = max(self.rows, self.columns)
-        self.ss = supersample or (3 if size < 40 else 2 if size < 110 else 1)
-        # Outside the picture, one pixel takes the drawing and nothing is pasted.
-        self.rgba = np.zeros((max(1, self.rows * self.ss), max(1, self.columns * self.ss), 4), np.uint8)
-        self.texture: np.ndarray | float = 1.0
+        (x0, y0, x1, y1), (ox, oy), (ux, uy) = box, origin, unit
+        (left, right), (top, bottom) = sorted((ox + ux * x0, ox + ux * x1)), sorted((oy + uy * y0, oy + uy * y1))
+        self.left, self.top = max(0, math.floor(left) - 2), max(0, math.floor(top) - 2)
+        columns = min(frame.camera.width, math.ceil(right) + 3) - self.left
+        rows = min(frame.camera.height, math.ceil(bottom) + 3) - self.top
+        self.visible = rows > 0 and columns > 0
+        # Outside the picture, one pixel stands for the patch; it is never pasted.
+        self.rows, self.columns = (rows, columns) if self.visible else (1, 1)
+        self.frame, self.texture = frame, np.float32(1.0)
+        self.ss = 2 if max(self.rows, self.columns) < 70 else 1  # patch pixels per picture pixel
+        self.rgba = np.zeros((self.rows * self.ss, self.columns * self.ss, 4), np.uint8)
         # To fixed-point patch pixels; pixel centres lie at whole numbers in the picture and in the patch.
-        fixed = self.ss << _SHIFT
-        self._gain = np.multiply(unit, fixed)
-        self._bias = (np.array(origin) + 0.5 - (left, top)) * fixed - 0.5 * (1 << _SHIFT)
+        fixed, half = self.ss << _SHIFT, 1 << (_SHIFT - 1)
+        self._gain = np.array((ux * fixed, uy * fixed))
+        self._bias = np.array(((ox + 0.5 - self.left) * fixed - half, (oy + 0.5 - self.top) * fixed - half))
 
     def polygon(self, points: np.ndarray | Sequence, colour: Colour) -> None:
-        fixed = np.rint(np.asarray(points, np.float64) * self._gain + self._bias).astype(np.int32)
-        red, green, blue = (colour,) * 3 if np.ndim(colour) == 0 else (float(c) for c in colour)
-        cv2.fillPoly(self.rgba, [fixed], (red, green, blue, 255.0), cv2.LINE_AA, _SHIFT)
+        if self.visible:
+            fixed = np.rint(np.asarray(points, np.float64) * self._gain + self._bias).astype(np.int32)
+            red, green, blue = (colour,) * 3 if np.ndim(colour) == 0 else (float(c) for c in colour)
+            cv2.fillPoly(self.rgba, [fixed], (red, green, blue, 255.0), cv2.LINE_AA, _SHIFT)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
         self.polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour)
@@ -218,58 +208,59 @@ class Canvas:
     def limb(self, start: Sequence[float], end: Sequence[float], w0: float, w1: float, colour: Colour) -> None:
         """Straight bar that tapers from width ``w0`` at ``start`` to ``w1`` at ``end``."""
         (x0, y0), (x1, y1) = start, end
-        length = max(math.hypot(x1 - x0, y1 - y0), 1e-6)
-        nx, ny = (y0 - y1) / (2 * length), (x1 - x0) / (2 * length)
-        first, last = (nx * w0, ny * w0), (nx * w1, ny * w1)
-        self.polygon(
-            [(x0 + first[0], y0 + first[1]), (x1 + last[0], y1 + last[1]),
-             (x1 - last[0], y1 - last[1]), (x0 - first[0], y0 - first[1])],
-            colour,
-        )  # fmt: skip
+        length = 2 * max(math.hypot(x1 - x0, y1 - y0), 1e-6)
+        nx, ny = (y0 - y1) / length, (x1 - x0) / length
+        sides = [(x0 + nx * w0, y0 + ny * w0), (x1 + nx * w1, y1 + ny * w1)]
+        self.polygon([*sides, (x1 - nx * w1, y1 - ny * w1), (x0 - nx * w0, y0 - ny * w0)], colour)
 
     def disc(self, x: float, y: float, rx: float, ry: float, colour: Colour, turn: float = 0.0) -> None:
         """Filled ellipse, turned by ``turn`` radians."""
-        cos, sin = math.cos(turn), math.sin(turn)
-        self.polygon((CIRCLE * (rx, ry)) @ np.array([(cos, sin), (-sin, cos)]) + (x, y), colour)
+        ring = CIRCLE * (rx, ry)
+        if turn:
+            cos, sin = math.cos(turn), math.sin(turn)
+            ring = ring @ np.array([(cos, sin), (-sin, cos)])
+        self.polygon(ring + (x, y), colour)
 
     def noise(self, kind: str, zoom: float, finer: int = 1) -> np.ndarray:
         """Noise over the patch, ``zoom`` picture pixels per noise pixel; ``finer``: values per pixel."""
-        step = 1.0 / (max(zoom, 0.4) * finer)
-        x = np.arange(max(1, self.columns * finer)) * step + 37 * self.left
-        return noise(kind, x, (np.arange(max(1, self.rows * finer)) * step + 91 * self.top)[:, None], True)
+        rows, columns = self.rows * finer, self.columns * finer
+        zoom = max(zoom, 0.4) * finer
+        x, y = (np.arange(n / max(zoom, 1.0)) / min(zoom, 1.0) for n in (columns, rows))
+        piece = noise(kind, x + 37 * self.left, (y + 91 * self.top)[:, None])
+        return cv2.resize(piece, (columns, rows), interpolation=cv2.INTER_LINEAR) if zoom > 1.0 else piece
 
     def grain(self, amount: float, zoom: float, kind: str = "blotch") -> None:
         """Multiplies the colours by noise of 1 +- ``amount`` when pasted."""
         self.texture = 1.0 + amount * self.noise(kind, zoom)
 
-    def fray(self, zoom: float, ragged: float, contrast: float, ground: Colour) -> None:
+    def fray(self, zoom: float, ragged: float, contrast: float, ground: np.ndarray) -> None:
         """Frays the outline and mottles the inside, as leaves do. ground: the colour where nothing is drawn."""
         leaves = self.noise("leaf", zoom, self.ss)
         radius = max(3, int(zoom * self.ss * 5) | 1)
         alpha = self.rgba[..., 3]
-        soft = cv2.blur(alpha, (radius, radius)).astype(np.float32) * np.float32(1 / 255)
+        soft = cv2.blur(alpha, (radius, radius)) * np.float32(1 / 255)
         frayed = np.clip((soft - 0.5 + ragged * leaves) * 4.0 + 0.5, 0.0, 1.0) * (soft > 0.02)
         leaves = (1.0 + contrast * leaves) * frayed
         bare = 255 - alpha
         for channel in range(3):
-            colour = self.rgba[..., channel] + bare * np.float32(np.asarray(ground)[channel] / 255.0)
+            colour = self.rgba[..., channel] + bare * np.float32(ground[channel] / 255.0)
             self.rgba[..., channel] = np.minimum(colour * leaves, 255.0 * frayed)
         self.rgba[..., 3] = frayed * 255.0
 
     def paste(self, label: int, depth: float, shade: float = 1.0) -> None:
         """Composes the patch onto the picture with the scene's haze and labels what it covers by half."""
-        if not self.rows or not self.columns:
+        if not self.visible:
             return
         frame, rgba = self.frame, self.rgba
         if self.ss > 1:
             rgba = cv2.resize(rgba, (self.columns, self.rows), interpolation=cv2.INTER_AREA)
-        clear = float(frame.light.clear(depth))
+        clear = float(frame.light.clear(float(depth)))
         opacity = rgba[..., 3] * np.float32(1 / 255)
-        gain = self.texture * np.float32(clear * shade)
+        gain = self.texture * (clear * shade)
         place = np.s_[self.top : self.top + self.rows, self.left : self.left + self.columns]
         for channel in range(3):
             plane = frame.image[channel][place]
             plane *= 1.0 - opacity
             plane += rgba[..., channel] * gain
-            plane += opacity * (frame.light.haze[channel] * np.float32(1.0 - clear))
+            plane += opacity * (frame.light.haze[channel] * (1.0 - clear))
         frame.label[place][rgba[..., 3] > 127] = label

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,11 +18,13 @@ _SHAPES = {
     "suv": (0.18, 4.5, 1.08, 1.75, (0.01, 0.72, 0.05, 0.58)),
     "van": (0.1, 5.0, 1.15, 2.1, (0.0, 0.86, 0.02, 0.72)),
 }
-_GLASS, _PLATE, _TYRE, _DARK = np.array([38.0, 46.0, 56.0]), np.array([215.0, 212.0, 192.0]), 24.0, 32.0
+_GLASS, _PLATE, _TYRE, _DARK = np.array([38.0, 46.0, 56.0]), (215, 212, 192), 24.0, 32.0
 _ANGLES = np.linspace(0, 2 * np.pi, 14, endpoint=False)
 _WHEEL = np.stack([np.zeros(14), np.sin(_ANGLES), np.cos(_ANGLES)], axis=1)
+_ACROSS = (-1, 1, 1, -1)
 
-Decal = tuple[np.ndarray, np.ndarray | float]  # (N, 3) corners in car coordinates, colour
+Polygon = tuple[np.ndarray, np.ndarray | Sequence[float] | float]  # (N, 3) corners in car coordinates, colour
+Face = tuple[np.ndarray, np.ndarray | float, list[Polygon]]  # corners, colour, what is painted on it
 
 
 class Car(Thing):
@@ -31,120 +34,112 @@ class Car(Thing):
     def __init__(self, rng: np.random.Generator, x: float, z: float, yaw: float) -> None:
         self.shape = str(rng.choice(list(_SHAPES), p=[shape[0] for shape in _SHAPES.values()]))
         _, length, self.waist, height, self.cabin = _SHAPES[self.shape]
-        self.length, self.width, self.yaw = length * rng.uniform(0.94, 1.08), rng.uniform(1.68, 1.92), yaw
+        self.length, self.width = length * rng.uniform(0.94, 1.08), rng.uniform(1.68, 1.92)
         cos, sin = math.cos(yaw), math.sin(yaw)
         self.turn = np.array([(cos, 0.0, -sin), (0.0, 1.0, 0.0), (sin, 0.0, cos)])
         super().__init__(x, z, abs(sin) * self.length / 2 + abs(cos) * self.width / 2, height)
-        self.near = z - abs(cos) * self.length / 2 - abs(sin) * self.width / 2
+        self.near = self.z - abs(cos) * self.length / 2 - abs(sin) * self.width / 2
         grey = rng.uniform(25, 235) + rng.uniform(-5, 5, 3)
         self.colour = grey if rng.random() < 0.55 else rng.uniform(20, 215, 3)
         self.tint, self.lights_on = rng.uniform(0.6, 1.5), rng.random() < 0.35
 
     def cast(self, frame: Frame) -> None:
-        half, end = self.width / 2, self.length / 2
-        corners = [(x, 0.0, z) for x in (-half, half) for z in (-end, end)]
+        corners = [(x * self.width / 2, 0.0, z * self.length / 2) for x in (-1, 1) for z in (-1, 1)]
         footprint = self._place(np.array(corners))[:, [0, 2]]
         frame.cast(footprint, 0.0, 0.6 * self.height)
         frame.cast(0.75 * footprint + 0.25 * footprint.mean(axis=0), 0.0, self.height)
 
     def paint(self, frame: Frame, sunlit: float) -> None:
-        camera = frame.camera
-        end = self.length / 2
-        reach = [(x, y, z) for x in (-1, 1) for y in (0.0, self.height) for z in (-end, end)]
-        outer = camera.project(self._place(np.array(reach)))
-        canvas = Canvas(frame, (outer.min(axis=0), outer.max(axis=0)))
-        eye = np.array([0.0, camera.eye, 0.0])
-        for points, colour, decals in self._faces(frame.light.horizon, 0.35 + 0.65 * frame.light.ambient):
-            world = self._place(points)
-            normal = np.cross(world[-1] - world[0], world[1] - world[0])
-            from_eye = world[0] + (float(camera.shift(world[0, 2])), 0.0, 0.0) - eye
-            if normal @ from_eye >= 0:
-                continue
-            shade = 0.12 + 0.88 * frame.light.shade(normal / np.linalg.norm(normal))
-            canvas.polygon(camera.project(world), colour * shade)
-            if camera.focal > 9.0 * self.near:
-                for part, ink in decals:
-                    canvas.polygon(camera.project(self._place(part)), ink)
+        camera, light = frame.camera, frame.light
+        faces = self._faces(light.horizon, 0.35 + 0.65 * light.ambient)
+        polygons = [points for points, _, _ in faces]
+        if camera.focal > 9.0 * self.near:
+            polygons += [points for _, _, decals in faces for points, _ in decals]
+        ends = np.cumsum([len(points) for points in polygons])
+        world = self._place(np.concatenate(polygons))
+        pixels = camera.project(world)
+        flat = np.split(pixels, ends[:-1])
+        canvas = Canvas(frame, (*pixels.min(axis=0), *pixels.max(axis=0)))
+        # Outward normals: seen from outside, the corners of a face run counter-clockwise.
+        first = np.concatenate([[0], ends[: len(faces) - 1]])
+        normals = np.cross(world[ends[: len(faces)] - 1] - world[first], world[first + 1] - world[first])
+        normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+        at_eye = world[first] - (0.0, camera.eye, 0.0)
+        at_eye[:, 0] += camera.shift(at_eye[:, 2])
+        decal = len(faces)
+        for index, (_, colour, decals) in enumerate(faces):
+            visible = normals[index] @ at_eye[index] < 0
+            if visible:
+                canvas.polygon(flat[index], colour * (0.12 + 0.88 * light.shade(normals[index])))
+            if decal < len(flat):
+                for (_, ink), outline in zip(decals, flat[decal:], strict=False):
+                    if visible:
+                        canvas.polygon(outline, ink)
+                decal += len(decals)
         canvas.grain(0.05, max(1.0, canvas.rows / 40))
         canvas.paste(CAR, self.near, sunlit)
 
     def _place(self, points: np.ndarray) -> np.ndarray:
         return points @ self.turn + (self.x, 0.0, self.z)
 
-    def _faces(self, sky: np.ndarray, dim: float) -> list[tuple[np.ndarray, np.ndarray, list[Decal]]]:
-        """The car's outer faces, hidden ones before those that hide them: corners, colour, and what is painted
-        on them. Seen from outside, the corners run counter-clockwise."""
-        length, waist, w, paint = self.length, self.waist, self.width / 2, self.colour
+    def _faces(self, sky: np.ndarray, dim: float) -> list[Face]:
+        """The car's outer faces, hidden ones before those that hide them."""
+        length, low, high, w, paint = self.length, self.waist, self.height, self.width / 2, self.colour
         rear, front = -length / 2, length / 2
         wheels = (rear + 0.19 * length, front - 0.18 * length)
-        faces: list[tuple[np.ndarray, np.ndarray, list[Decal]]] = []
+        faces: list[Face] = []
         for z in wheels:  # treads, seen under the body from behind or ahead
             for x in (-w + 0.13, w - 0.13):
                 for side in (-1, 1):
-                    faces.append((_upright(x, 0.11 * side, 0.0, 0.4, z - 0.3 * side), np.full(3, _TYRE), []))
+                    tread = [(x + 0.11 * side * a, y, z - 0.3 * side) for a, y in zip(_ACROSS, (0, 0, 0.4, 0.4))]
+                    faces.append((np.array(tread), _TYRE, []))
 
-        # Side outline: rear bumper, boot, bonnet, front bumper.
-        outline = [
-            (rear + 0.06, 0.24), (rear, 0.42), (rear + 0.02, waist - 0.08), (rear + 0.12, waist),
-            (front - 0.28 * length, waist), (front - 0.12, waist - 0.2), (front, 0.52), (front - 0.06, 0.24),
+        # Side outlines (z, y, half width): bumper, boot, bonnet, bumper; then the cabin.
+        body = [
+            (rear + 0.06, 0.24, w), (rear, 0.42, w), (rear + 0.02, low - 0.08, w), (rear + 0.12, low, w),
+            (front - 0.28 * length, low, w), (front - 0.12, low - 0.2, w), (front, 0.52, w), (front - 0.06, 0.24, w),
         ]  # fmt: skip
         dull = paint * (0.55 * dim)
-        for sign in (-1, 1):
-            sill = np.array([(rear + 0.1, 0.24), (front - 0.1, 0.24), (front - 0.1, 0.36), (rear + 0.1, 0.36)])
-            decals: list[Decal] = [(np.insert(sill[:, ::-1], 0, sign * w, axis=1), dull)]
-            for share in (0.36, 0.56, 0.73):
-                z = rear + share * length
-                seam = [(sign * w, y, at) for y, at in ((0.35, z - 0.015), (0.35, z + 0.015),
-                                                        (waist, z + 0.015), (waist, z - 0.015))]  # fmt: skip
-                decals.append((np.array(seam), dull))
-            for z in wheels:
-                for radius, ink in ((0.4, 0.6 * _DARK), (0.33, _TYRE), (0.2, 150.0 * dim), (0.07, _DARK)):
-                    decals.append((np.array((sign * w, 0.33, z)) + radius * _WHEEL, ink))
-            side = np.array([(sign * w, y, z) for z, y in outline])[::-sign]
-            faces.append((side, paint, decals))
-
-        red = (225, 40, 35) if self.lights_on else (150, 22, 25)
-        lamp = (255, 250, 225) if self.lights_on else (195, 200, 205)
-        ends: dict[int, list[Decal]] = {}
-        for index, ((z0, y0), (z1, y1)) in enumerate(zip(outline, outline[1:], strict=False)):
-            quad = np.array([(-w, y0, z0), (w, y0, z0), (w, y1, z1), (-w, y1, z1)])
-            if index == 1:
-                ends[1] = [
-                    (_inset(quad, 0.02, 0.2, 0.4, 0.9), red), (_inset(quad, 0.8, 0.98, 0.4, 0.9), red),
-                    (_inset(quad, 0.36, 0.64, 0.3, 0.6), _PLATE), (_inset(quad, 0.01, 0.99, 0.0, 0.18), _DARK),
-                ]  # fmt: skip
-            elif index == 5:
-                ends[5] = [
-                    (_inset(quad, 0.26, 0.74, 0.05, 0.7), _DARK), (_inset(quad, 0.02, 0.22, 0.25, 0.85), lamp),
-                    (_inset(quad, 0.78, 0.98, 0.25, 0.85), lamp), (_inset(quad, 0.38, 0.62, 0.05, 0.35), _PLATE),
-                ]  # fmt: skip
-            faces.append((quad, paint * (0.55 if index in (0, 6) else 1.0), ends.get(index, [])))
-        return faces + self._cabin(rear, length, sky, dim)
-
-    def _cabin(
-        self, rear: float, length: float, sky: np.ndarray, dim: float
-    ) -> list[tuple[np.ndarray, np.ndarray, list[Decal]]]:
-        w, top = self.width / 2 - 0.05, self.width / 2 - 0.24
+        panel = np.array([(w, 0.24, rear), (w, 0.24, front), (w, low, front), (w, low, rear)])
+        on_side: list[Polygon] = [(_inset(panel, 0.03, 0.97, 0.0, 0.15), dull)]
+        on_side += [(_inset(panel, share, share + 0.007, 0.16, 1.0), dull) for share in (0.36, 0.56, 0.73)]
+        for z in wheels:
+            for radius, ink in ((0.4, 0.6 * _DARK), (0.33, _TYRE), (0.2, 150.0 * dim), (0.07, _DARK)):
+                on_side.append((np.array((w, 0.33, z)) + radius * _WHEEL, ink))
+        faces += _prism(body, paint, on_side, {
+            1: [((0.02, 0.2, 0.4, 0.9), (225, 40, 35) if self.lights_on else (150, 22, 25)),
+                ((0.36, 0.64, 0.3, 0.6), _PLATE), ((0.01, 0.99, 0.0, 0.18), _DARK)],
+            5: [((0.02, 0.22, 0.25, 0.85), (255, 250, 225) if self.lights_on else (195, 200, 205)),
+                ((0.26, 0.74, 0.05, 0.7), _DARK), ((0.38, 0.62, 0.05, 0.35), _PLATE)],
+        })  # fmt: skip
         b0, b1, t0, t1 = (rear + share * length for share in self.cabin)
-        low, high = self.waist, self.height
-        sides = ((0.06, 0.47), (0.52, 0.93)) if self.shape != "van" else ((0.55, 0.93),)
+        cabin = [(b0, low, w - 0.05), (t0, high, w - 0.24), (t1, high, w - 0.24), (b1, low, w - 0.05)]
         glass = (_GLASS * self.tint + sky * 0.12) * dim
-        faces = []
-        for corners, panes, shine in (
-            ([(-w, low, b1), (-w, low, b0), (-top, high, t0), (-top, high, t1)], [(1 - b, 1 - a) for a, b in sides], 0),
-            ([(w, low, b0), (w, low, b1), (top, high, t1), (top, high, t0)], sides, 0),
-            ([(-w, low, b0), (w, low, b0), (top, high, t0), (-top, high, t0)], [(0.06, 0.94)], 0.05),
-            ([(w, low, b1), (-w, low, b1), (-top, high, t1), (top, high, t1)], [(0.06, 0.94)], 0.17),
-            ([(-top, high, t0), (top, high, t0), (top, high, t1), (-top, high, t1)], [], 0),
-        ):
-            quad = np.array(corners)
-            faces.append((quad, self.colour, [(_inset(quad, a, b, 0.08, 0.85), glass + sky * shine) for a, b in panes]))
+        right = np.array([(x, y, z) for z, y, x in cabin])[[0, 3, 2, 1]]
+        panes = ((0.06, 0.47), (0.52, 0.93)) if self.shape != "van" else ((0.55, 0.93),)
+        faces += _prism(cabin, paint, [(_inset(right, a, b, 0.08, 0.85), glass) for a, b in panes], {
+            0: [((0.06, 0.94, 0.08, 0.86), glass + 0.05 * sky)], 2: [((0.06, 0.94, 0.14, 0.92), glass + 0.17 * sky)],
+        })  # fmt: skip
         return faces
 
 
-def _upright(x: float, half: float, low: float, high: float, z: float) -> np.ndarray:
-    """Rectangle across the car; seen from behind where ``half`` is positive, else from ahead."""
-    return np.array([(x - half, low, z), (x + half, low, z), (x + half, high, z), (x - half, high, z)])
+def _prism(
+    outline: list[tuple[float, float, float]], paint: np.ndarray, on_side: list[Polygon], on_strips: dict[int, list]
+) -> list[Face]:
+    """Both sides of a part of the car, and the strips across it from the rear over the top to the front.
+
+    on_side: decals of the right side; on_strips: for the strip of that number, shares (a, b, low, high) and
+    colours of decals, which are mirrored where they lie on the left."""
+    faces: list[Face] = []
+    for sign in (-1, 1):
+        side = np.array([(sign * w, y, z) for z, y, w in outline])[::-sign]
+        faces.append((side, paint, [(points * (sign, 1, 1), ink) for points, ink in on_side]))
+    for index, ((z0, y0, w0), (z1, y1, w1)) in enumerate(zip(outline, outline[1:], strict=False)):
+        quad = np.array([(-w0, y0, z0), (w0, y0, z0), (w1, y1, z1), (-w1, y1, z1)])
+        decals = [(_inset(quad, *shares), ink) for shares, ink in on_strips.get(index, [])]
+        decals += [(points * (-1, 1, 1), ink) for points, ink in decals[:1] if len(decals) > 1]
+        faces.append((quad, paint * (0.55 if y0 + y1 < 0.8 else 1.0), decals))
+    return faces
 
 
 def _inset(quad: np.ndarray, a: float, b: float, low: float, high: float) -> np.ndarray:
