@@ -9,24 +9,25 @@ from .canvas import CIRCLE, PERSON, POLE, TRAFFIC_SIGN, VEGETATION, Canvas, Fram
 _SKIN = ((236, 195, 170), (205, 155, 120), (150, 105, 75), (95, 65, 48))
 _RED, _BLUE, _WHITE = (190, 28, 38), (28, 75, 165), (235, 235, 235)
 _YELLOW, _GREEN, _BLACK, _GREY = (240, 190, 30), (20, 115, 70), (25, 25, 25), (135, 138, 142)
-_UP, _DOWN, _SQUARE = np.pi / 2, -np.pi / 2, np.pi / 4
-# Signs in units of half their height: regular polygons (corners, turn, radius, x, y, colour; 20 corners are a
-# disc), and bars (x, y, half width, half height, colour) on top of them.
+_UP, _DOWN, _DISC = np.pi / 2, -np.pi / 2, 20
+# Signs in units of half their height: regular polygons (corners, turn, radius, x, y, colour), and bars (x, y,
+# half width, half height, colour) on top of them.
 _SIGNS: tuple[tuple[list[tuple], list[tuple]], ...] = (
     (  # speed limit
-        [(20, 0, 1.0, 0, 0, _RED), (20, 0, 0.76, 0, 0, _WHITE)],
-        [(x, 0, w, h, ink) for x in (-0.28, 0.28) for w, h, ink in ((0.19, 0.38, _BLACK), (0.06, 0.22, _WHITE))],
+        [(_DISC, 0, 1.0, 0, 0, _RED), (_DISC, 0, 0.76, 0, 0, _WHITE)],
+        [(-0.28, 0, 0.19, 0.38, _BLACK), (0.28, 0, 0.19, 0.38, _BLACK), (-0.28, 0, 0.06, 0.22, _WHITE),
+         (0.28, 0, 0.06, 0.22, _WHITE)],
     ),
-    ([(20, 0, 1.0, 0, 0, _RED)], [(0, 0, 0.7, 0.17, _WHITE)]),  # no entry
+    ([(_DISC, 0, 1.0, 0, 0, _RED)], [(0, 0, 0.7, 0.17, _WHITE)]),  # no entry
     ([(3, _UP, 1.15, 0, -0.2, _RED), (3, _UP, 0.72, 0, -0.2, _WHITE)], [(0, -0.08, 0.08, 0.28, _BLACK)]),
     ([(3, _UP, 1.15, 0, -0.2, _RED), (3, _UP, 0.72, 0, -0.2, _YELLOW)], [(0, -0.08, 0.08, 0.28, _BLACK)]),
     ([(3, _DOWN, 1.15, 0, 0.2, _RED), (3, _DOWN, 0.68, 0, 0.2, _WHITE)], []),  # yield
     ([(8, np.pi / 8, 1.05, 0, 0, _WHITE), (8, np.pi / 8, 0.95, 0, 0, _RED)], [(0, 0, 0.62, 0.2, _WHITE)]),
-    ([(20, 0, 1.0, 0, 0, _BLUE), (3, _UP, 0.42, 0, 0.25, _WHITE)], [(0, -0.25, 0.12, 0.35, _WHITE)]),
+    ([(_DISC, 0, 1.0, 0, 0, _BLUE), (3, _UP, 0.42, 0, 0.25, _WHITE)], [(0, -0.25, 0.12, 0.35, _WHITE)]),
     ([(4, 0, 1.1, 0, 0, _WHITE), (4, 0, 0.75, 0, 0, _YELLOW)], []),  # priority road
     (  # parking
-        [(4, _SQUARE, 1.3, 0, 0, _WHITE), (4, _SQUARE, 1.15, 0, 0, _BLUE), (20, 0, 0.35, 0.1, 0.25, _WHITE),
-         (20, 0, 0.16, 0.08, 0.25, _BLUE)],
+        [(4, np.pi / 4, 1.3, 0, 0, _WHITE), (4, np.pi / 4, 1.15, 0, 0, _BLUE),
+         (_DISC, 0, 0.35, 0.1, 0.25, _WHITE), (_DISC, 0, 0.16, 0.08, 0.25, _BLUE)],
         [(-0.22, 0, 0.11, 0.6, _WHITE)],
     ),
     *(  # directions
@@ -34,7 +35,7 @@ _SIGNS: tuple[tuple[list[tuple], list[tuple]], ...] = (
               (-0.35, -0.25, 0.7, 0.12, ink)])
         for ground, ink in ((_BLUE, _WHITE), (_GREEN, _WHITE), (_YELLOW, _BLACK))
     ),
-    ([(20, 0, 1.0, 0, 0, _GREY)], [(0, 0, 0.12, 0.95, (110, 112, 115))]),  # the back of a round sign
+    ([(_DISC, 0, 1.0, 0, 0, _GREY)], [(0, 0, 0.12, 0.95, (110, 112, 115))]),  # the back of a round sign
 )  # fmt: skip
 
 
@@ -46,15 +47,12 @@ class Person(Thing):
         super().__init__(x, z, 0.25 * height, height)
         facing = int(rng.choice([-1, 0, 0, 1]))
         self.sideways, self.mirror = abs(facing), facing or 1
-        self.stride, self.build, self.coat = rng.uniform(-1, 1), rng.uniform(0.85, 1.25), rng.choice([0.32, 0.44])
-        self.skirt, self.away = rng.random() < 0.15, rng.random() < 0.5
-        self.bag = rng.choice(["", "", "rucksack", "bag"])
-        self.skin, self.hair = np.array(_SKIN[rng.integers(4)]), np.array([1.0, 0.8, 0.6]) * rng.uniform(25, 150)
-        self.top, self.legs = (
-            rng.uniform(25, 110) + rng.uniform(-10, 10, 3) if rng.random() < 0.45 else rng.uniform(30, 225, 3)
-            for _ in range(2)
-        )
-        self.shoes, self.bag_colour = rng.uniform(20, 90), rng.uniform(30, 160, 3)
+        self.stride, self.build = rng.uniform(-1, 1), rng.uniform(0.85, 1.25)
+        self.skirt, self.away, self.bag = (rng.random() < share for share in (0.15, 0.5, 0.4))
+        self.hem, self.skin = rng.choice([0.32, 0.44]), np.array(_SKIN[rng.integers(4)])
+        self.hair, self.shoes = np.array([1.0, 0.8, 0.6]) * rng.uniform(25, 150), rng.uniform(20, 90)
+        dark = rng.uniform(25, 110, (2, 1)) + rng.uniform(-10, 10, (2, 3))
+        self.top, self.legs = np.where(rng.random((2, 1)) < 0.45, dark, rng.uniform(30, 225, (2, 3)))
 
     def cast(self, frame: Frame) -> None:
         frame.cast(self.ring(0.16), 0.0, self.height)
@@ -64,31 +62,23 @@ class Person(Thing):
         side, build = self.sideways, self.build
         thigh, lean = 0.085 * build, 0.02 * side
         for sign in (-1, 1):
-            colour = self.legs * (0.62 if sign < 0 else 0.8)
+            swing, lift = 0.15 * self.stride * sign, 0.05 * max(0.0, -sign * self.stride)
+            hip, knee, foot = (0.04 * sign, 0.5), (0.05 * sign, 0.26), (0.05 * sign, 0.015 + lift)
             if side:
-                swing = 0.15 * self.stride * sign
                 hip, knee, foot = (0.0, 0.5), (0.45 * swing + lean, 0.26), (swing, 0.02)
-            else:
-                lift = 0.05 * max(0.0, -sign * self.stride)
-                hip, knee, foot = (0.04 * sign, 0.5), (0.05 * sign, 0.26), (0.05 * sign, 0.015 + lift)
+            colour = self.legs * (0.62 if sign < 0 else 0.8)
             canvas.limb(hip, knee, thigh, 0.8 * thigh, colour)
             canvas.limb(knee, foot, 0.8 * thigh, 0.05, colour)
             canvas.disc(foot[0] + 1.5 * lean, foot[1], 0.032 + 0.9 * lean, 0.022, self.shoes)
         if self.skirt:
             canvas.polygon([(-0.07, 0.52), (0.07, 0.52), (0.11, 0.3), (-0.11, 0.3)], self.legs * 0.75)
-
-        if self.bag == "rucksack":
-            canvas.disc(-0.1, 0.68, 0.07, 0.11, self.bag_colour)
         shoulder, waist = (0.085 if side else 0.125) * build, (0.07 if side else 0.085) * build
+        if self.bag:
+            canvas.disc(-0.1, 0.68, 0.07, 0.11, self.legs[::-1])
         self._arm(canvas, -1, shoulder, 0.8)
-        if not side:
-            self._arm(canvas, 1, shoulder, 1.1)
-        right = [(0.7 * shoulder, 0.835), (shoulder, 0.79), (waist, 0.6), (1.1 * waist, self.coat)]
+        right = [(0.7 * shoulder, 0.835), (shoulder, 0.79), (waist, 0.6), (1.1 * waist, self.hem)]
         canvas.polygon([*right, *[(-x, y) for x, y in reversed(right)]], self.top)
-        if side:
-            self._arm(canvas, 1, shoulder, 0.82)
-        if self.bag == "bag":
-            canvas.disc(0.13, 0.42, 0.055, 0.07, self.bag_colour)
+        self._arm(canvas, 1, shoulder, 0.82)
         canvas.limb((0.5 * lean, 0.82), (0.75 * lean, 0.88), 0.055, 0.05, self.skin)
         canvas.disc(lean, 0.925, 0.055, 0.072, self.skin)
         if self.away and not side:
@@ -99,12 +89,10 @@ class Person(Thing):
         canvas.paste(PERSON, self.z, sunlit)
 
     def _arm(self, canvas: Canvas, sign: int, shoulder: float, bright: float) -> None:
-        swing, width = 0.13 * self.stride * sign, 0.05 * self.build
+        swing, width, x = 0.13 * self.stride * sign, 0.05 * self.build, sign * (shoulder - 0.01)
+        top, elbow, hand = (x, 0.79), (1.12 * x + 0.1 * swing, 0.62), (1.15 * x + 0.02 * sign, 0.45)
         if self.sideways:
             top, elbow, hand = (0.0, 0.79), (0.3 * swing, 0.62), (swing, 0.45)
-        else:
-            x = sign * (shoulder - 0.01)
-            top, elbow, hand = (x, 0.79), (1.12 * x + 0.1 * swing, 0.62), (1.15 * x + 0.02 * sign, 0.45)
         canvas.limb(top, elbow, width, width * 0.9, self.top * bright)
         canvas.limb(elbow, hand, width * 0.9, width * 0.75, self.top * bright)
         canvas.disc(*hand, 0.022, 0.025, self.skin)
@@ -114,15 +102,10 @@ class Plant(Thing):
     """A tree or bush: a trunk and a crown of overlapping tufts with frayed outlines."""
 
     def __init__(self, rng: np.random.Generator, x: float, z: float, bush: bool) -> None:
-        if bush:
-            trunk, width = 0.0, rng.uniform(0.9, 2.4)
-            self.crown = width * rng.uniform(0.6, 1.0)
-        else:
-            trunk, width = rng.uniform(1.6, 3.2), rng.uniform(2.6, 5.2)
-            self.crown = width * rng.uniform(0.8, 1.3)
-        conifer = not bush and rng.random() < 0.2
-        if conifer:
-            trunk, self.crown, width = rng.uniform((0.5, 5.0, 2.2), (1.5, 9.0, 3.6))
+        trunk, width = (0.0, rng.uniform(0.9, 2.4)) if bush else (rng.uniform(1.6, 3.2), rng.uniform(2.6, 5.2))
+        self.crown = width * (rng.uniform(0.6, 1.0) if bush else rng.uniform(0.8, 1.3))
+        if not bush and rng.random() < 0.2:  # conifer
+            trunk, self.crown, width = rng.uniform((0.5, 5.0, 2.2), (1.5, 9.0, 3.6)).tolist()
             y = np.linspace(0.1, 0.92, 28)
             spread, radius = 0.26 * (1.0 - y), 0.1 + 0.22 * (1.0 - y)
         else:
@@ -132,33 +115,31 @@ class Plant(Thing):
             y[0], spread[0], radius[0] = 0.45, 0.0, 0.3  # a core that keeps the tufts together
         super().__init__(x, z, width / 2, trunk + self.crown)
         self.trunk, self.girth = trunk, rng.uniform(0.18, 0.42)
-        # Place in the crown, radius (share of its width) and brightness.
-        self.tufts = np.stack([spread * rng.uniform(-1, 1, y.size), y, radius, rng.uniform(0.8, 1.2, y.size)], 1)
+        # Place in the crown, radius (both as shares of its size) and brightness.
+        x_tufts = spread * rng.uniform(-1, 1, y.size)
+        self.tufts = np.stack([x_tufts, y, radius, rng.uniform(0.8, 1.2, y.size)], axis=1).tolist()
         autumn = rng.random() < 0.15
-        least, most = ((130, 85, 35), (185, 125, 60)) if autumn else ((55, 90, 30), (120, 145, 75))
-        self.colour = rng.uniform(least, most)
+        self.colour = rng.uniform(*(((130, 85, 35), (185, 125, 60)) if autumn else ((55, 90, 30), (120, 145, 75))))
         self.bark = np.array([1.0, 0.85, 0.7]) * rng.uniform(60, 110)
 
     def cast(self, frame: Frame) -> None:
         if self.trunk:
             frame.cast(self.ring(self.girth), 0.0, self.trunk)
-        low, high = self.trunk + 0.3 * self.crown, self.trunk + 0.8 * self.crown
-        frame.cast(self.ring(0.84 * self.half), low, high)
+        frame.cast(self.ring(0.84 * self.half), self.trunk + 0.3 * self.crown, self.trunk + 0.8 * self.crown)
 
     def paint(self, frame: Frame, sunlit: float) -> None:
-        scale = frame.camera.focal / self.z
+        scale, light = frame.camera.focal / self.z, frame.light
         if self.trunk:
             girth, top = max(self.girth, 1.2 / scale), self.trunk + 0.3 * self.crown
             canvas = frame.stand(self.x, self.z, 1.0, (-girth, 0.0, girth, top))
             canvas.limb((0.0, 0.0), (0.0, top), girth * 1.25, girth * 0.7, self.bark)
             canvas.grain(0.35, max(1.0, scale / 40))
             canvas.paste(VEGETATION, self.z, sunlit)
-        light = frame.light
-        lit = 0.44 * np.sign(light.sun[0]) * (1.0 - light.ambient) * 2  # from left to right
+        lit = 0.88 * float(np.sign(light.sun[0])) * (1.0 - light.ambient)  # from left to right
         canvas = frame.stand(self.x, self.z, 1.0, (-self.half, self.trunk, self.half, self.height))
         for x, y, radius, bright in self.tufts if self.half * scale > 12 else self.tufts[::2]:
-            colour = self.colour * (bright * (0.62 + 0.4 * y + lit * x))
             radius *= 2 * self.half
+            colour = self.colour * (bright * (0.62 + 0.4 * y + lit * x))
             canvas.disc(2 * self.half * x, self.trunk + self.crown * y, radius, 0.85 * radius, colour)
         canvas.fray(min(max(scale * 0.035, 0.45), 4.0), 0.55, 0.32, self.colour * 0.75)
         canvas.paste(VEGETATION, self.z, sunlit)
@@ -166,12 +147,14 @@ class Plant(Thing):
 
 class Post(Thing):
     """A lamp post, or a pole with traffic signs. arm: signed reach of the lamp over the road, 0 for none.
-    signs: (number in the table, size, height of the centre) from below."""
+    signs: number in the table, size and height of the centre, from below."""
 
-    def __init__(self, x: float, z: float, height: float, girth: float, grey: float) -> None:
-        super().__init__(x, z, girth / 2, height)
-        self.girth, self.grey, self.arm = girth, grey, 0.0
-        self.signs: list[tuple[int, float, float]] = []
+    def __init__(
+        self, x: float, z: float, height: float, girth: float, grey: float, arm: float = 0.0,
+        signs: tuple[tuple[int, float, float], ...] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(x, z, max([size for _, size, _ in signs], default=girth) / 2, height)
+        self.girth, self.grey, self.arm, self.signs = girth, grey, arm, signs
 
     def cast(self, frame: Frame) -> None:
         frame.cast(self.ring(self.girth * 0.7), 0.0, self.height)
@@ -181,49 +164,44 @@ class Post(Thing):
     def paint(self, frame: Frame, sunlit: float) -> None:
         scale = frame.camera.focal / self.z
         girth, top = max(self.girth, 1.15 / scale), self.height
-        canvas = frame.stand(self.x, self.z, 1.0, (-girth, 0.0, girth, top))
+        canvas = frame.stand(self.x, self.z, 1.0, (-girth, 0.0, max(girth, self.arm), top + 0.4))
+        if self.arm < 0:
+            canvas = frame.stand(self.x, self.z, 1.0, (self.arm, 0.0, girth, top + 0.4))
         canvas.limb((0, 0), (0, top), girth, girth * 0.8, self.grey)
         if girth * scale > 2.5:
             canvas.limb((girth * 0.25, 0), (girth * 0.2, top), girth * 0.35, girth * 0.3, self.grey * 0.75)
             canvas.limb((0, 0), (0, 0.5), girth * 1.5, girth * 1.4, self.grey * 0.85)
-        canvas.paste(POLE, self.z, sunlit)
         if self.arm:
-            canvas = frame.stand(self.x, self.z, 1.0, (0.0, top, self.arm, top + 0.4))
             canvas.limb((0, top), (self.arm, top + 0.25), girth * 0.8, girth * 0.6, self.grey)
             canvas.limb((0.62 * self.arm, top + 0.19), (self.arm, top + 0.25), 0.2, 0.18, (200, 200, 190))
-            canvas.paste(POLE, self.z, sunlit)
+        canvas.paste(POLE, self.z, sunlit)
         for number, size, centre in self.signs:
             half = max(size / 2, 1.0 / scale)
-            sign = frame.stand(self.x, self.z, half, (-1.5, centre / half - 1, 1.5, centre / half + 1))
+            middle = centre / half
+            sign = frame.stand(self.x, self.z, half, (-1.5, middle - 1, 1.5, middle + 1))
             polygons, bars = _SIGNS[number]
             for corners, turn, radius, x, y, colour in polygons:
                 angle = np.arange(corners) * (2 * np.pi / corners) + turn
-                outline = np.stack([np.cos(angle), np.sin(angle)], axis=1) if corners != 20 else CIRCLE
-                sign.polygon(outline * radius + (x, y + centre / half), colour)
+                outline = np.stack([np.cos(angle), np.sin(angle)], axis=1) if corners != _DISC else CIRCLE
+                sign.polygon(outline * radius + (x, y + middle), colour)
             for x, y, w, h, colour in bars:
-                y += centre / half
-                sign.box(x - w, y - h, x + w, y + h, colour)
+                sign.box(x - w, middle + y - h, x + w, middle + y + h, colour)
             sign.paste(TRAFFIC_SIGN, self.z - 0.1, 0.35 + 0.65 * sunlit)
 
 
-def lamp_row(rng: np.random.Generator, edge: float, side: int) -> list[Thing]:
+def lamp_row(rng: np.random.Generator, edge: float, side: int) -> list[Post]:
     """Equal lamp posts along the road's edge, whose lamps reach over the road."""
-    height, girth, grey = rng.uniform((4.5, 0.13, 55), (8.5, 0.24, 165))
+    height, girth, grey = rng.uniform((4.5, 0.13, 55), (8.5, 0.24, 165)).tolist()
     arm = -side * rng.uniform(0.9, 2.4) if rng.random() < 0.75 else 0.0
-    spacing, z, posts = rng.uniform(13, 28), rng.uniform(5, 18), []
-    while z < 90:
-        posts.append(Post(edge + side * rng.uniform(0.45, 0.6), z, height, girth, grey))
-        posts[-1].arm = arm
-        z += spacing * rng.uniform(0.9, 1.1)
-    return posts
+    depths = rng.uniform(5, 18) + np.arange(7) * rng.uniform(13, 28)
+    return [Post(edge + side * rng.uniform(0.45, 0.6), z, height, girth, grey, arm) for z in depths if z < 90]
 
 
 def sign_post(rng: np.random.Generator, x: float, z: float) -> Post:
-    size, bottom = rng.uniform((0.6, 1.9), (0.95, 2.5))
-    post = Post(x, z, bottom + 0.8 * size, rng.uniform(0.07, 0.11), rng.uniform(110, 185))
-    kinds = rng.choice(len(_SIGNS), size=2, replace=False)
-    post.signs, post.half = [(int(kinds[0]), size, bottom + size / 2)], size / 2
+    size, bottom = rng.uniform((0.6, 1.9), (0.95, 2.5)).tolist()
+    first, second = rng.choice(len(_SIGNS), size=2, replace=False)
+    signs, height = [(first, size, bottom + size / 2)], bottom + 0.8 * size
     if rng.random() < 0.3:
-        post.signs.append((int(kinds[1]), size * 0.9, bottom + 1.55 * size))
-        post.height = bottom + 1.85 * size
-    return post
+        signs.append((second, size * 0.9, bottom + 1.55 * size))
+        height += size
+    return Post(x, z, height, rng.uniform(0.07, 0.11), rng.uniform(110, 185), signs=tuple(signs))

@@ -171,9 +171,9 @@ def _paint(frame: Frame, street: Street, plots: list[Plot], things: list[Thing])
         if isinstance(item, Plot):
             item.paint(frame)
             continue
-        # Metres from the view's axis; lamps reach beyond the posts.
-        aside = abs(item.x + camera.shift(z)) - item.half - 2.5
-        if aside * camera.focal / z < camera.width:
+        scale = camera.focal / item.near  # the slack is for lamps, which reach beyond their posts
+        u, reach = camera.u0 + (item.x + camera.shift(z)) * camera.focal / z, (item.half + 2.5) * scale
+        if -reach < u < camera.width + reach:
             shaded = frame.walled(item.x, 1.0, z)
             item.paint(frame, 0.25 + 0.75 * frame.light.ambient if shaded else 1.0)
 

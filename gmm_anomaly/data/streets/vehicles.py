@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .canvas import CAR, Canvas, Frame, Thing
+from .canvas import CAR, Canvas, Frame, Light, Thing
 
 # name: share of all cars, length, height of the body side, total height, and where the cabin starts and ends
 # (shares of the length) at its foot and at the roof
@@ -21,10 +21,8 @@ _SHAPES = {
 _GLASS, _PLATE, _TYRE, _DARK = np.array([38.0, 46.0, 56.0]), (215, 212, 192), 24.0, 32.0
 _ANGLES = np.linspace(0, 2 * np.pi, 14, endpoint=False)
 _WHEEL = np.stack([np.zeros(14), np.sin(_ANGLES), np.cos(_ANGLES)], axis=1)
-_ACROSS = (-1, 1, 1, -1)
 
 Polygon = tuple[np.ndarray, np.ndarray | Sequence[float] | float]  # (N, 3) corners in car coordinates, colour
-Face = tuple[np.ndarray, np.ndarray | float, list[Polygon]]  # corners, colour, what is painted on it
 
 
 class Car(Thing):
@@ -50,63 +48,45 @@ class Car(Thing):
         frame.cast(0.75 * footprint + 0.25 * footprint.mean(axis=0), 0.0, self.height)
 
     def paint(self, frame: Frame, sunlit: float) -> None:
-        camera, light = frame.camera, frame.light
-        faces = self._faces(light.horizon, 0.35 + 0.65 * light.ambient)
-        polygons = [points for points, _, _ in faces]
-        if camera.focal > 9.0 * self.near:
-            polygons += [points for _, _, decals in faces for points, _ in decals]
-        ends = np.cumsum([len(points) for points in polygons])
-        world = self._place(np.concatenate(polygons))
-        pixels = camera.project(world)
-        flat = np.split(pixels, ends[:-1])
+        camera = frame.camera
+        eye = self.turn @ (-self.x - float(camera.shift(self.z)), camera.eye, -self.z)
+        polygons = self._polygons(frame.light, eye)
+        ends = np.cumsum([len(points) for points, _ in polygons])
+        pixels = camera.project(self._place(np.concatenate([points for points, _ in polygons])))
         canvas = Canvas(frame, (*pixels.min(axis=0), *pixels.max(axis=0)))
-        # Outward normals: seen from outside, the corners of a face run counter-clockwise.
-        first = np.concatenate([[0], ends[: len(faces) - 1]])
-        normals = np.cross(world[ends[: len(faces)] - 1] - world[first], world[first + 1] - world[first])
-        normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-        at_eye = world[first] - (0.0, camera.eye, 0.0)
-        at_eye[:, 0] += camera.shift(at_eye[:, 2])
-        decal = len(faces)
-        for index, (_, colour, decals) in enumerate(faces):
-            visible = normals[index] @ at_eye[index] < 0
-            if visible:
-                canvas.polygon(flat[index], colour * (0.12 + 0.88 * light.shade(normals[index])))
-            if decal < len(flat):
-                for (_, ink), outline in zip(decals, flat[decal:], strict=False):
-                    if visible:
-                        canvas.polygon(outline, ink)
-                decal += len(decals)
+        for outline, (_, colour) in zip(np.split(pixels, ends[:-1]), polygons, strict=True):
+            canvas.polygon(outline, colour)
         canvas.grain(0.05, max(1.0, canvas.rows / 40))
         canvas.paste(CAR, self.near, sunlit)
 
     def _place(self, points: np.ndarray) -> np.ndarray:
         return points @ self.turn + (self.x, 0.0, self.z)
 
-    def _faces(self, sky: np.ndarray, dim: float) -> list[Face]:
-        """The car's outer faces, hidden ones before those that hide them."""
-        length, low, high, w, paint = self.length, self.waist, self.height, self.width / 2, self.colour
+    def _polygons(self, light: Light, eye: np.ndarray) -> list[Polygon]:
+        """What is seen of the car from ``eye``, hidden parts before those that hide them."""
+        length, low, high, w = self.length, self.waist, self.height, self.width / 2
+        sky, dim = light.horizon, 0.35 + 0.65 * light.ambient
         rear, front = -length / 2, length / 2
-        wheels = (rear + 0.19 * length, front - 0.18 * length)
-        faces: list[Face] = []
-        for z in wheels:  # treads, seen under the body from behind or ahead
-            for x in (-w + 0.13, w - 0.13):
-                for side in (-1, 1):
-                    tread = [(x + 0.11 * side * a, y, z - 0.3 * side) for a, y in zip(_ACROSS, (0, 0, 0.4, 0.4))]
-                    faces.append((np.array(tread), _TYRE, []))
-
+        axles = (rear + 0.19 * length, front - 0.18 * length)
+        polygons: list[Polygon] = []
+        for z in axles:  # treads, seen under the body from behind or ahead
+            z += 0.3 * np.sign(eye[2])
+            for x in (-w + 0.02, w - 0.24):
+                polygons.append((np.array([(x, 0, z), (x + 0.22, 0, z), (x + 0.22, 0.4, z), (x, 0.4, z)]), _TYRE))
         # Side outlines (z, y, half width): bumper, boot, bonnet, bumper; then the cabin.
         body = [
             (rear + 0.06, 0.24, w), (rear, 0.42, w), (rear + 0.02, low - 0.08, w), (rear + 0.12, low, w),
-            (front - 0.28 * length, low, w), (front - 0.12, low - 0.2, w), (front, 0.52, w), (front - 0.06, 0.24, w),
+            (front - 0.28 * length, low, w), (front - 0.12, low - 0.2, w), (front, 0.52, w),
+            (front - 0.06, 0.24, w),
         ]  # fmt: skip
-        dull = paint * (0.55 * dim)
+        dull = self.colour * (0.55 * dim)
         panel = np.array([(w, 0.24, rear), (w, 0.24, front), (w, low, front), (w, low, rear)])
         on_side: list[Polygon] = [(_inset(panel, 0.03, 0.97, 0.0, 0.15), dull)]
         on_side += [(_inset(panel, share, share + 0.007, 0.16, 1.0), dull) for share in (0.36, 0.56, 0.73)]
-        for z in wheels:
+        for z in axles:
             for radius, ink in ((0.4, 0.6 * _DARK), (0.33, _TYRE), (0.2, 150.0 * dim), (0.07, _DARK)):
                 on_side.append((np.array((w, 0.33, z)) + radius * _WHEEL, ink))
-        faces += _prism(body, paint, on_side, {
+        polygons += self._prism(light, eye, body, on_side, {
             1: [((0.02, 0.2, 0.4, 0.9), (225, 40, 35) if self.lights_on else (150, 22, 25)),
                 ((0.36, 0.64, 0.3, 0.6), _PLATE), ((0.01, 0.99, 0.0, 0.18), _DARK)],
             5: [((0.02, 0.22, 0.25, 0.85), (255, 250, 225) if self.lights_on else (195, 200, 205)),
@@ -117,32 +97,43 @@ class Car(Thing):
         glass = (_GLASS * self.tint + sky * 0.12) * dim
         right = np.array([(x, y, z) for z, y, x in cabin])[[0, 3, 2, 1]]
         panes = ((0.06, 0.47), (0.52, 0.93)) if self.shape != "van" else ((0.55, 0.93),)
-        faces += _prism(cabin, paint, [(_inset(right, a, b, 0.08, 0.85), glass) for a, b in panes], {
-            0: [((0.06, 0.94, 0.08, 0.86), glass + 0.05 * sky)], 2: [((0.06, 0.94, 0.14, 0.92), glass + 0.17 * sky)],
+        windows: list[Polygon] = [(_inset(right, a, b, 0.08, 0.85), glass) for a, b in panes]
+        return polygons + self._prism(light, eye, cabin, windows, {
+            0: [((0.06, 0.94, 0.08, 0.86), glass + 0.05 * sky)],
+            2: [((0.06, 0.94, 0.14, 0.92), glass + 0.17 * sky)],
         })  # fmt: skip
-        return faces
 
+    def _prism(
+        self, light: Light, eye: np.ndarray, outline: list[tuple[float, float, float]], on_side: list[Polygon],
+        on_strips: dict[int, list],
+    ) -> list[Polygon]:  # fmt: skip
+        """The visible of both sides of a part, and of the strips across it from the rear to the front.
 
-def _prism(
-    outline: list[tuple[float, float, float]], paint: np.ndarray, on_side: list[Polygon], on_strips: dict[int, list]
-) -> list[Face]:
-    """Both sides of a part of the car, and the strips across it from the rear over the top to the front.
-
-    on_side: decals of the right side; on_strips: for the strip of that number, shares (a, b, low, high) and
-    colours of decals, which are mirrored where they lie on the left."""
-    faces: list[Face] = []
-    for sign in (-1, 1):
-        side = np.array([(sign * w, y, z) for z, y, w in outline])[::-sign]
-        faces.append((side, paint, [(points * (sign, 1, 1), ink) for points, ink in on_side]))
-    for index, ((z0, y0, w0), (z1, y1, w1)) in enumerate(zip(outline, outline[1:], strict=False)):
-        quad = np.array([(-w0, y0, z0), (w0, y0, z0), (w1, y1, z1), (-w1, y1, z1)])
-        decals = [(_inset(quad, *shares), ink) for shares, ink in on_strips.get(index, [])]
-        decals += [(points * (-1, 1, 1), ink) for points, ink in decals[:1] if len(decals) > 1]
-        faces.append((quad, paint * (0.55 if y0 + y1 < 0.8 else 1.0), decals))
-    return faces
+        on_side: what is painted on the right side. on_strips: by number of the strip, shares (a, b, low, high)
+        and colours of what is painted on it; the first of several is a lamp and mirrored."""
+        rise, lean = outline[1][1] - outline[0][1], outline[0][2] - outline[1][2]
+        faces: list[tuple[tuple, np.ndarray, float, list[Polygon]]] = []  # outward normal, corners, brightness
+        for sign in (-1, 1):
+            side = np.array([(sign * w, y, z) for z, y, w in outline])
+            painted = [(points * (sign, 1, 1), ink) for points, ink in on_side]
+            faces.append(((sign * rise, lean, 0.0), side, 1.0, painted))
+        for index, ((z0, y0, w0), (z1, y1, w1)) in enumerate(zip(outline, outline[1:], strict=False)):
+            quad = np.array([(-w0, y0, z0), (w0, y0, z0), (w1, y1, z1), (-w1, y1, z1)])
+            painted = [(_inset(quad, *shares), ink) for shares, ink in on_strips.get(index, [])]
+            if len(painted) > 1:
+                painted.append((painted[0][0] * (-1, 1, 1), painted[0][1]))
+            faces.append(((0.0, z1 - z0, y0 - y1), quad, 0.55 if y0 + y1 < 0.8 else 1.0, painted))
+        polygons: list[Polygon] = []
+        for normal, corners, bright, painted in faces:
+            if np.dot(normal, eye - corners[0]) > 0:
+                shade = light.shade(np.dot(normal, self.turn) / math.hypot(*normal))
+                polygons += [(corners, self.colour * (bright * (0.12 + 0.88 * shade))), *painted]
+        return polygons
 
 
 def _inset(quad: np.ndarray, a: float, b: float, low: float, high: float) -> np.ndarray:
     """Part of a quad (bottom start, bottom end, top end, top start) between shares of its two directions."""
-    s, t = np.array([a, b, b, a])[:, None], np.array([low, low, high, high])[:, None]
-    return (1 - t) * ((1 - s) * quad[0] + s * quad[1]) + t * ((1 - s) * quad[3] + s * quad[2])
+    start, end = quad[0] + low * (quad[3] - quad[0]), quad[1] + low * (quad[2] - quad[1])
+    top_start, top_end = quad[0] + high * (quad[3] - quad[0]), quad[1] + high * (quad[2] - quad[1])
+    across, top = end - start, top_end - top_start
+    return np.array([start + a * across, start + b * across, top_start + b * top, top_start + a * top])
