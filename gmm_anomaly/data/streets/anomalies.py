@@ -94,7 +94,8 @@ def _barrel(pen: Canvas, rng: np.random.Generator) -> None:
 
 def _ball(pen: Canvas, rng: np.random.Generator) -> None:
     for inward in np.arange(8) / 8:
-        pen.disc(-0.18 * inward, 0.5 + 0.18 * inward, 0.5 - 0.5 * inward, 0.5 - 0.5 * inward, 128 + 140 * inward)
+        radius = 0.5 - 0.5 * inward
+        pen.disc(-0.18 * inward, 0.5 + 0.18 * inward, radius, radius, 128 + 140 * inward)
 
 
 def _sofa(pen: Canvas, rng: np.random.Generator) -> None:
@@ -201,9 +202,11 @@ class Anomaly(Thing):
         right = min((camera.width - margin - camera.u0) * z / camera.focal - shift, street.walls[1]) - half
         if rng.random() < 0.65:
             left, right = max(left, street.left), min(right, street.right)
-        super().__init__(left + rng.random() * (right - left) if left < right else (left + right) / 2, z, half, height)
+        x = rng.uniform(left, right) if left < right else (left + right) / 2
+        super().__init__(x, z, half, height)
         self.mirror, self.pattern = int(rng.choice([-1, 1])), str(rng.choice(patterns.split()))
-        self.period, self.turn, self.seed = rng.uniform(0.16, 0.5), rng.uniform(0, np.pi), int(rng.integers(2**31))
+        self.period, self.turn = rng.uniform(0.16, 0.5), rng.uniform(0, np.pi)
+        self.seed = int(rng.integers(2**31))
         # Two colours, natural (browns, greys) or painted; their brightness always differs.
         if rng.random() < 0.5:
             first = np.array([1.0, rng.uniform(0.7, 0.95), rng.uniform(0.4, 0.85)]) * rng.uniform(0.35, 0.95)
@@ -242,7 +245,7 @@ class Anomaly(Thing):
 def sample_anomalies(
     rng: np.random.Generator, camera: Camera, street: Street, solids: Sequence[Thing]
 ) -> list[Anomaly]:
-    """1 to 4 anomalies that stand on the street, inside the picture, mostly unhidden by the known ``solids``."""
+    """1 to 4 anomalies that stand on the street, inside the picture, mostly unhidden by the ``solids``."""
     placed: list[Anomaly] = []
     room = MAX_SHARE * camera.height * camera.width
     for index in range(rng.choice([1, 2, 3, 4], p=[0.35, 0.35, 0.2, 0.1])):

@@ -8,13 +8,13 @@ import numpy as np
 from .canvas import BUILDING, VEGETATION, Canvas, Frame, noise
 
 _NEAR = 1.0  # metres: what is closer is behind the picture's edge
-_TINTS = ((1, 1, 1), (1.08, 0.98, 0.82), (1.15, 0.82, 0.7), (1.1, 1.02, 0.75), (0.9, 0.98, 1.08), (1.1, 0.9, 0.88))
+_TINTS = ((1, 1, 1), (1.08, 0.98, 0.82), (1.15, 0.82, 0.7), (1.1, 1.02, 0.75), (0.9, 0.98, 1.08))
 _ROOFS = ((150, 85, 65), (95, 90, 92), (115, 75, 60), (70, 75, 85))
 
 
 class Plot:
-    """A building or a hedge between the depths z0 and z1. side: -1 left, 1 right. wall: x of the front. hidden:
-    height up to which a nearer building covers the end wall. All in metres."""
+    """A building or a hedge between the depths z0 and z1. side: -1 left, 1 right. wall: x of the front.
+    hidden: height up to which a nearer building covers the end wall. All in metres."""
 
     def __init__(
         self, rng: np.random.Generator, side: int, wall: float, z0: float, length: float, town: bool,
@@ -34,9 +34,11 @@ class Plot:
         if rng.random() < (0.25 if town else 0.85):
             self.roof = rng.uniform(2.0, 4.5)
         self.roof_colour = np.multiply(_ROOFS[rng.integers(len(_ROOFS))], rng.uniform(0.8, 1.2))
-        self.colour = rng.uniform(75, 215) * np.array(_TINTS[rng.integers(len(_TINTS))]) + rng.uniform(-6, 6, 3)
+        tint, grey = _TINTS[rng.integers(len(_TINTS))], rng.uniform(75, 215)
+        self.colour = np.multiply(tint, grey) + rng.uniform(-6, 6, 3)
         self.trim = np.clip(self.colour * rng.uniform(0.6, 1.35), 30, 245)
-        self.glass, self.panes = rng.uniform((35, 45, 55), (80, 90, 105)), np.float32(rng.uniform(0.55, 1.9, 64))
+        self.glass = rng.uniform((35, 45, 55), (80, 90, 105))
+        self.panes = np.float32(rng.uniform(0.55, 1.9, 64))
         self.bay, self.floor = rng.uniform(1.6, 4.2), rng.uniform(2.7, 3.6)
         self.ground_floor = rng.uniform(3.0, 4.2) if town else self.floor
         self.window = (min(rng.uniform(0.8, 1.8), 0.75 * self.bay), rng.uniform(1.1, 1.9))
@@ -72,8 +74,10 @@ class Plot:
         gable = [(self.wall, eaves, z0), (middle, ridge, z0), (back, eaves, z0)]
         slope = [(self.wall - self.side * 0.4, eaves - 0.1, z) for z in depths]
         slope += [(middle, ridge, z) for z in depths[::-1]]
-        gable_faces, slope_faces = (0.0, 0.0, -1.0), (-self.side * 0.6, 0.8, 0.0)
-        for points, colour, normal in ((gable, self.colour, gable_faces), (slope, self.roof_colour, slope_faces)):
+        for points, colour, normal in (
+            (gable, self.colour, (0.0, 0.0, -1.0)),
+            (slope, self.roof_colour, (-self.side * 0.6, 0.8, 0.0)),
+        ):
             pixels = frame.camera.project(points)
             # Unseen where its outline runs the other way round: a slope from below the eaves.
             if cv2.contourArea(np.float32(pixels), True) * self.side >= 1.0:
@@ -86,8 +90,8 @@ class Plot:
         self, frame: Frame, columns: np.ndarray, along: np.ndarray, depth: np.ndarray, resolution: np.ndarray,
         normal: tuple[int, int, int], lowest: float = 0.0,
     ) -> None:  # fmt: skip
-        """columns: (n,) picture columns; along: metres along the face; depth: metres; resolution: metres along
-        the face per pixel; lowest: height below which the face is hidden anyway."""
+        """columns: (n,) picture columns; along: metres along the face; depth: metres; resolution: metres
+        along the face per pixel; lowest: height below which the face is hidden anyway."""
         if not columns.size:
             return
         camera, light = frame.camera, frame.light
@@ -138,7 +142,8 @@ class Plot:
 
         bay, storey = along / self.bay, (y - self.ground_floor) * (1.0 / self.floor)
         bay_index, storey_index = np.floor(bay), np.floor(storey)
-        across, up = np.abs(bay - bay_index - 0.5) * self.bay, np.abs(storey - storey_index - 0.5) * self.floor
+        across = np.abs(bay - bay_index - 0.5) * self.bay
+        up = np.abs(storey - storey_index - 0.5) * self.floor
         # Doors and windows or shop windows below, windows above.
         below, door = storey_index < 0, bay_index % 4 == self.offset % 4
         sill, lintel, half = 0.9, min(2.4, self.ground_floor - 0.5), self.window[0] / 2
@@ -153,7 +158,8 @@ class Plot:
         def opening(margin: float) -> np.ndarray:
             """Share of each pixel that lies inside the openings widened by ``margin`` metres."""
             share = np.clip(inside + (margin / pixel + 0.5), 0.0, 1.0)
-            share *= np.where(below, *(np.clip(side + (margin / resolution + 0.5), 0.0, 1.0) for side in sides))
+            wider = margin / resolution + 0.5
+            share *= np.where(below, *(np.clip(side + wider, 0.0, 1.0) for side in sides))
             return share
 
         panes = opening(0.0)

@@ -98,13 +98,14 @@ class Light:
         self.warmth = rng.uniform(-0.6, 1.0) * (1.0 - 0.5 * elevation)
         if rng.random() < 0.35:  # overcast
             grey = rng.uniform(165, 240)
-            zenith, self.ambient = grey * rng.uniform(0.8, 1.0) * np.array([0.93, 0.97, 1.0]), rng.uniform(0.78, 0.92)
+            zenith = grey * rng.uniform(0.8, 1.0) * np.array([0.93, 0.97, 1.0])
             horizon, cloud = np.full(3, grey), grey * rng.uniform(0.75, 0.95)
+            self.ambient = rng.uniform(0.78, 0.92)
         else:
             zenith, self.ambient = rng.uniform((50, 110, 190), (130, 170, 240)), rng.uniform(0.42, 0.68)
             horizon, cloud = rng.uniform((190, 200, 205), (245, 240, 250)), rng.uniform(225, 255)
             horizon = np.minimum(horizon + max(self.warmth, 0.0) * np.array([25, -5, -40]), 255)
-        self.zenith, self.horizon, self.cloud = np.float32(zenith), np.float32(horizon), np.full(3, cloud, np.float32)
+        self.zenith, self.horizon, self.cloud = np.float32([zenith, horizon, np.full(3, cloud)])
         self.haze = 0.75 * self.horizon + 0.25 * self.zenith
         self.haze_length = math.exp(rng.uniform(math.log(90), math.log(700)))
 
@@ -131,7 +132,7 @@ class Frame:
         self.label, self.shadow = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
 
     def cast(self, footprint: np.ndarray, low: float, high: float) -> None:
-        """Shadow of an upright prism: (N, 2) ground points (x, z), and its lower and upper end, all metres."""
+        """Shadow of an upright prism: (N, 2) ground points (x, z), lower and upper end, all in metres."""
         step = np.array(self.light.step)
         ground = np.concatenate([footprint + low * step, footprint + high * step])
         world = np.insert(np.maximum(ground, (-np.inf, 1.2)), 1, 0.0, axis=1)
@@ -178,10 +179,12 @@ class Canvas:
     shapes from showing the ground at their edges."""
 
     def __init__(
-        self, frame: Frame, box: Sequence, origin: Sequence[float] = (0.0, 0.0), unit: Sequence[float] = (1.0, 1.0)
-    ) -> None:
+        self, frame: Frame, box: Sequence[float], origin: Sequence[float] = (0.0, 0.0),
+        unit: Sequence[float] = (1.0, 1.0),
+    ) -> None:  # fmt: skip
         (x0, y0, x1, y1), (ox, oy), (ux, uy) = box, origin, unit
-        (left, right), (top, bottom) = sorted((ox + ux * x0, ox + ux * x1)), sorted((oy + uy * y0, oy + uy * y1))
+        left, right = sorted((ox + ux * x0, ox + ux * x1))
+        top, bottom = sorted((oy + uy * y0, oy + uy * y1))
         self.left, self.top = max(0, math.floor(left) - 2), max(0, math.floor(top) - 2)
         columns = min(frame.camera.width, math.ceil(right) + 3) - self.left
         rows = min(frame.camera.height, math.ceil(bottom) + 3) - self.top
@@ -199,13 +202,15 @@ class Canvas:
     def polygon(self, points: np.ndarray | Sequence, colour: Colour) -> None:
         if self.visible:
             fixed = np.rint(np.asarray(points, np.float64) * self._gain + self._bias).astype(np.int32)
-            red, green, blue = (colour,) * 3 if np.ndim(colour) == 0 else (float(c) for c in colour)
-            cv2.fillPoly(self.rgba, [fixed], (red, green, blue, 255.0), cv2.LINE_AA, _SHIFT)
+            rgb = (colour,) * 3 if isinstance(colour, float | int) else tuple(colour)
+            cv2.fillPoly(self.rgba, [fixed], (*rgb, 255.0), cv2.LINE_AA, _SHIFT)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
         self.polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour)
 
-    def limb(self, start: Sequence[float], end: Sequence[float], w0: float, w1: float, colour: Colour) -> None:
+    def limb(
+        self, start: Sequence[float], end: Sequence[float], w0: float, w1: float, colour: Colour
+    ) -> None:
         """Straight bar that tapers from width ``w0`` at ``start`` to ``w1`` at ``end``."""
         (x0, y0), (x1, y1) = start, end
         length = 2 * max(math.hypot(x1 - x0, y1 - y0), 1e-6)
@@ -234,7 +239,7 @@ class Canvas:
         self.texture = 1.0 + amount * self.noise(kind, zoom)
 
     def fray(self, zoom: float, ragged: float, contrast: float, ground: np.ndarray) -> None:
-        """Frays the outline and mottles the inside, as leaves do. ground: the colour where nothing is drawn."""
+        """Frays the outline and mottles the inside, as leaves do. ground: colour where nothing is drawn."""
         leaves = self.noise("leaf", zoom, self.ss)
         radius = max(3, int(zoom * self.ss * 5) | 1)
         alpha = self.rgba[..., 3]

@@ -25,8 +25,8 @@ NAMES = ("synthetic_street_train", "synthetic_street_val", "synthetic_street_ano
 
 @dataclass(frozen=True)
 class StreetSplit:
-    """``num_images`` streets of one size from ``seed``; ``anomalies`` adds unknown objects. Splits of one data
-    set need seeds of their own: with equal seeds they hold the same streets."""
+    """``num_images`` streets of one size from ``seed``; ``anomalies`` adds unknown objects. Splits of one
+    data set need seeds of their own: with equal seeds they hold the same streets."""
 
     name: str
     num_images: int
@@ -37,8 +37,6 @@ class StreetSplit:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (H, W, 3) uint8 RGB and label (H, W) uint8 of street ``index``."""
-        if not 0 <= index < self.num_images:
-            raise IndexError(f"{self.name} has {self.num_images} images, index {index} was asked for")
         return render_street(self.seed, index, self.height, self.width, self.anomalies)
 
 
@@ -53,7 +51,7 @@ def cache_split(split: StreetSplit, folder: str | Path) -> Path:
     record, wanted = folder / "split.json", asdict(split) | {"renderer_version": RENDERER_VERSION}
     found = json.loads(record.read_text()) if record.exists() else wanted
     if found != wanted:
-        raise ValueError(f"{record}: expected {wanted}, found {found}. Delete the folder, or choose another one")
+        raise ValueError(f"{record}: expected {wanted}, found {found}. Delete the folder or choose another")
     with replacing(record) as partial:
         partial.write_text(json.dumps(wanted, indent=2) + "\n")
     missing = []
@@ -65,7 +63,7 @@ def cache_split(split: StreetSplit, folder: str | Path) -> Path:
         image, label = split[index]
         for file, array in zip(files, (image[..., ::-1], label), strict=True):
             with replacing(file) as partial:
-                partial.write_bytes(cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes())
+                partial.write_bytes(cv2.imencode(".png", array)[1].tobytes())
     return folder
 
 
@@ -83,8 +81,7 @@ class _StreetFrames:
             kind = f"{split.name}_{size}_seed{split.seed}_v{RENDERER_VERSION}"
             folder = cache_split(split, Path(self.cache_dir).expanduser().absolute() / kind)
             return FolderPairs("images", "labels")(folder)
-        keys = ("seed", "height", "width", "anomalies")
-        render = {key: getattr(split, key) for key in keys}
+        render = {key: getattr(split, key) for key in ("seed", "height", "width", "anomalies")}
         names = [f"{index:06d}" for index in range(split.num_images)]
         return [
             {"file_name": f"{split.name}/{name}", "image_id": name, "render": render | {"index": index}}
@@ -120,8 +117,8 @@ def configure_synthetic(cfg: CfgNode) -> None:
         ValueError: a size, number or seed that cannot be.
     """
     node = cfg.DATASETS.SYNTHETIC
-    least = {"HEIGHT": MIN_HEIGHT, "WIDTH": MIN_WIDTH, "NUM_TRAIN": 1, "NUM_VAL": 1, "NUM_ANOMALY": 1, "SEED": 0}
-    for key, value in least.items():
-        if node[key] < value:
-            raise ValueError(f"DATASETS.SYNTHETIC.{key}: expected {value} or more, found {node[key]}")
+    for key in set(node) - {"CACHE_DIR"}:
+        least = {"HEIGHT": MIN_HEIGHT, "WIDTH": MIN_WIDTH, "SEED": 0}.get(key, 1)
+        if node[key] < least:
+            raise ValueError(f"DATASETS.SYNTHETIC.{key}: expected {least} or more, found {node[key]}")
     register_streets(**{key.lower(): value for key, value in node.items()})

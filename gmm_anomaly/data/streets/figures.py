@@ -49,7 +49,7 @@ class Person(Thing):
         self.sideways, self.mirror = abs(facing), facing or 1
         self.stride, self.build = rng.uniform(-1, 1), rng.uniform(0.85, 1.25)
         self.skirt, self.away, self.bag = (rng.random() < share for share in (0.15, 0.5, 0.4))
-        self.hem, self.skin = rng.choice([0.32, 0.44]), np.array(_SKIN[rng.integers(4)])
+        self.hem, self.skin = rng.choice([0.32, 0.44]), np.float64(_SKIN[rng.integers(4)])
         self.hair, self.shoes = np.array([1.0, 0.8, 0.6]) * rng.uniform(25, 150), rng.uniform(20, 90)
         dark = rng.uniform(25, 110, (2, 1)) + rng.uniform(-10, 10, (2, 3))
         self.top, self.legs = np.where(rng.random((2, 1)) < 0.45, dark, rng.uniform(30, 225, (2, 3)))
@@ -102,7 +102,7 @@ class Plant(Thing):
     """A tree or bush: a trunk and a crown of overlapping tufts with frayed outlines."""
 
     def __init__(self, rng: np.random.Generator, x: float, z: float, bush: bool) -> None:
-        trunk, width = (0.0, rng.uniform(0.9, 2.4)) if bush else (rng.uniform(1.6, 3.2), rng.uniform(2.6, 5.2))
+        trunk, width = (0.0, rng.uniform(0.9, 2.4)) if bush else rng.uniform((1.6, 2.6), (3.2, 5.2)).tolist()
         self.crown = width * (rng.uniform(0.6, 1.0) if bush else rng.uniform(0.8, 1.3))
         if not bush and rng.random() < 0.2:  # conifer
             trunk, self.crown, width = rng.uniform((0.5, 5.0, 2.2), (1.5, 9.0, 3.6)).tolist()
@@ -118,8 +118,9 @@ class Plant(Thing):
         # Place in the crown, radius (both as shares of its size) and brightness.
         x_tufts = spread * rng.uniform(-1, 1, y.size)
         self.tufts = np.stack([x_tufts, y, radius, rng.uniform(0.8, 1.2, y.size)], axis=1).tolist()
-        autumn = rng.random() < 0.15
-        self.colour = rng.uniform(*(((130, 85, 35), (185, 125, 60)) if autumn else ((55, 90, 30), (120, 145, 75))))
+        self.colour = rng.uniform((55, 90, 30), (120, 145, 75))
+        if rng.random() < 0.15:  # autumn
+            self.colour = rng.uniform((130, 85, 35), (185, 125, 60))
         self.bark = np.array([1.0, 0.85, 0.7]) * rng.uniform(60, 110)
 
     def cast(self, frame: Frame) -> None:

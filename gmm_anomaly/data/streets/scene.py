@@ -36,7 +36,7 @@ def render_street(
     if seed < 0 or index < 0:
         raise ValueError(f"seed and index must be 0 or more, found seed={seed}, index={index}")
     if height < MIN_HEIGHT or width < MIN_WIDTH:
-        raise ValueError(f"a street needs at least {MIN_HEIGHT} x {MIN_WIDTH} pixels, found {height} x {width}")
+        raise ValueError(f"a street needs {MIN_HEIGHT} x {MIN_WIDTH} pixels, found {height} x {width}")
     rng = np.random.default_rng((seed, index, _SCENE))
     frame = Frame(Camera(rng, height, width), Light(rng))
     paint_backdrop(frame, rng)
@@ -45,8 +45,10 @@ def render_street(
     things += [*_sample_cars(rng, street), *_sample_people(rng, street), *_sample_verges(rng, street)]
     hood = rng.uniform(0.03, 0.09) if rng.random() < 0.35 else 0.0
     if anomalies:
-        strangers = np.random.default_rng((seed, index, _ANOMALIES))
-        things += sample_anomalies(strangers, frame.camera, street, [thing for thing in things if thing.z < 60])
+        solids = [thing for thing in things if thing.z < 60]
+        things += sample_anomalies(
+            np.random.default_rng((seed, index, _ANOMALIES)), frame.camera, street, solids
+        )
     for side, wall in zip((-1, 1), street.walls, strict=True):
         heights = np.zeros(2 * _VIEW + 60, np.float32)
         for plot in plots:
@@ -89,7 +91,8 @@ def _sample_plots(rng: np.random.Generator, street: Street) -> tuple[list[Plot],
                     plots.append(Plot(rng, side, wall, z, length, town, hedge=True))
                 for depth in z + rng.uniform(0, length, rng.integers(1, 4)):
                     if depth > 5.0:
-                        greens.append(Plant(rng, wall + side * rng.uniform(1.8, 9.0), depth, rng.random() < 0.3))
+                        x = wall + side * rng.uniform(1.8, 9.0)
+                        greens.append(Plant(rng, x, depth, rng.random() < 0.3))
             z += length
             if not town or rng.random() < 0.12:
                 z += rng.uniform(0.5, 6.0)
@@ -203,6 +206,6 @@ def _expose(image: np.ndarray, light: Light, rng: np.random.Generator) -> np.nda
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, strength: float) -> np.ndarray:
-    """Noise of this standard deviation from two uniform bytes: near enough to normal, at a tenth of the time."""
+    """Noise of this standard deviation from two uniform bytes: nearly normal, at a tenth of the time."""
     draws = rng.integers(0, 256, (2, height, width), dtype=np.uint8)
     return (draws[0].astype(np.float32) + draws[1] - 255.0) * (strength / 104.5)

@@ -1,4 +1,4 @@
-"""The street itself: lanes, kerbs, sidewalks and verges on flat ground, with the sky and skyline behind it."""
+"""The street itself: lanes, kerbs, sidewalks and verges on flat ground, with the sky and skyline behind."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from .canvas import BUILDING, CIRCLE, ROAD, SIDEWALK, SKY, TERRAIN, VEGETATION, 
 class Street:
     """Cross-section of a street as seen from the driver's lane, and what is painted on it; x, z in metres.
 
-    edges: ascending x between bands; kinds, colours: label and RGB per band, one more than edges. left, right:
-    road edges. walks: (x0, x1) of both sidewalks. walls: x of both wall lines. lanes: x, and whether it leads
-    ahead. lines: x, whether solid and whether yellow. crossing: nearest z, farthest z, width of a stripe; or
-    None. patches: outline on the ground and brightness of repairs, stains and manhole covers."""
+    edges: ascending x between bands; kinds, colours: label and RGB per band, one more than edges. left,
+    right: road edges. walks: (x0, x1) of both sidewalks. walls: x of both wall lines. lanes: x, and whether
+    it leads ahead. lines: x, whether solid and whether yellow. crossing: nearest z, farthest z, width of a
+    stripe; or None. patches: outline on the ground and brightness of repairs, stains and manhole covers."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         lane = rng.uniform(2.9, 3.6)
         oncoming, same = int(rng.integers(0, 3)), int(rng.integers(1, 3))
-        middle = -(int(rng.integers(0, same)) + 0.5) * lane + rng.normal(0, 0.25)  # between the two directions
+        # x of the line between the two directions.
+        middle = -(int(rng.integers(0, same)) + 0.5) * lane + rng.normal(0, 0.25)
         self.parking = (rng.random() < 0.5, rng.random() < 0.5)
         strips = [2.2 if parked else rng.uniform(0.1, 0.6) for parked in self.parking]
         self.left, self.right = middle - oncoming * lane - strips[0], middle + same * lane + strips[1]
         self.lanes = [(middle + (i + 0.5) * lane, i >= 0) for i in range(-oncoming, same)]
 
-        road, kerb = rng.uniform(70, 135) + rng.uniform(-5, 5, 3), rng.uniform(120, 185) + rng.uniform(-8, 8, 3)
+        road = rng.uniform(70, 135) + rng.uniform(-5, 5, 3)
+        kerb = rng.uniform(120, 185) + rng.uniform(-8, 8, 3)
         # Sidewalks range from asphalt like the road to light, beige or reddish slabs.
         walk = rng.uniform(85, 175) + rng.uniform(0, 18) * np.array([1.0, 0.1, -1.0]) + rng.uniform(-5, 5, 3)
         if rng.random() < 0.2:
@@ -39,7 +41,7 @@ class Street:
                 (rng.uniform(0.14, 0.28), SIDEWALK, kerb),
                 (rng.uniform(0.8, 3.0) if rng.random() < 0.45 else 0.0, TERRAIN, grass),
                 (rng.uniform(1.8, 4.2), SIDEWALK, walk),
-                (rng.uniform(0.6, 4.0) if rng.random() < 0.5 else 0.0, TERRAIN, grass * rng.uniform(0.85, 1.15)),
+                (rng.uniform(0.6, 4.0) if rng.random() < 0.5 else 0.0, TERRAIN, grass * 0.9),
                 (0.01, TERRAIN, grass * rng.uniform(0.8, 1.1)),
             ):
                 if width:
@@ -53,9 +55,10 @@ class Street:
         bands.insert(self.edges.index(self.right), (0.0, ROAD, road))
         self.kinds = np.array([band[1] for band in bands], np.uint8)
         self.colours = np.float32([band[2] for band in bands])
-        self.slab, self.grain, self.offset = rng.uniform(0.4, 1.3), rng.uniform(0.06, 0.16), int(rng.integers(4096))
+        self.slab, self.grain = rng.uniform(0.4, 1.3), rng.uniform(0.06, 0.16)
+        self.offset = int(rng.integers(4096))
 
-        self.white, self.yellow = np.full(3, rng.uniform(195, 250)), rng.uniform((200, 160, 40), (235, 185, 90))
+        self.white, self.yellow = rng.uniform(195, 250), rng.uniform((200, 160, 40), (235, 185, 90)).tolist()
         self.line_width, self.dash, gap = rng.uniform((0.11, 2.0, 2.5), (0.18, 4.5, 6.0)).tolist()
         self.period, self.phase = self.dash + gap, rng.uniform(0, 9)
         self.lines = [(middle + i * lane, False, False) for i in range(1 - oncoming, same) if i]
@@ -64,7 +67,8 @@ class Street:
             offsets = (-self.line_width, self.line_width) if style == "double" else (0.0,)
             self.lines += [(middle + offset, style != "dashed", yellow) for offset in offsets]
         if rng.random() < 0.75:
-            self.lines += [(middle - oncoming * lane + 0.1, True, False), (middle + same * lane - 0.1, True, False)]
+            edges = (middle - oncoming * lane + 0.1, middle + same * lane - 0.1)
+            self.lines += [(x, True, False) for x in edges]
         near = float(np.exp(rng.uniform(np.log(7), np.log(35))))
         crossing = (near, near + rng.uniform(2.5, 4.0), rng.uniform(0.4, 0.6))
         self.crossing = crossing if rng.random() < 0.3 else None
@@ -109,9 +113,9 @@ class Street:
         for channel in range(3):
             plane = self.colours[:, channel][band]
             plane *= tone
-            paint = float(self.white[channel])
+            paint = self.white
             if yellow is not None:
-                paint = paint + yellow * float(self.yellow[channel] - paint)
+                paint = paint + yellow * (self.yellow[channel] - paint)
             plane += cover * (paint - plane)
             plane *= sunlight
             plane += light.haze[channel] * (1.0 - clear)

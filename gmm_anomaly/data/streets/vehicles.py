@@ -72,7 +72,8 @@ class Car(Thing):
         for z in axles:  # treads, seen under the body from behind or ahead
             z += 0.3 * np.sign(eye[2])
             for x in (-w + 0.02, w - 0.24):
-                polygons.append((np.array([(x, 0, z), (x + 0.22, 0, z), (x + 0.22, 0.4, z), (x, 0.4, z)]), _TYRE))
+                tread = [(x, 0, z), (x + 0.22, 0, z), (x + 0.22, 0.4, z), (x, 0.4, z)]
+                polygons.append((np.array(tread), _TYRE))
         # Side outlines (z, y, half width): bumper, boot, bonnet, bumper; then the cabin.
         body = [
             (rear + 0.06, 0.24, w), (rear, 0.42, w), (rear + 0.02, low - 0.08, w), (rear + 0.12, low, w),
@@ -104,15 +105,16 @@ class Car(Thing):
         })  # fmt: skip
 
     def _prism(
-        self, light: Light, eye: np.ndarray, outline: list[tuple[float, float, float]], on_side: list[Polygon],
-        on_strips: dict[int, list],
+        self, light: Light, eye: np.ndarray, outline: list[tuple[float, float, float]],
+        on_side: list[Polygon], on_strips: dict[int, list],
     ) -> list[Polygon]:  # fmt: skip
         """The visible of both sides of a part, and of the strips across it from the rear to the front.
 
-        on_side: what is painted on the right side. on_strips: by number of the strip, shares (a, b, low, high)
-        and colours of what is painted on it; the first of several is a lamp and mirrored."""
+        on_side: what is painted on the right side. on_strips: by number of the strip, shares (a, b, low,
+        high) and colours of what is painted on it; the first of several is a lamp and mirrored."""
         rise, lean = outline[1][1] - outline[0][1], outline[0][2] - outline[1][2]
-        faces: list[tuple[tuple, np.ndarray, float, list[Polygon]]] = []  # outward normal, corners, brightness
+        # Outward normal, corners, brightness, what is painted on it.
+        faces: list[tuple[tuple, np.ndarray, float, list[Polygon]]] = []
         for sign in (-1, 1):
             side = np.array([(sign * w, y, z) for z, y, w in outline])
             painted = [(points * (sign, 1, 1), ink) for points, ink in on_side]
