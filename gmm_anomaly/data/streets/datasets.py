@@ -39,6 +39,20 @@ class StreetSplit:
         """Image (H, W, 3) uint8 RGB and label (H, W) uint8 of street ``index``."""
         return render_street(self.seed, index, self.height, self.width, self.anomalies)
 
+    def records(self, cache_dir: str = "") -> list[Record]:
+        """The catalog's records: of files in a folder under ``cache_dir``, else what the renderer needs."""
+        if cache_dir:
+            size = f"{self.num_images}x{self.height}x{self.width}"
+            name = f"{self.name}_{size}_seed{self.seed}_v{RENDERER_VERSION}"
+            folder = cache_split(self, Path(cache_dir).expanduser().absolute() / name)
+            return FolderPairs("images", "labels")(folder)
+        render = {key: getattr(self, key) for key in ("seed", "height", "width", "anomalies")}
+        names = [f"{index:06d}" for index in range(self.num_images)]
+        return [
+            {"file_name": f"{self.name}/{name}", "image_id": name, "render": render | {"index": index}}
+            for index, name in enumerate(names)
+        ]
+
 
 def cache_split(split: StreetSplit, folder: str | Path) -> Path:
     """Write a split as ``images/000000.png`` (RGB), ``labels/000000.png`` (8-bit class indices), ... and
@@ -67,28 +81,6 @@ def cache_split(split: StreetSplit, folder: str | Path) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class _StreetFrames:
-    """Records of a split: of files where there is a cache folder, else what the renderer needs."""
-
-    split: StreetSplit
-    cache_dir: str
-
-    def __call__(self, root: Path) -> list[Record]:
-        split = self.split
-        if self.cache_dir:
-            size = f"{split.num_images}x{split.height}x{split.width}"
-            kind = f"{split.name}_{size}_seed{split.seed}_v{RENDERER_VERSION}"
-            folder = cache_split(split, Path(self.cache_dir).expanduser().absolute() / kind)
-            return FolderPairs("images", "labels")(folder)
-        render = {key: getattr(split, key) for key in ("seed", "height", "width", "anomalies")}
-        names = [f"{index:06d}" for index in range(split.num_images)]
-        return [
-            {"file_name": f"{split.name}/{name}", "image_id": name, "render": render | {"index": index}}
-            for index, name in enumerate(names)
-        ]
-
-
 def register_streets(
     height: int = 256, width: int = 512, num_train: int = 400, num_val: int = 50, num_anomaly: int = 50,
     seed: int = 0, cache_dir: str = "",
@@ -98,7 +90,10 @@ def register_streets(
     those of any other ``seed``."""
     for place, (name, number) in enumerate(zip(NAMES, (num_train, num_val, num_anomaly), strict=True)):
         split = StreetSplit(name, number, 3 * seed + place, height, width, name == NAMES[2])
-        layout = _StreetFrames(split, cache_dir)
+
+        def layout(root: Path, split: StreetSplit = split) -> list[Record]:
+            return split.records(cache_dir)
+
         if split.anomalies:
             known = tuple((value, 0) for value in range(len(CLASSES)))
             labels = (*known, (ANOMALY_LABEL, 1), (IGNORE_LABEL, IGNORE_LABEL))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import cv2
 import numpy as np
 
@@ -46,9 +49,8 @@ def render_street(
     hood = rng.uniform(0.03, 0.09) if rng.random() < 0.35 else 0.0
     if anomalies:
         solids = [thing for thing in things if thing.z < 60]
-        things += sample_anomalies(
-            np.random.default_rng((seed, index, _ANOMALIES)), frame.camera, street, solids
-        )
+        strange = np.random.default_rng((seed, index, _ANOMALIES))
+        things += sample_anomalies(strange, frame.camera, street, solids)
     for side, wall in zip((-1, 1), street.walls, strict=True):
         heights = np.zeros(2 * _VIEW + 60, np.float32)
         for plot in plots:
@@ -57,9 +59,9 @@ def render_street(
         frame.walls.append((wall, heights))
     _paint(frame, street, plots, things)
     if anomalies:  # one to two pixels around them (at 256 rows), where blending mixes them with the street
-        strange = (frame.label == ANOMALY_LABEL).astype(np.uint8)
+        mask = (frame.label == ANOMALY_LABEL).astype(np.uint8)
         size = 2 * max(1, round(height / 256)) + 1
-        frame.label[cv2.dilate(strange, np.ones((size, size), np.uint8)) > strange] = IGNORE_LABEL
+        frame.label[cv2.dilate(mask, np.ones((size, size), np.uint8)) > mask] = IGNORE_LABEL
     if hood:  # the own car's bonnet at the lower edge, void as in real recordings
         x = np.linspace(-0.05, 1.05, 32)
         outline = np.stack([x, 1.0 - hood * (1.0 - 0.55 * (2 * x - 1) ** 2)], axis=1)
@@ -167,18 +169,17 @@ def _paint(frame: Frame, street: Street, plots: list[Plot], things: list[Thing])
         if thing.z < 70:
             thing.cast(frame)
     street.paint(frame)
+    x, z, near, half = np.array([(t.x, t.z, t.near, t.half) for t in things]).T
+    # How far each reaches from its column; the slack is for lamps, which reach beyond their posts.
+    u, reach = camera.u0 + (x + camera.shift(z)) * camera.focal / z, (half + 2.5) * camera.focal / near
+    dim = np.where(frame.walled(x, 1.0, z), 0.25 + 0.75 * frame.light.ambient, 1.0).tolist()
     # A wall is as deep as its far end: whatever stands in front of it comes later.
-    queue: list[tuple[float, Plot | Thing]] = [(plot.z1, plot) for plot in plots if plot.z1 > 2.0]
-    queue += [(thing.z, thing) for thing in things]
-    for z, item in sorted(queue, key=lambda entry: -entry[0]):
-        if isinstance(item, Plot):
-            item.paint(frame)
-            continue
-        scale = camera.focal / item.near  # the slack is for lamps, which reach beyond their posts
-        u, reach = camera.u0 + (item.x + camera.shift(z)) * camera.focal / z, (item.half + 2.5) * scale
-        if -reach < u < camera.width + reach:
-            shaded = frame.walled(item.x, 1.0, z)
-            item.paint(frame, 0.25 + 0.75 * frame.light.ambient if shaded else 1.0)
+    queue: list[tuple[float, Callable[[Frame], None]]] = []
+    queue += [(plot.z1, plot.paint) for plot in plots if plot.z1 > 2.0]
+    for index in np.flatnonzero((u > -reach) & (u < camera.width + reach)):
+        queue.append((z[index], partial(things[index].paint, sunlit=dim[index])))
+    for _, paint in sorted(queue, key=lambda entry: -entry[0]):
+        paint(frame)
 
 
 def _expose(image: np.ndarray, light: Light, rng: np.random.Generator) -> np.ndarray:

@@ -51,11 +51,12 @@ class Car(Thing):
         camera = frame.camera
         eye = self.turn @ (-self.x - float(camera.shift(self.z)), camera.eye, -self.z)
         polygons = self._polygons(frame.light, eye)
-        ends = np.cumsum([len(points) for points, _ in polygons])
         pixels = camera.project(self._place(np.concatenate([points for points, _ in polygons])))
         canvas = Canvas(frame, (*pixels.min(axis=0), *pixels.max(axis=0)))
-        for outline, (_, colour) in zip(np.split(pixels, ends[:-1]), polygons, strict=True):
-            canvas.polygon(outline, colour)
+        start = 0
+        for points, colour in polygons:
+            canvas.polygon(pixels[start : start + len(points)], colour)
+            start += len(points)
         canvas.grain(0.05, max(1.0, canvas.rows / 40))
         canvas.paste(CAR, self.near, sunlit)
 
@@ -113,23 +114,27 @@ class Car(Thing):
         on_side: what is painted on the right side. on_strips: by number of the strip, shares (a, b, low,
         high) and colours of what is painted on it; the first of several is a lamp and mirrored."""
         rise, lean = outline[1][1] - outline[0][1], outline[0][2] - outline[1][2]
-        # Outward normal, corners, brightness, what is painted on it.
-        faces: list[tuple[tuple, np.ndarray, float, list[Polygon]]] = []
+        polygons: list[Polygon] = []
+
+        def seen(outward: tuple[float, float, float], corners: np.ndarray, bright: float = 1.0) -> bool:
+            """Adds a face with this normal if it is seen."""
+            if np.dot(outward, eye - corners[0]) <= 0:
+                return False
+            shade = light.shade(np.dot(outward, self.turn) / math.hypot(*outward))
+            polygons.append((corners, self.colour * (bright * (0.12 + 0.88 * shade))))
+            return True
+
         for sign in (-1, 1):
             side = np.array([(sign * w, y, z) for z, y, w in outline])
-            painted = [(points * (sign, 1, 1), ink) for points, ink in on_side]
-            faces.append(((sign * rise, lean, 0.0), side, 1.0, painted))
+            if seen((sign * rise, lean, 0.0), side):
+                polygons.extend((points * (sign, 1, 1), ink) for points, ink in on_side)
         for index, ((z0, y0, w0), (z1, y1, w1)) in enumerate(zip(outline, outline[1:], strict=False)):
-            quad = np.array([(-w0, y0, z0), (w0, y0, z0), (w1, y1, z1), (-w1, y1, z1)])
-            painted = [(_inset(quad, *shares), ink) for shares, ink in on_strips.get(index, [])]
-            if len(painted) > 1:
-                painted.append((painted[0][0] * (-1, 1, 1), painted[0][1]))
-            faces.append(((0.0, z1 - z0, y0 - y1), quad, 0.55 if y0 + y1 < 0.8 else 1.0, painted))
-        polygons: list[Polygon] = []
-        for normal, corners, bright, painted in faces:
-            if np.dot(normal, eye - corners[0]) > 0:
-                shade = light.shade(np.dot(normal, self.turn) / math.hypot(*normal))
-                polygons += [(corners, self.colour * (bright * (0.12 + 0.88 * shade))), *painted]
+            strip = np.array([(-w0, y0, z0), (w0, y0, z0), (w1, y1, z1), (-w1, y1, z1)])
+            if seen((0.0, z1 - z0, y0 - y1), strip, 0.55 if y0 + y1 < 0.8 else 1.0):
+                painted = [(_inset(strip, *shares), ink) for shares, ink in on_strips.get(index, [])]
+                polygons += painted
+                if len(painted) > 1:
+                    polygons.append((painted[0][0] * (-1, 1, 1), painted[0][1]))
         return polygons
 
 
