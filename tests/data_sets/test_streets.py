@@ -135,6 +135,12 @@ def test_bad_arguments_are_named(arguments, word):
         render_street(*arguments)
 
 
+def test_split_is_a_sequence_of_its_streets():
+    assert len(list(SPLIT)) == 3
+    with pytest.raises(IndexError, match="streets has 3 images"):
+        SPLIT[3]
+
+
 def test_cache_resumes_with_what_is_missing_and_refuses_another_split(tmp_path):
     cache_split(SPLIT, tmp_path)
     kept, lost = tmp_path / "images/000000.png", tmp_path / "labels/000001.png"

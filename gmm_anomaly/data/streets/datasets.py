@@ -37,6 +37,8 @@ class StreetSplit:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (H, W, 3) uint8 RGB and label (H, W) uint8 of street ``index``."""
+        if not 0 <= index < self.num_images:
+            raise IndexError(f"{self.name} has {self.num_images} images, index {index} was asked for")
         return render_street(self.seed, index, self.height, self.width, self.anomalies)
 
     def records(self, cache_dir: str = "") -> list[Record]:
