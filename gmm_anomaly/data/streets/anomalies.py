@@ -225,11 +225,12 @@ class Anomaly(Thing):
         aspect = self.half / self.height
         canvas = frame.stand(self.x, self.z, self.height, (-aspect, -0.01, aspect, 1.02), self.mirror)
         self.draw(canvas, np.random.default_rng(self.seed))
-        rgba, size = canvas.rgba, canvas.ss * self.height * frame.camera.focal / self.z
+        rgba, ss = canvas.rgba, canvas.ss
+        size = ss * self.height * frame.camera.focal / self.z  # of the shape, in pixels of the patch
         period = max(self.period * size, 2.0)
         y, x = np.ogrid[: rgba.shape[0], : rgba.shape[1]]
         cos, sin = np.cos(self.turn) / period, np.sin(self.turn) / period
-        coarse, fine = (canvas.noise(k, period / n, canvas.ss) for k, n in (("blotch", 12), ("leaf", 15)))
+        coarse, fine = (canvas.noise(k, period / (n * ss), ss) for k, n in (("blotch", 12), ("leaf", 15)))
         mix = _PATTERNS[self.pattern](x * cos + y * sin, y * cos - x * sin, coarse, fine)
         pattern = self.colours[0] + np.clip(mix, 0, 1)[..., None] * (self.colours[1] - self.colours[0])
         # Brighter where the outline bulges towards the sun, darker away from it and below.

@@ -165,9 +165,8 @@ class Post(Thing):
     def paint(self, frame: Frame, sunlit: float) -> None:
         scale = frame.camera.focal / self.z
         girth, top = max(self.girth, 1.15 / scale), self.height
-        canvas = frame.stand(self.x, self.z, 1.0, (-girth, 0.0, max(girth, self.arm), top + 0.4))
-        if self.arm < 0:
-            canvas = frame.stand(self.x, self.z, 1.0, (self.arm, 0.0, girth, top + 0.4))
+        box = (min(-girth, self.arm), 0.0, max(girth, self.arm), top + 0.4)
+        canvas = frame.stand(self.x, self.z, 1.0, box)
         canvas.limb((0, 0), (0, top), girth, girth * 0.8, self.grey)
         if girth * scale > 2.5:
             canvas.limb((girth * 0.25, 0), (girth * 0.2, top), girth * 0.35, girth * 0.3, self.grey * 0.75)
