@@ -79,8 +79,8 @@ class Plot:
             (slope, self.roof_colour, (-self.side * 0.6, 0.8, 0.0)),
         ):
             pixels = frame.camera.project(points)
-            # Unseen where its outline runs the other way round: a slope from below the eaves.
-            if cv2.contourArea(np.float32(pixels), True) * self.side >= 1.0:
+            # The slope is unseen from below the eaves: its outline then runs the other way round.
+            if points is gable or cv2.contourArea(np.float32(pixels), True) * self.side >= 1.0:
                 canvas = Canvas(frame, (*pixels.min(axis=0), *pixels.max(axis=0)))
                 canvas.polygon(pixels, colour)
                 canvas.grain(0.12, 1.0, "grain")

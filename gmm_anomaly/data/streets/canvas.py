@@ -192,7 +192,7 @@ class Canvas:
         # Outside the picture, one pixel stands for the patch; it is never pasted.
         self.rows, self.columns = (rows, columns) if self.visible else (1, 1)
         self.frame, self.texture = frame, np.float32(1.0)
-        self.ss = 2 if max(self.rows, self.columns) < 70 else 1  # patch pixels per picture pixel
+        self.ss = 2 if max(self.rows, self.columns) < 48 else 1  # patch pixels per picture pixel
         self.rgba = np.zeros((self.rows * self.ss, self.columns * self.ss, 4), np.uint8)
         # To fixed-point patch pixels; pixel centres lie at whole numbers in the picture and in the patch.
         fixed, half = self.ss << _SHIFT, 1 << (_SHIFT - 1)
