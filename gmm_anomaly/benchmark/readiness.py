@@ -13,7 +13,7 @@ from gmm_anomaly.modeling.max_logit_moments import MaxLogitMoments
 # Pretrained weights change no cost, and need not be there.
 NO_WEIGHTS = [
     part
-    for key in ("WEIGHTS", "TIMM.WEIGHTS", "MIT.WEIGHTS", "VIT.WEIGHTS", "MASK2FORMER.WEIGHTS")
+    for key in ("WEIGHTS", "BACKBONE.WEIGHTS", "MASK2FORMER.WEIGHTS")
     for part in (f"MODEL.{key}", "")
 ]
 
