@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.projects import deeplab  # noqa: F401  (registers build_resnet_deeplab_backbone)
 
@@ -47,8 +47,11 @@ def build_backbone(cfg: CfgNode) -> Backbone:
     if keys.WEIGHTS:
         load_pretrained(backbone, cfg)
     if isinstance(backbone, FreezableBackbone):
-        # Detectron2's do it as they are built.
         backbone.freeze(keys.FREEZE_AT)
+    elif keys.FREEZE_AT == 5:
+        # Detectron2's ResNets did it as they were built; others may not.
+        backbone.requires_grad_(False)
+        FrozenBatchNorm2d.convert_frozen_batchnorm(backbone)
     if keys.GRADIENT_CHECKPOINTING:
         checkpoint_gradients(backbone)
     return backbone
