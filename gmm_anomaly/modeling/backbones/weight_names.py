@@ -18,11 +18,6 @@ from .vit import VitBackbone
 COUNTER = "num_batches_tracked"
 
 
-def network_of(backbone: nn.Module) -> nn.Module:
-    """The part of a backbone that pretrained weights are of."""
-    return backbone.get_submodule(getattr(backbone, "network", ""))
-
-
 def own_names(backbone: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the same network under the names of ``backbone``; what is unknown keeps its name.
 
@@ -36,16 +31,18 @@ def own_names(backbone: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
         return resnet_names(state)
     if not isinstance(backbone, (TimmBackbone, VitBackbone)):
         return state
-    norms = {}
-    if isinstance(backbone, TimmBackbone) and backbone.output_norms is not None:
-        # MMSegmentation's norms of the outputs.
-        own = backbone.state_dict()
-        for name in [name for name in state if re.match(r"norm\d\.", name)]:
-            if (new := f"output_norms.level{name.removeprefix('norm')}") in own:
-                norms[new] = state[name]
-    rest = {name: value for name, value in state.items() if f"output_norms.level{name[4:]}" not in norms}
-    named = timm_names(network_of(backbone), backbone.name, rest)
-    return {f"{backbone.network}.{name}": value for name, value in named.items()} | norms
+    # MMSegmentation's, and official segmentation code's, norms of the outputs.
+    norms = {
+        f"output_norms.level{name[4:]}": name
+        for name in state
+        if re.match(r"norm\d\.", name) and getattr(backbone, "output_norms", None) is not None
+    }
+    rest = {name: value for name, value in state.items() if name not in norms.values()}
+    named = timm_names(backbone.get_submodule(backbone.network), backbone.name, rest)
+    own = backbone.state_dict()
+    return {f"{backbone.network}.{name}": value for name, value in named.items()} | {
+        new: state[name] for new, name in norms.items() if new in own and own[new].shape == state[name].shape
+    }
 
 
 def timm_names(model: nn.Module, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

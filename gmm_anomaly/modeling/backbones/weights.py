@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling.backbone import ResNet
 from torch import Tensor, nn
 
-from .weight_names import COUNTER, misfits, network_of, own_names
+from .weight_names import COUNTER, misfits, own_names
 
 KEY = "MODEL.BACKBONE.WEIGHTS"
 TRUST_FLAG = "--trust-pickle"
@@ -262,27 +262,27 @@ def load_whole(backbone: nn.Module, state: dict[str, Tensor], source: Path | str
             f"{KEY}: {source} has its strides in the 3x3 convolutions, the model in the 1x1 convolutions; "
             "set MODEL.RESNETS.STRIDE_IN_1X1 False"
         )
-    network, what = network_of(backbone), getattr(backbone, "name", type(backbone).__name__)
+    what = getattr(backbone, "name", type(backbone).__name__)
     if isinstance(backbone, ResNet):
         what = f"the ResNet of {'-'.join(str(len(stage)) for stage in backbone.stages)} blocks"
-    start = f"{backbone.network}." if network is not backbone else ""
-    state = {name.removeprefix(start): value for name, value in own_names(backbone, state).items()}
-    wanted = network.state_dict()
-    wrong = misfits(network, state)
+    start = f"{backbone.network}." if getattr(backbone, "network", "") else ""
+    state, own = own_names(backbone, state), backbone.state_dict()
+    wanted = {name for name in own if name.startswith(start) and not name.endswith(COUNTER)}
+    wrong = [name for name in misfits(backbone, state) if name.startswith(start)]
     if wrong:
         raise ValueError(
             f"{KEY}: {source} does not fit {what}: missing or of another shape are {len(wrong)} of "
-            f"{sum(not name.endswith(COUNTER) for name in wanted)} tensors ({_listed(wrong)})"
+            f"{len(wanted)} tensors ({_listed(wrong)})"
         )
-    parts = {name.partition(".")[0] for name in wanted}
-    unused = [name for name in state if name not in wanted]
+    parts = {name.removeprefix(start).partition(".")[0] for name in wanted}
+    unused = [name.removeprefix(start) for name in state if name not in own]
     surplus = [name for name in unused if name.partition(".")[0] in parts]
     if surplus:
         raise ValueError(
             f"{KEY}: {source} does not fit {what}: {len(surplus)} of its tensors have no place "
             f"({_listed(surplus)}); is it a file of a larger network?"
         )
-    network.load_state_dict(state, strict=False)
+    backbone.load_state_dict(state, strict=False)
     note = f"; not used: {_listed(unused)}" if unused else ""
     logger.info("Loaded %d tensors of %s from %s%s", len(state) - len(unused), what, source, note)
 
