@@ -45,8 +45,9 @@ def separable_conv(
 
 def resize(features: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     """Bilinear interpolation (align_corners False) of (B, F, h, w) to ``size``."""
-    # Compilers and exporters are asked nothing about sizes that they leave open.
-    if all(statically_known_true(a == b) for a, b in zip(features.shape[-2:], size, strict=True)):
+    # To ask a compiler or an exporter about sizes that it leaves open would settle them.
+    known = statically_known_true if torch.compiler.is_compiling() else bool
+    if all(known(a == b) for a, b in zip(features.shape[-2:], size, strict=True)):
         return features
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
 
