@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
-from .checkpoint import CALIBRATION, GUIDE, Checkpointer
+from .checkpoint import FITTED, GUIDE, Checkpointer
 from .weights import load_weight_file
 
 MIXTURES = "classifier.bank."
@@ -103,7 +103,7 @@ class FrozenNetworkCheckpointer(Checkpointer):
         unfitted: tuple[str, ...] = (MIXTURES,)
         if trained_classifier(path).name != "gmm":
             unfitted += ("classifier.feature_norm.", "classifier.class_norm.")
-        self._dispensable = (*self._training_state(), *CALIBRATION, *unfitted)
+        self._dispensable = (*self._training_state(), *FITTED, *unfitted)
         self._adapting = True
         try:
             self.load(path, checkpointables=[])
