@@ -1,4 +1,4 @@
-"""``MODEL.BACKBONE.WEIGHTS``: the network computes what the weights' own code does, or the weights are refused."""
+"""``MODEL.BACKBONE.WEIGHTS``: networks compute what the weights' own code does, or refuse them."""
 
 from __future__ import annotations
 
@@ -327,7 +327,7 @@ def test_without_a_network_the_message_says_what_to_bring(build, monkeypatch):
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", unreachable)
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", unreachable)
-    with pytest.raises(OSError, match=KEY + r".*no route.*get https://.*resnet18.*\.pth .*as MODEL\.BACKBONE"):
+    with pytest.raises(OSError, match=KEY + r".*no route.*get https://.*resnet18.*\.pth .*as MODEL"):
         build("torchvision:resnet18", *RESNET18)
     with pytest.raises(OSError, match=KEY + r".*no route.*https://huggingface\.co/timm/resnet18\.a1_in1k"):
         build("hub", *TIMM, "resnet18")

@@ -67,7 +67,8 @@ MODELS = {
     ),
     "swin-upernet-gmm": (
         [*SWIN, *decoder("UPerNet"), *GMM],
-        {"backbone.stages.0.downsample.reduction.weight": (24, 48), "decode_head.fpn_convs.2.bn.weight": (16,),
+        {"backbone.stages.0.downsample.reduction.weight": (24, 48),
+         "decode_head.fpn_convs.2.bn.weight": (16,),
          "backbone.stages.2.blocks.1.attn.w_msa.relative_position_bias_table": (169, 3),
          "backbone.stages.3.blocks.1.ffn.layers.0.0.weight": (384, 96), "backbone.norm3.weight": (96,),
          "decode_head.lateral_convs.0.conv.weight": (16, 12, 1, 1),
@@ -217,7 +218,8 @@ def mmsegmentation_state(mmsegmentation_mit):
         if cascade:
             state = {key.replace("auxiliary_head", "decode_head.0"): value for key, value in state.items()}
         if family == "swin":
-            state["backbone.stages.0.blocks.0.attn.w_msa.relative_position_index"] = torch.zeros(49, 49).long()
+            index = torch.zeros(49, 49).long()
+            state["backbone.stages.0.blocks.0.attn.w_msa.relative_position_index"] = index
         return state
 
     return make

@@ -22,8 +22,8 @@ from gmm_anomaly.modeling.decoders import (
     SeparableDeepLabV3PlusDecoder,
     UPerNetDecoder,
     build_decoder,
+    deeplabv3plus,
 )
-from gmm_anomaly.modeling.decoders import deeplabv3plus
 from gmm_anomaly.modeling.decoders.blocks import PyramidPooling, conv_norm_relu, convolve_parts
 from gmm_anomaly.modeling.decoders.ocrnet import region_representations
 from gmm_anomaly.modeling.losses import pixel_cross_entropy
@@ -174,7 +174,8 @@ def test_separable_deeplab_is_its_formula():
     decoder = randomise(SeparableDeepLabV3PlusDecoder(named(0, 3), dilations=(1, 2, 3), channels=6))
     features = pyramid(dtype=torch.float64)
     low, high = features["f0"], features["f3"]
-    pooled = plain(decoder.image_pool.conv, high.mean((-2, -1), keepdim=True)).expand(-1, -1, *high.shape[-2:])
+    pooled = plain(decoder.image_pool.conv, high.mean((-2, -1), keepdim=True))
+    pooled = pooled.expand(-1, -1, *high.shape[-2:])
     branches = [separable(branch, high) for branch in list(decoder.branches)[1:]]
     context = plain(decoder.bottleneck, torch.cat([pooled, plain(decoder.branches[0], high), *branches], 1))
     assert [branch.depthwise.dilation for branch in list(decoder.branches)[1:]] == [(1, 1), (2, 2), (3, 3)]
@@ -308,7 +309,7 @@ def test_decoders_work_with_classifiers(build, config, name, classifier):
     unused = [key for key, parameter in model.named_parameters() if parameter.grad is None]
     assert not unused, "an unused parameter breaks data parallelism"
     if classifier == "gmm":
-        head.bank.update()
+        head.bank.fitted.fill_(True)
     model.eval()
     with torch.no_grad():
         decoded = decoder(features)
