@@ -16,9 +16,8 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -65,27 +64,18 @@ ADDED = ("output_norms.", "simfp_")
 STATISTICS = (COUNTER, "running_mean", "running_var")
 
 
-@dataclass
-class Conversion:
+class Conversion(NamedTuple):
     """What became of a checkpoint.
 
-    Attributes:
-        tensors: by the model's names; only those that fit.
-        missing: names of the model that the checkpoint does not fill.
-        misshapen: name of the model -> shape in the checkpoint, shape in the model.
-        unused: names that have no place in the model: the checkpoint's, or what they would be called here.
-        spare: how many more need no place.
+    tensors: by the model's names; only those that fit. lacking: the model's other names -> why.
+    unused: names that have no place in the model, the checkpoint's or what they would be called here.
+    spare: how many more need no place.
     """
 
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    misshapen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    unused: list[str] = field(default_factory=list)
-    spare: int = 0
-
-    def lacking(self, allowed: tuple[str, ...] = ()) -> list[str]:
-        """Names of the model without a tensor that fits, but for those that begin with one of ``allowed``."""
-        return [name for name in [*self.missing, *self.misshapen] if not name.startswith(allowed or ("\0",))]
+    tensors: dict[str, Tensor]
+    lacking: dict[str, str]
+    unused: list[str]
+    spare: int
 
 
 def convert(model: AnomalySegmentor, source: dict[str, Tensor]) -> Conversion:
@@ -101,26 +91,24 @@ def convert(model: AnomalySegmentor, source: dict[str, Tensor]) -> Conversion:
             each other.
     """
     found = renamed(model, source)
-    result = Conversion()
+    tensors, lacking = {}, {}
     for name, expected in model.state_dict().items():
-        if name in found:
-            value = found.pop(name)
-            if value.shape == expected.shape:
-                # Contiguous, and its own: a view would write the whole tensor that it shows a part of.
-                result.tensors[name] = value.to(expected.dtype).clone(memory_format=torch.contiguous_format)
-            else:
-                result.misshapen[name] = (tuple(value.shape), tuple(expected.shape))
-        elif name.endswith(COUNTER):
-            # Older files have no counters; only a cumulative average would read them.
-            result.tensors[name] = torch.zeros_like(expected)
+        # Older files have no counters; only a cumulative average would read them.
+        value = found.pop(name, torch.zeros_like(expected) if name.endswith(COUNTER) else None)
+        if value is None:
+            lacking[name] = "missing"
+        elif value.shape != expected.shape:
+            lacking[name] = f"{tuple(value.shape)} in the checkpoint, {tuple(expected.shape)} in the model"
         else:
-            result.missing.append(name)
+            # Contiguous, and its own: a view would write the whole tensor that it shows a part of.
+            tensors[name] = value.to(expected.dtype).clone(memory_format=torch.contiguous_format)
     has_mixtures = isinstance(model.classifier, GMMClassifier)
-    for name in found:
-        spare = _SPARE.fullmatch(name) or (has_mixtures and _SPARE_IN_GMM.fullmatch(name))
-        result.spare += bool(spare)
-        result.unused += [] if spare else [name]
-    return result
+    unused = [
+        name
+        for name in found
+        if not _SPARE.fullmatch(name) and not (has_mixtures and _SPARE_IN_GMM.fullmatch(name))
+    ]
+    return Conversion(tensors, lacking, unused, len(found) - len(unused))
 
 
 def report(model: nn.Module, result: Conversion) -> str:
@@ -132,25 +120,20 @@ def report(model: nn.Module, result: Conversion) -> str:
             for names in (model.state_dict(), result.tensors)
         )
         rows.append([part, len(matched), len(wanted), sum(value.numel() for value in matched)])
-    sections = [tabulate(rows, ["part", "matched", "tensors", "values"], tablefmt="github", intfmt=",")]
-    shapes = [
-        f"{name}: {found} in the checkpoint, {wanted} in the model"
-        for name, (found, wanted) in result.misshapen.items()
-    ]
-    for heading, names in (
-        ("missing (in the model, not in the checkpoint)", result.missing),
-        ("of another shape", shapes),
-        ("unused (in the checkpoint, not in the model)", result.unused),
-    ):
-        if names:
-            sections.append("\n  ".join([f"{heading}: {len(names)}", *names]))
+    lines = [tabulate(rows, ["part", "matched", "tensors", "values"], tablefmt="github", intfmt=",")]
+    if result.lacking:
+        lines.append(f"not filled: {len(result.lacking)}")
+        lines += [f"  {name}: {reason}" for name, reason in result.lacking.items()]
+    if result.unused:
+        lines.append(f"unused (in the checkpoint, not in the model): {len(result.unused)}")
+        lines += [f"  {name}" for name in result.unused]
     if result.spare:
-        sections.append(f"not needed (computed by the model, or training leftovers): {result.spare}")
-    return "\n".join([*sections, *(f"note: {note}" for note in _notes(model, result))])
+        lines.append(f"not needed (computed by the model, or training leftovers): {result.spare}")
+    return "\n".join([*lines, *(f"note: {note}" for note in _notes(model, result))])
 
 
 def _notes(model: nn.Module, result: Conversion) -> list[str]:
-    notes, lacking = [], result.lacking()
+    notes = []
     if isinstance(model.backbone, ResNet) and any(
         getattr(stage[0], "conv2", stage[0].conv1).dilation != (1, 1) for stage in model.backbone.stages
     ):
@@ -160,9 +143,9 @@ def _notes(model: nn.Module, result: Conversion) -> list[str]:
             'timm\'s ResNets (MODEL.BACKBONE.NAME build_timm_backbone, MODEL.TIMM.NAME "resnet101c", '
             "MODEL.TIMM.OUTPUT_STRIDE 8)"
         )
-    if any(name.startswith("classifier.project.") for name in lacking):
+    if any(name.startswith("classifier.project.") for name in result.lacking):
         notes.append("the released head's projection is MODEL.GMM.PROJECTION released")
-    if any(name.startswith("classifier.guide.") for name in lacking):
+    if any(name.startswith("classifier.guide.") for name in result.lacking):
         notes.append(
             "the released head has no softmax classifier beside it: MODEL.GMM.WARM_START False, or "
             "--allow-missing classifier.guide."
@@ -249,7 +232,7 @@ def _convert_file(args: argparse.Namespace) -> None:
     model = build_model(_config(args.config_file, args.opts))
     result = convert(model, source)
     print(report(model, result))
-    lacking = result.lacking(tuple(args.allow_missing))
+    lacking = [name for name in result.lacking if not name.startswith(tuple(args.allow_missing))]
     if lacking:
         raise ValueError(
             f"{args.input} does not fill {len(lacking)} tensors of the model, nothing is written: "

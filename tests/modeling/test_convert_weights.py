@@ -252,7 +252,7 @@ def test_round_trip_is_exact(case, convert, capsys):
     status, output = convert(cfg, state)
     captured = capsys.readouterr()
     assert status == 0, captured.err
-    assert "missing" not in captured.out and "unused" not in captured.out
+    assert "not filled" not in captured.out and "unused" not in captured.out
     other = build_model(cfg)
     Checkpointer(other).load_for_evaluation(str(output))
     expected = {key: value for key, value in model.state_dict().items() if ".bank." not in key}
