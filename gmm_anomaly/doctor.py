@@ -86,16 +86,17 @@ def dataset_findings() -> list[Finding]:
     findings = [Finding(section, name, os.environ.get(name) or default) for name, default in defaults.items()]
     try:
         with quietly():
-            from .data.catalog import dataset_status
+            from .data.checking import MISSING, WRONG_LAYOUT, check_dataset
+            from .data.registration import registered_specs
 
-            statuses = list(dataset_status())
+            statuses = [check_dataset(name) for name in registered_specs()]
     except Exception as error:  # a report has no use for a traceback
         text = f"unknown ({type(error).__name__}: {error})"
         return [*findings, Finding(section, "registered", text, BROKEN, SETUP)]
     missing: dict[tuple[str, str], list[str]] = {}
     for status in statuses:
         root = "" if status.root is None else str(status.root)
-        if status.found:
+        if status.state not in (MISSING, WRONG_LAYOUT):
             findings.append(Finding(section, status.name, root or "rendered on the fly"))
         else:
             missing.setdefault((root, status.hint), []).append(status.name)

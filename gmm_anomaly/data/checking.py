@@ -1,4 +1,4 @@
-"""Whether data sets are on disk, complete and sound; ``tools/check_datasets.py`` prints it."""
+"""Whether data sets are on disk, complete and sound; the command that prints it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
-from .errors import MissingDataError
-from .label_rule import LabelRule
-from .pairing import Record
+from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
+
+from .pairing import MissingDataError, Record
 from .reading import read_image, read_label
 from .registration import load_records, registered_specs
-from .threads import in_threads
 
 PRESENT = "present"
 WRONG_COUNT = "wrong count"
@@ -24,74 +24,71 @@ MISSING = "missing"
 BAD_FILES = "bad files"
 
 
-@dataclass(frozen=True)
+@dataclass
 class DatasetCheck:
     """What was found of one data set.
 
     Attributes:
         state: PRESENT, WRONG_COUNT, WRONG_LAYOUT, MISSING or (deep checks) BAD_FILES.
         root: where it was looked for; None for data that need no files.
-        count, labelled: frames found, and how many of them have labels.
         expected: frames of the complete data set; None: any number.
-        message: what is wrong; "" if nothing is.
-        bad_files: one line for each file that cannot be used (deep checks).
         hint: what to download and where to put it.
+        count, labelled: frames found, and how many of them have labels.
+        message: what is wrong and what to do; "" if nothing is.
+        bad_files: one line for each file that cannot be used (deep checks).
     """
 
     name: str
     state: str
     root: str | None
-    count: int
-    labelled: int
     expected: int | None
-    message: str
     hint: str
+    count: int = 0
+    labelled: int = 0
+    message: str = ""
     bad_files: list[str] = field(default_factory=list)
 
 
-def check_dataset(name: str, *, deep: bool = False, progress: bool = False) -> DatasetCheck:
+def check_dataset(name: str, *, deep: bool = False) -> DatasetCheck:
     """Check one registered data set.
 
     Args:
-        deep: open every image and label and check the labels' values and sizes.
-        progress: show a bar meanwhile, on the standard error stream.
+        deep: open every image and label and check the labels' values and sizes; shows a bar on a terminal.
     """
     spec = registered_specs()[name]
     root = None if spec.root is None else str(spec.root.path())
-
-    def found(state: str, records: Sequence[Record] = (), message: str = "", bad: Sequence[str] = ()):
-        labelled = sum("sem_seg_file_name" in record or "render" in record for record in records)
-        return DatasetCheck(
-            name, state, root, len(records), labelled, spec.expected_count, message, spec.hint(), list(bad)
-        )
-
+    check = DatasetCheck(name, PRESENT, root, spec.expected_count, spec.hint())
     try:
         records = load_records(spec, warn=False)
-    except MissingDataError as error:
-        return found(MISSING, message=str(error))
     except (OSError, ValueError) as error:
-        return found(WRONG_LAYOUT, message=str(error))
-    bad = _bad_files(records, spec.rule(), progress) if deep else []
-    if bad:
-        return found(BAD_FILES, records, f"{name}: {len(bad)} of {len(records)} frames cannot be used", bad)
-    if spec.expected_count not in (None, len(records)):
-        message = f"{name}: {len(records)} frames in {root}, expected {spec.expected_count}"
-        return found(WRONG_COUNT, records, message)
-    return found(PRESENT, records)
+        check.state = MISSING if isinstance(error, MissingDataError) else WRONG_LAYOUT
+        check.message = str(error)
+        return check
+    check.count = len(records)
+    check.labelled = sum("sem_seg_file_name" in record or "render" in record for record in records)
+    rule = spec.rule()
 
-
-def _bad_files(records: Sequence[Record], rule: LabelRule, progress: bool) -> list[str]:
     def problem(record: Record) -> str:
         try:
-            read_image(record, "RGB")
+            size = read_image(record, "RGB").shape[:2]
             if "sem_seg_file_name" in record or "render" in record:
-                read_label(record, rule)
+                read_label(record, rule, size=size)
         except (OSError, ValueError) as error:
             return str(error)
         return ""
 
-    problems = in_threads(problem, records, rule.dataset, "frame", progress=progress)
-    return [text for text in problems if text]
+    if deep:
+        found = thread_map(
+            problem, records, tqdm_class=tqdm, desc=name, unit="frame", disable=not sys.stderr.isatty()
+        )
+        check.bad_files = [text for text in found if text]
+    if check.bad_files:
+        check.state = BAD_FILES
+        check.message = f"{name}: {len(check.bad_files)} of {len(records)} frames cannot be used"
+    elif spec.expected_count not in (None, len(records)):
+        check.state = WRONG_COUNT
+        check.message = f"{name}: {len(records)} frames in {root}, not {spec.expected_count}. {check.hint}"
+    return check
 
 
 def chosen_names(patterns: Sequence[str]) -> list[str]:
@@ -115,26 +112,20 @@ def render(checks: Iterable[DatasetCheck]) -> str:
     checks = list(checks)
     width = max(len(check.name) for check in checks)
     lines = []
+    advice: dict[str, list[str]] = {}
     for check in checks:
         frames = f"{check.count} frames" if check.count else ""
         if check.state == WRONG_COUNT:
             frames = f"{check.count} of {check.expected} frames"
         if check.count and check.labelled != check.count:
             frames += f", {check.labelled} with labels"
-        line = f"{check.name:<{width}}  {check.state:<12}  {frames}"
-        lines.append(line.rstrip())
+        lines.append(f"{check.name:<{width}}  {check.state:<12}  {frames}".rstrip())
         lines += [f"  {text}" for text in check.bad_files]
-    advice: dict[tuple[str, str], list[str]] = {}
-    for check in checks:
-        if check.state == PRESENT:
-            continue
-        # Splits of one data set lack the same folder for the same reason.
-        reason = check.message.removeprefix(f"{check.name}: ")
-        advice.setdefault((reason, check.hint), []).append(check.name)
-    for (reason, hint), names in advice.items():
+        if check.state != PRESENT:
+            # Splits of one data set lack the same folder for the same reason.
+            advice.setdefault(check.message.removeprefix(f"{check.name}: "), []).append(check.name)
+    for reason, names in advice.items():
         lines += ["", f"{', '.join(names)}:", f"  {reason}"]
-        if hint not in reason:
-            lines.append(f"  {hint}")
     fine = sum(check.state == PRESENT for check in checks)
     return "\n".join([*lines, "", f"{fine} of {len(checks)} data sets are present and complete."])
 
@@ -167,6 +158,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = chosen_names(options.names)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    checks = [check_dataset(name, deep=options.deep, progress=sys.stderr.isatty()) for name in names]
+    checks = [check_dataset(name, deep=options.deep) for name in names]
     print(json.dumps([asdict(check) for check in checks], indent=2) if options.json else render(checks))
     return 0 if all(check.state == PRESENT for check in checks) else 1

@@ -10,8 +10,7 @@ from detectron2.config import CfgNode
 
 from .label_rule import ANOMALY, CLOSED_SET, IGNORE_LABEL
 from .pairing import FolderPairs, Record
-from .registration import register
-from .spec import DatasetSpec
+from .registration import DatasetSpec, register
 from .synthetic import ANOMALY_LABEL, CLASSES, PALETTE, RENDERER_VERSION, StreetSplit, cache_split
 from .synthetic.render import MIN_HEIGHT, MIN_WIDTH
 

@@ -18,8 +18,7 @@ from torch import nn
 
 from gmm_anomaly.compat import wrap_distributed
 from gmm_anomaly.data import build_test_loader, build_train_loader
-from gmm_anomaly.data.build import run_seed
-from gmm_anomaly.data.loader import lost_workers_explained
+from gmm_anomaly.data.build import lost_workers_explained, run_seed
 from gmm_anomaly.modeling.classifiers.gmm_unseen_classes import excluding_unseen_classes
 
 from .best_checkpoint import BestCheckpoint

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gmm_anomaly.data.catalog import register_anomaly_dataset, register_segmentation_dataset
+from gmm_anomaly.data import register_anomaly_dataset, register_segmentation_dataset
 from gmm_anomaly.evaluation import AnomalyEvaluator, ClosedSetEvaluator, write_results
 from gmm_anomaly.gmm import GaussianMixtureBank
 
