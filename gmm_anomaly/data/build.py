@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import signal
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -28,11 +26,10 @@ from tqdm.contrib.concurrent import thread_map
 from .atomic import replacing
 from .label_rule import ANOMALY, LabelRule, is_closed_set
 from .mapper import SegmentationMapper
-from .pairing import Record
+from .pairing import Record, has_label
 from .reading import read_label
 from .registration import get_records, require_known
 from .stream import ClassBalancedSampler, TrainingStream
-from .synthetic import RENDERER_VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +146,7 @@ def train_records(cfg: CfgNode) -> dict[str, list[Record]]:
     for name in cfg.DATASETS.TRAIN:
         by_name[name] = [record | {"dataset_name": name} for record in get_records(name)]
         for record in by_name[name]:
-            if "sem_seg_file_name" not in record and "render" not in record:
+            if not has_label(record):
                 raise ValueError(
                     f"DATASETS.TRAIN: {name} has images without labels, for example {record['file_name']}; "
                     "train on a split whose labels are public"
@@ -180,7 +177,7 @@ def class_pixel_counts(records: Sequence[Record], rule: LabelRule, folder: str |
     """Pixel counts per image and class; rank 0 counts them, the other ranks receive them.
 
     They are kept in ``folder``/NAME.class_index.npz, where NAME is the data set's, and counted again when the
-    list of labels, a label file or the label map changes.
+    list of labels or the label map changes.
 
     Args:
         records: of the data set, all with labels.
@@ -193,47 +190,24 @@ def class_pixel_counts(records: Sequence[Record], rule: LabelRule, folder: str |
     Raises:
         ValueError, FileNotFoundError: a label cannot be read, see ``read_label``.
     """
+
+    def count(record: Record) -> np.ndarray:
+        return np.bincount(read_label(record, rule).ravel(), minlength=256)[: rule.num_classes]
+
     counts = None
     if comm.is_main_process():
         path = Path(folder) / f"{rule.dataset}.class_index.npz"
-        key = _fingerprint(records, rule)
-        counts = _kept_counts(path, key)
+        text = json.dumps([rule.mapping, rule.num_classes, list(records)], default=str)
+        key = hashlib.sha256(text.encode()).hexdigest()
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as stored:
+                counts = stored["counts"] if stored["key"] == key else None
         if counts is None:
-            counts = _count(records, rule)
+            title = f"classes of {rule.dataset}"
+            counts = np.stack(thread_map(count, records, tqdm_class=tqdm, desc=title, unit="label"))
             with replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez_compressed(file, key=np.array(key), counts=counts)
+                np.savez_compressed(file, key=key, counts=counts)
     return comm.all_gather(counts)[0]
-
-
-def _fingerprint(records: Sequence[Record], rule: LabelRule) -> str:
-    files: list[Any] = []
-    for record in records:
-        if "render" in record:
-            files.append([RENDERER_VERSION, record["render"]])
-        else:
-            state = os.stat(record["sem_seg_file_name"])
-            files.append([record["sem_seg_file_name"], state.st_size, state.st_mtime_ns])
-    return hashlib.sha256(json.dumps([rule.mapping, rule.num_classes, files]).encode()).hexdigest()
-
-
-def _kept_counts(path: Path, key: str) -> np.ndarray | None:
-    """The counts, or None if there are none, or of something else, or the file cannot be read."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return stored["counts"] if str(stored["key"]) == key else None
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logger.warning("%s cannot be read (%s: %s); counting again", path, type(error).__name__, error)
-        return None
-
-
-def _count(records: Sequence[Record], rule: LabelRule) -> np.ndarray:
-    def one(record: Record) -> np.ndarray:
-        return np.bincount(read_label(record, rule).ravel(), minlength=256)[: rule.num_classes]
-
-    rows = thread_map(one, records, tqdm_class=tqdm, desc=f"classes of {rule.dataset}", unit="label")
-    return np.stack(rows).astype(np.int64)
 
 
 def check_num_classes(cfg: CfgNode) -> None:

@@ -7,13 +7,13 @@ import fnmatch
 import json
 import runpy
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from .pairing import MissingDataError, Record
+from .pairing import MissingDataError, Record, has_label
 from .reading import read_image, read_label
 from .registration import load_records, registered_specs
 
@@ -48,6 +48,15 @@ class DatasetCheck:
     message: str = ""
     bad_files: list[str] = field(default_factory=list)
 
+    def line(self, width: int) -> str:
+        """Name (padded to ``width`` characters), state and number of frames."""
+        frames = f"{self.count} frames" if self.count else ""
+        if self.state == WRONG_COUNT:
+            frames = f"{self.count} of {self.expected} frames"
+        if self.count != self.labelled:
+            frames += f", {self.labelled} with labels"
+        return f"{self.name:<{width}}  {self.state:<12}  {frames}".rstrip()
+
 
 def check_dataset(name: str, *, deep: bool = False) -> DatasetCheck:
     """Check one registered data set.
@@ -64,24 +73,21 @@ def check_dataset(name: str, *, deep: bool = False) -> DatasetCheck:
         check.state = MISSING if isinstance(error, MissingDataError) else WRONG_LAYOUT
         check.message = str(error)
         return check
-    check.count = len(records)
-    check.labelled = sum("sem_seg_file_name" in record or "render" in record for record in records)
+    check.count, check.labelled = len(records), sum(map(has_label, records))
     rule = spec.rule()
 
     def problem(record: Record) -> str:
         try:
             size = read_image(record, "RGB").shape[:2]
-            if "sem_seg_file_name" in record or "render" in record:
+            if has_label(record):
                 read_label(record, rule, size=size)
         except (OSError, ValueError) as error:
             return str(error)
         return ""
 
     if deep:
-        found = thread_map(
-            problem, records, tqdm_class=tqdm, desc=name, unit="frame", disable=not sys.stderr.isatty()
-        )
-        check.bad_files = [text for text in found if text]
+        bar = {"tqdm_class": tqdm, "desc": name, "unit": "frame", "disable": not sys.stderr.isatty()}
+        check.bad_files = list(filter(None, thread_map(problem, records, **bar)))
     if check.bad_files:
         check.state = BAD_FILES
         check.message = f"{name}: {len(check.bad_files)} of {len(records)} frames cannot be used"
@@ -91,36 +97,13 @@ def check_dataset(name: str, *, deep: bool = False) -> DatasetCheck:
     return check
 
 
-def chosen_names(patterns: Sequence[str]) -> list[str]:
-    """Registered names that match any of the patterns (``camvid*``), all without patterns.
-
-    Raises:
-        ValueError: a pattern that matches none.
-    """
-    known = list(registered_specs())
-    chosen: list[str] = []
-    for pattern in patterns or ["*"]:
-        matching = fnmatch.filter(known, pattern)
-        if not matching:
-            raise ValueError(f"no data set matches {pattern!r}; known: {', '.join(known)}")
-        chosen += [name for name in matching if name not in chosen]
-    return chosen
-
-
-def render(checks: Iterable[DatasetCheck]) -> str:
+def render(checks: Sequence[DatasetCheck]) -> str:
     """The checks as text: a line for each data set, then once per place what is wrong and what to do."""
-    checks = list(checks)
     width = max(len(check.name) for check in checks)
     lines = []
     advice: dict[str, list[str]] = {}
     for check in checks:
-        frames = f"{check.count} frames" if check.count else ""
-        if check.state == WRONG_COUNT:
-            frames = f"{check.count} of {check.expected} frames"
-        if check.count and check.labelled != check.count:
-            frames += f", {check.labelled} with labels"
-        lines.append(f"{check.name:<{width}}  {check.state:<12}  {frames}".rstrip())
-        lines += [f"  {text}" for text in check.bad_files]
+        lines += [check.line(width), *(f"  {text}" for text in check.bad_files)]
         if check.state != PRESENT:
             # Splits of one data set lack the same folder for the same reason.
             advice.setdefault(check.message.removeprefix(f"{check.name}: "), []).append(check.name)
@@ -137,27 +120,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Say for each data set whether it is there, what to download and where to put it.",
         epilog="Exit status: 0 if all that were asked for are there and complete, 1 if not, 2: bad argument.",
     )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="data sets, or patterns such as 'camvid*'; none: all"
-    )
-    parser.add_argument(
-        "--deep", action="store_true", help="open every file, and check label values and sizes"
-    )
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    parser.add_argument(
-        "--register",
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="Python file that registers data sets of your own (may be repeated)",
-    )
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="data sets, or patterns such as 'camvid*'; none: all")
+    add("--deep", action="store_true", help="open every file, and check label values and sizes")
+    add("--json", action="store_true", help="print the findings as JSON")
+    register_help = "Python file that registers data sets of your own (may be repeated)"
+    add("--register", action="append", default=[], metavar="FILE.py", help=register_help)
     options = parser.parse_args(arguments)
+    chosen: list[str] = []
     try:
         for path in options.register:
             runpy.run_path(path)
-        names = chosen_names(options.names)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    checks = [check_dataset(name, deep=options.deep) for name in names]
+    known = list(registered_specs())
+    for pattern in options.names or ["*"]:
+        matching = fnmatch.filter(known, pattern)
+        if not matching:
+            parser.error(f"no data set matches {pattern!r}; known: {', '.join(known)}")
+        chosen += [name for name in matching if name not in chosen]
+    checks = [check_dataset(name, deep=options.deep) for name in chosen]
     print(json.dumps([asdict(check) for check in checks], indent=2) if options.json else render(checks))
     return 0 if all(check.state == PRESENT for check in checks) else 1

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -34,16 +34,9 @@ from .benchmarks import (
     lost_and_found_pairs,
 )
 from .pairing import LayoutError, Record
-from .reading import image_size, read_image, read_label, read_raw_label
+from .reading import read_image, read_label
 
-DESCRIPTIONS = {
-    "coco_stuff10k": "Convert COCO-Stuff 10k v1.1 from Matlab files to the layout of MMSegmentation.",
-    "fishyscapes_static": "Make the images of Fishyscapes Static from Cityscapes frames and signed overlays.",
-    "lost_and_found": "Make label maps of LostAndFound that hold 0 known, 1 anomaly and 255 void, for "
-    "programs that do not map labelIds themselves.",
-}
-
-# ---- COCO-Stuff 10k ----
+# ---- COCO-Stuff 10k: from Matlab files to the PNGs and folders that MMSegmentation uses ----
 
 # Category ids of the original annotations run to 182; these were never used.
 _UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
@@ -68,10 +61,8 @@ def convert_labels(original: np.ndarray, where: str) -> np.ndarray:
         ValueError: an id that COCO-Stuff does not have.
     """
     bad = sorted(set(np.unique(original).tolist()) - set(PREPARED_VALUES))
-    if bad or original.ndim != 2:
-        raise ValueError(
-            f"{where}: the ids {bad} in shape {original.shape} are not COCO-Stuff's; is this version 1.1?"
-        )
+    if bad:
+        raise ValueError(f"{where}: the ids {bad} are not COCO-Stuff's; is this version 1.1?")
     table = np.zeros(256, np.uint8)
     table[list(PREPARED_VALUES)] = list(PREPARED_VALUES.values())
     return cv2.LUT(np.ascontiguousarray(original, np.uint8), table)
@@ -100,11 +91,11 @@ def prepare_coco_stuff(root: Path) -> int:
 
 def _convert(name: str, label: Path) -> bool:
     annotations = label.parents[1]
-    image, annotation = annotations.with_name("images") / f"{name}.jpg", annotations / f"{name}.mat"
+    annotation, image = annotations / f"{name}.mat", annotations.with_name("images") / f"{name}.jpg"
     copy = image.parent / label.parent.name / image.name
-    for file, made in ((image, copy), (annotation, label)):
-        if not made.is_file() and not file.is_file():
-            raise LayoutError(f"no {file}, which imageLists names")
+    for source, target in ((image, copy), (annotation, label)):
+        if not target.is_file() and not source.is_file():
+            raise LayoutError(f"no {source}, which imageLists names")
     if not copy.is_file():
         with replacing(copy) as temporary:
             try:
@@ -125,7 +116,7 @@ def _convert(name: str, label: Path) -> bool:
     return True
 
 
-# ---- Fishyscapes Static ----
+# ---- Fishyscapes Static: a Cityscapes validation frame plus the benchmark's signed overlay ----
 
 
 def static_image(base: np.ndarray, overlay: np.ndarray) -> np.ndarray:
@@ -141,20 +132,19 @@ def static_image(base: np.ndarray, overlay: np.ndarray) -> np.ndarray:
     return np.clip(base.astype(np.int32) + overlay.astype(np.int32), 0, 255).astype(np.uint8)
 
 
-def prepare_static(root: Path, cityscapes_root: Path, *, check: bool = False) -> int:
+def prepare_static(root: Path, cityscapes: Path) -> int:
     """Make ``root/images/NUMBER_FRAME.png`` for every label in ``root``.
 
     Args:
         root: folder of the unpacked download.
-        cityscapes_root: folder that holds ``leftImg8bit/val``.
-        check: compare the finished ones with what they should be instead of keeping them unseen.
+        cityscapes: folder that holds ``leftImg8bit/val``.
 
     Returns:
         How many images were made.
 
     Raises:
         LayoutError: no labels, no or several overlays for one, or no Cityscapes frame.
-        ValueError: a damaged file, another size, or (``check``) an image that differs.
+        ValueError: a damaged file, or one of another size.
     """
     labels = fishyscapes_labels(root)
     if not labels:
@@ -162,42 +152,34 @@ def prepare_static(root: Path, cityscapes_root: Path, *, check: bool = False) ->
     made = 0
     for key, label in tqdm(labels.items(), desc=f"images of {root.name}", unit="image"):
         target = root / STATIC_IMAGES / f"{key}.png"
-        if target.is_file() and not check:
+        if target.is_file():
             continue
         number, frame = key.split("_", 1)
-        overlays = sorted(root.glob(f"{number}_*rgb.npz"))
+        overlays = list(root.glob(f"{number}_*rgb.npz"))
         if len(overlays) != 1:
-            raise LayoutError(
-                f"{label} needs one overlay of the same number (*_rgb.npz), found {len(overlays)}"
-            )
-        base = cityscapes_root / "leftImg8bit" / "val" / frame.split("_")[0] / f"{frame}_leftImg8bit.png"
+            raise LayoutError(f"{label} needs one overlay {number}_*rgb.npz, found {len(overlays)}")
+        base = cityscapes / "leftImg8bit" / "val" / frame.split("_")[0] / f"{frame}_leftImg8bit.png"
         if not base.is_file():
             raise LayoutError(f"no Cityscapes frame {base}; {CITYSCAPES_ROOT.advice()}")
-        made += _made(target, _static_frame(label, overlays[0], base), _read_rgb)
+        pixels = read_image({"file_name": str(base)}, "RGB")
+        _save(target, static_image(pixels, read_overlay(overlays[0], pixels.shape)))
+        made += 1
     return made
 
 
-def _static_frame(label: Path, overlay_path: Path, base_path: Path) -> np.ndarray:
+def read_overlay(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers of a ``*_rgb.npz``. Raises ValueError, by name, for anything else or another shape."""
     try:
-        with np.load(overlay_path, allow_pickle=False) as stored:
+        with np.load(path, allow_pickle=False) as stored:
             overlay = stored["rgb"]
-        if overlay.ndim != 3 or overlay.shape[2] != 3 or not np.isfinite(overlay).all():
+        if overlay.shape != shape or not np.isfinite(overlay).all():
             raise ValueError(f"found shape {overlay.shape}, or NaN or infinities")
     except Exception as error:  # zipfile, zlib, numpy and the missing key each raise their own
         raise ValueError(
-            f"{overlay_path} is no overlay: expected numbers (height, width, 3) with the key 'rgb' "
+            f"{path}: expected finite numbers of the frame's shape {shape} with the key 'rgb' "
             f"({type(error).__name__}: {error})"
         ) from error
-    base = _read_rgb(base_path)
-    sizes = {"overlay": overlay.shape[:2], "frame": base.shape[:2], "label": image_size(label)}
-    if len(set(sizes.values())) != 1:
-        found = ", ".join(f"{name} {width} x {height}" for name, (height, width) in sizes.items())
-        raise ValueError(f"{overlay_path}, {base_path} and {label} are of different sizes: {found}")
-    return static_image(base, overlay)
-
-
-def _read_rgb(path: Path) -> np.ndarray:
-    return read_image({"file_name": str(path)}, "RGB")
+    return overlay
 
 
 def unpack_flat(archive: Path, folder: Path, endings: tuple[str, ...]) -> None:
@@ -210,64 +192,43 @@ def unpack_flat(archive: Path, folder: Path, endings: tuple[str, ...]) -> None:
         with zipfile.ZipFile(archive) as stored:
             for member in tqdm(stored.infolist(), desc=f"unpacking {archive.name}", unit="file"):
                 target = folder / Path(member.filename).name
-                there = target.is_file() and target.stat().st_size == member.file_size
-                if there or not target.name.endswith(endings) or target.name.startswith("."):
-                    continue
-                with stored.open(member) as source, replacing(target) as temporary:
-                    with temporary.open("wb") as file:
-                        shutil.copyfileobj(source, file)
+                if target.name.endswith(endings) and not target.name.startswith(".") and not target.exists():
+                    with replacing(target) as temporary:
+                        temporary.write_bytes(stored.read(member))
     except (zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{archive} is no complete zip archive ({error}); download it again") from error
 
 
-# ---- LostAndFound ----
-
-# As the tracks of SegmentMeIfYouCan name theirs.
-LABELS = "labels_masks"
-LABEL_SUFFIX = "_labels_semantic"
+# ---- LostAndFound: label maps of 0 known, 1 anomaly and 255 void, for programs that map no labelIds ----
 
 
-def prepare_lost_and_found(root: Path, split: str, *, check: bool = False) -> int:
-    """Make ``root/labels_masks/SPLIT/SCENE/FRAME_labels_semantic.png``.
-
-    Args:
-        root: folder that holds ``leftImg8bit`` and ``gtCoarse``.
-        split: "train" or "test".
-        check: compare the finished ones with what they should be instead of keeping them unseen.
+def prepare_lost_and_found(root: Path) -> int:
+    """Make ``root/labels_masks/SPLIT/SCENE/FRAME_labels_semantic.png``, as the tracks of SegmentMeIfYouCan
+    name theirs, for the splits that are there.
 
     Returns:
         How many label maps were made.
 
     Raises:
-        LayoutError: a folder, an image or a label is not there.
-        ValueError: a damaged file, or (``check``) a label map that differs.
+        LayoutError: both splits, an image or a label are not there. ValueError: a damaged file.
     """
     rule = LOST_AND_FOUND[0].rule()
 
     def make(record: Record) -> bool:
-        scene = Path(record["file_name"]).parent.name
-        target = root / LABELS / split / scene / f"{record['image_id']}{LABEL_SUFFIX}.png"
-        if target.is_file() and not check:
-            return False
-        return _made(target, read_label(record, rule), read_raw_label)
+        image = Path(record["file_name"])
+        folder = root / "labels_masks" / image.parent.relative_to(root / "leftImg8bit")
+        target = folder / f"{record['image_id']}_labels_semantic.png"
+        if not target.is_file():
+            _save(target, read_label(record, rule))
+            return True
+        return False
 
-    records = lost_and_found_pairs(split)(root)
-    if not records:
-        raise LayoutError(f"no images in {root / 'leftImg8bit' / split}")
-    return sum(thread_map(make, records, tqdm_class=tqdm, desc=f"label maps of {split}", unit="label"))
-
-
-# ---- What they share ----
-
-
-def _made(target: Path, image: np.ndarray, read: Callable[[Path], np.ndarray]) -> bool:
-    """Save an image, or compare the one that is there with it; returns whether it was made."""
-    if not target.is_file():
-        _save(target, image)
-        return True
-    if not np.array_equal(read(target), image):
-        raise ValueError(f"{target} is not what its sources give; remove it and run again")
-    return False
+    layouts = [lost_and_found_pairs(split) for split in LOST_AND_FOUND_COUNTS]
+    there = [layout for layout in layouts if (root / layout.images).is_dir()]
+    if not there:
+        raise LayoutError(f"{root} has neither {' nor '.join(layout.images for layout in layouts)}")
+    records = [record for layout in there for record in layout(root)]
+    return sum(thread_map(make, records, tqdm_class=tqdm, desc="label maps", unit="label"))
 
 
 def _save(target: Path, image: np.ndarray) -> None:
@@ -285,11 +246,10 @@ def main(data_set: str, arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0; 1 after an error that a message explains; 130 after Ctrl-C.
     """
-    parser = argparse.ArgumentParser(prog=f"prepare_{data_set}.py", description=DESCRIPTIONS[data_set])
-    if data_set != "coco_stuff10k":
-        parser.add_argument("--check", action="store_true", help="compare finished files with their sources")
-    if data_set == "lost_and_found":
-        parser.add_argument("--split", choices=("train", "test"), action="append", help="default: both")
+    parser = argparse.ArgumentParser(
+        description=f"Make the files of {data_set} that the download lacks; where it lies is said by the "
+        "environment, see datasets/README.md."
+    )
     if data_set == "fishyscapes_static":
         parser.add_argument("--version", type=int, choices=list(STATIC_ROOTS), required=True)
         parser.add_argument("--archive", type=Path, metavar="ZIP", help="fs_val_v*.zip, to be unpacked first")
@@ -298,14 +258,12 @@ def main(data_set: str, arguments: Sequence[str] | None = None) -> int:
         if data_set == "coco_stuff10k":
             made = prepare_coco_stuff(COCO_STUFF_ROOT.require())
         elif data_set == "lost_and_found":
-            root = LOST_AND_FOUND_ROOT.require()
-            splits = options.split or LOST_AND_FOUND_COUNTS
-            made = sum(prepare_lost_and_found(root, split, check=options.check) for split in splits)
+            made = prepare_lost_and_found(LOST_AND_FOUND_ROOT.require())
         else:
             place = STATIC_ROOTS[options.version]
             if options.archive:
                 unpack_flat(options.archive, place.path(), ("_labels.png", "rgb.npz"))
-            made = prepare_static(place.require(), CITYSCAPES_ROOT.path(), check=options.check)
+            made = prepare_static(place.require(), CITYSCAPES_ROOT.path())
         print(f"{made} files made")
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

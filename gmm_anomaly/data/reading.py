@@ -74,10 +74,9 @@ def upright_rgb(image: Image.Image) -> np.ndarray:
 def orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; 1, as stored, where there is none or the EXIF block cannot be read."""
     try:
-        found = image.getexif().get(_ORIENTATION_TAG)
+        return image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # Detectron2 takes such an image as it is stored
         return 1
-    return found if found in range(1, 9) else 1
 
 
 def is_16_bits(image: Image.Image) -> bool:
@@ -103,7 +102,6 @@ def read_image(record: Mapping[str, Any], format: str) -> np.ndarray:
         image = _render(**record["render"])[0]
     else:
         with open_image(record["file_name"], "image") as stored:
-            stored.load()
             image = upright_rgb(stored)
     return np.array(image if format == "RGB" else image[:, :, ::-1], order="C")
 
@@ -163,15 +161,12 @@ def read_raw_label(path: str | Path) -> np.ndarray:
     16 bits are taken where every value fits into 8. Errors as ``read_label``.
     """
     with open_image(path, "label") as image:
-        image.load()
         values = np.asarray(image)
         depth = png_bit_depth(path) if image.format == "PNG" else 0
-        found = f"{image.format} of mode {image.mode}, {depth} bits"
-        turn = orientation(image)
-        wide = is_16_bits(image)
-        # Pillow stretches the values of 1-, 2- and 4-bit grey images over 0 .. 255.
-        usable = depth and (wide or image.mode == "P" or (image.mode == "L" and depth == 8))
-    if not usable:
+        turn, wide = orientation(image), is_16_bits(image)
+    found = f"{image.format} of mode {image.mode}, {depth} bits"
+    # Pillow stretches the values of 1-, 2- and 4-bit grey images over 0 .. 255.
+    if not depth or not (wide or image.mode == "P" or (image.mode == "L" and depth == 8)):
         raise ValueError(
             f"{path}: a label must be a PNG of one 8-bit channel whose pixels are label values (mode L, or P "
             f"with a palette); found {found}"
