@@ -56,12 +56,17 @@ class InputLoader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Any]:
+        batches = super().__iter__()
         with lost_workers_explained():
             try:
-                yield from super().__iter__()
+                yield from batches
             except (ConnectionError, EOFError) as error:
                 # It died while it handed a tensor over, before torch noticed.
                 raise RuntimeError(f"DataLoader worker is gone ({type(error).__name__})") from error
+            finally:
+                # An error's traceback keeps the iterator: its workers would be waited for in vain at the end.
+                if self.num_workers:
+                    batches._shutdown_workers()
 
 
 def _keep_working(_worker: int) -> None:
