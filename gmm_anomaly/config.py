@@ -223,8 +223,7 @@ def _add_input(cfg: CN) -> None:
     # Keep decoded images and labels in memory (per worker process) after the first read.
     cfg.INPUT.CACHE_DECODED = False
     # DATALOADER.SAMPLER_TRAIN also knows "ClassBalancedSampler": a class is drawn, then an image that has it.
-    # Its index of classes per image is kept in this folder ("": OUTPUT_DIR).
-    cfg.DATALOADER.CLASS_INDEX_DIR = ""
+    # How many pixels of each class the images have is kept in OUTPUT_DIR.
 
     # The synthetic streets (data sets synthetic_street_train, _val and _anomaly).
     cfg.DATASETS.SYNTHETIC = CN()

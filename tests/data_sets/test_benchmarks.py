@@ -40,7 +40,7 @@ class Layout:
 
 
 def camvid(split: str) -> Layout:
-    return Layout(f"camvid/{split}/{{}}.png", f"camvid/{split}annot/{{}}.png", ("0001TP_006690", "Seq05VD_f0"))
+    return Layout(f"camvid/{split}/{{}}.png", f"camvid/{split}annot/{{}}.png", ("0001TP_006690", "Seq05VD_0"))
 
 
 def cityscapes(split: str, *frames: str) -> Layout:
@@ -56,7 +56,8 @@ def cityscapes(split: str, *frames: str) -> Layout:
 def lost_and_found(split: str, frame: str) -> Layout:
     label = f"lost_and_found/gtCoarse/{split}/{{scene}}/{{}}_gtCoarse"
     image = f"lost_and_found/leftImg8bit/{split}/{{scene}}/{{}}_leftImg8bit.png"
-    return Layout(image, f"{label}_labelIds.png", (frame,), (f"{label}_labelTrainIds.png", f"{label}_color.png"))
+    beside = (f"{label}_labelTrainIds.png", f"{label}_color.png")
+    return Layout(image, f"{label}_labelIds.png", (frame,), beside)
 
 
 def hazards(folder: str, split: str, *frames: str) -> Layout:
@@ -69,7 +70,7 @@ def track(folder: str, extension: str, *frames: str) -> Layout:
     return Layout(f"{folder}/images/{{}}.{extension}", f"{label}.png", frames, (f"{label}_color.png",))
 
 
-ANOMALY_TRACK = track("dataset_AnomalyTrack", "jpg", "validation0000", "validation0009", "cones0003", "zebra1")
+ANOMALY_TRACK = track("dataset_AnomalyTrack", "jpg", "validation0000", "validation0009", "cones3", "zebra1")
 OBSTACLE_TRACK = track(
     "dataset_ObstacleTrack", "webp", *(f"validation_{number}" for number in range(1, 41)),
     "curvy-street_3", "darkasphalt2_dog_5", "snowstorm1_00_02_34", "snowstorm2_7", "driveway_9",
@@ -98,7 +99,7 @@ TABLE = [
     ("camvid_val", camvid("val"), None, CAMVID, 101, None),
     ("camvid_test", camvid("test"), None, CAMVID, 233, None),
     (
-        "camvid_ood_test", Layout("camvid/test_ood/{}.png", "camvid/testannot_ood/{}.png", ("0001TP_008550",)),
+        "camvid_ood_test", Layout("camvid/test_ood/{}.png", "camvid/testannot_ood/{}.png", ("0001TP_00855",)),
         None, {**{value: 0 for value in range(11)}, 11: 255, 12: 1}, 233, ("pooled", None),
     ),
     *(
@@ -202,8 +203,8 @@ ROWS = {row[0]: row for row in TABLE}
 
 @pytest.fixture
 def make_tree(datasets_root, save_image):
-    """``make_tree(layout, raw)``: the layout's files; labels hold ``raw`` (H, W) uint8. SMIYC's are public for
-    validation frames only."""
+    """``make_tree(layout, raw)``: the layout's files; labels hold ``raw`` (H, W) uint8. SMIYC's are there
+    for validation frames only."""
 
     def make(layout: Layout, raw: np.ndarray) -> None:
         for frame in layout.frames:

@@ -128,7 +128,7 @@ def test_explicit_arguments_need_no_config(record):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("INPUT.RANDOM_FLIP", "both", "RANDOM_FLIP: expected 'horizontal', 'vertical' or 'none', found 'both'"),
+        ("INPUT.RANDOM_FLIP", "both", "FLIP: expected 'horizontal', 'vertical' or 'none', found 'both'"),
         ("INPUT.CROP.TYPE", "relative", "INPUT.CROP.TYPE: expected 'absolute', found 'relative'"),
         ("INPUT.FORMAT", "L", "INPUT.FORMAT: expected one of RGB, BGR, found 'L'"),
         ("INPUT.SCALE_BASE", [5], "INPUT.SCALE_BASE: expected a shorter and a longer side"),

@@ -11,8 +11,13 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from gmm_anomaly.data import ClassBalancedSampler, LabelRule, build, build_train_loader
-from gmm_anomaly.data import register_segmentation_dataset
+from gmm_anomaly.data import (
+    ClassBalancedSampler,
+    LabelRule,
+    build,
+    build_train_loader,
+    register_segmentation_dataset,
+)
 from gmm_anomaly.data.build import class_pixel_counts
 
 
