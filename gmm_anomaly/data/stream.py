@@ -104,7 +104,7 @@ class ClassBalancedSampler(Sampler):
 
     Args:
         pixel_counts: (N, C), pixels of each class in each image; classes that no image has are never drawn.
-        seed: of the common stream, equal on all ranks.
+        seed: of the common stream, equal on all ranks; None: a random one that the ranks agree on.
 
     Raises:
         ValueError: no image has a labelled pixel.
@@ -113,7 +113,7 @@ class ClassBalancedSampler(Sampler):
     # Draws are made in blocks, because one draw at a time costs more than the sampling.
     _block = 1024
 
-    def __init__(self, pixel_counts: np.ndarray, seed: int) -> None:
+    def __init__(self, pixel_counts: np.ndarray, seed: int | None = None) -> None:
         present = np.asarray(pixel_counts) > 0
         if present.ndim != 2 or not present.any():
             raise ValueError(
@@ -121,7 +121,7 @@ class ClassBalancedSampler(Sampler):
                 f"pixel, found none in an array of shape {present.shape}"
             )
         self._images = [torch.from_numpy(np.flatnonzero(column)) for column in present.T if column.any()]
-        self._seed = seed
+        self._seed = int(comm.shared_random_seed() if seed is None else seed)
         self._rank, self._ranks = comm.get_rank(), comm.get_world_size()
 
     def __iter__(self) -> Iterator[int]:
