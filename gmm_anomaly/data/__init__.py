@@ -8,7 +8,7 @@ from .pairing import LayoutError, MissingDataError
 from .reading import read_image, read_label
 from .registration import get_records, register_anomaly_dataset, register_segmentation_dataset
 from .stream import ClassBalancedSampler
-from .street_datasets import configure_synthetic, register_streets
+from .streets.datasets import configure_synthetic, register_streets
 
 __all__ = [
     "ClassBalancedSampler",

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .label_rule import LabelRule
-from .synthetic import render_street
+from .streets import render_street
 
 IMAGE_FORMATS = ("RGB", "BGR")
 
