@@ -113,32 +113,30 @@ def render(checks: Sequence[DatasetCheck]) -> str:
     return "\n".join([*lines, "", f"{fine} of {len(checks)} data sets are present and complete."])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when all data sets that were asked for are present and complete, 1 when one is not, 2 for a bad
-    argument."""
-    parser = argparse.ArgumentParser(
-        description="Say for each data set whether it is there, what to download and where to put it.",
-        epilog="Exit status: 0 if all that were asked for are there and complete, 1 if not, 2: bad argument.",
-    )
-    add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help="data sets, or patterns such as 'camvid*'; none: all")
-    add("--deep", action="store_true", help="open every file, and check label values and sizes")
-    add("--json", action="store_true", help="print the findings as JSON")
-    register_help = "Python file that registers data sets of your own (may be repeated)"
-    add("--register", action="append", default=[], metavar="FILE.py", help=register_help)
-    options = parser.parse_args(arguments)
-    chosen: list[str] = []
+def run(args: argparse.Namespace) -> int:
+    """The verb ``gmm-anomaly datasets``.
+
+    Args:
+        args: ``names`` (patterns such as ``camvid*``; none: all), ``deep``, ``json``, and ``register``
+            (Python files that register data sets).
+
+    Returns:
+        0 when all data sets that were asked for are present and complete, 1 when one is not.
+
+    Raises:
+        argparse.ArgumentError: a pattern that matches none, or a file to run that is not there.
+    """
     try:
-        for path in options.register:
-            runpy.run_path(path)
+        for path in args.register:
+            runpy.run_path(str(path))
     except (ValueError, OSError) as error:
-        parser.error(str(error))
-    known = list(registered_specs())
-    for pattern in options.names or ["*"]:
+        raise argparse.ArgumentError(None, str(error)) from error
+    known, chosen = list(registered_specs()), []
+    for pattern in args.names or ["*"]:
         matching = fnmatch.filter(known, pattern)
         if not matching:
-            parser.error(f"no data set matches {pattern!r}; known: {', '.join(known)}")
+            raise argparse.ArgumentError(None, f"no data set matches {pattern!r}; known: {', '.join(known)}")
         chosen += [name for name in matching if name not in chosen]
-    checks = [check_dataset(name, deep=options.deep) for name in chosen]
-    print(json.dumps([asdict(check) for check in checks], indent=2) if options.json else render(checks))
+    checks = [check_dataset(name, deep=args.deep) for name in chosen]
+    print(json.dumps([asdict(check) for check in checks], indent=2) if args.json else render(checks))
     return 0 if all(check.state == PRESENT for check in checks) else 1

@@ -1,16 +1,15 @@
-"""What ``tools/check_datasets.py`` says, and its exit status."""
+"""What ``gmm-anomaly datasets`` says, and its exit status."""
 
 from __future__ import annotations
 
 import json
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gmm_anomaly import cli
 from gmm_anomaly.data import register_anomaly_dataset, register_segmentation_dataset
 from gmm_anomaly.data.checking import (
     BAD_FILES,
@@ -19,12 +18,15 @@ from gmm_anomaly.data.checking import (
     WRONG_COUNT,
     WRONG_LAYOUT,
     check_dataset,
-    main,
     render,
 )
 from gmm_anomaly.data.registration import registered_specs
 
 ROOT = Path(__file__).parents[2]
+
+
+def main(arguments):
+    return cli.main(["datasets", *arguments])
 
 
 @pytest.fixture
@@ -111,12 +113,9 @@ def test_json_and_patterns(mine, capsys):
         assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_script_with_the_example_of_ones_own_data_set(tmp_path, make_pairs, monkeypatch, capsys):
+def test_the_example_of_ones_own_data_set(tmp_path, make_pairs, monkeypatch, capsys):
     make_pairs(tmp_path / "datasets/own", "ab")
     monkeypatch.chdir(tmp_path)
     example = str(ROOT / "datasets/own_dataset_example.py")
-    monkeypatch.setattr(sys, "argv", ["check", "--deep", "--register", example, "own_anomalies"])
-    with pytest.raises(SystemExit) as caught:
-        runpy.run_path(str(ROOT / "tools/check_datasets.py"), run_name="__main__")
-    assert caught.value.code == 0
+    assert main(["own_anomalies", "--deep", "--register", example]) == 0
     assert "own_anomalies  present       2 frames" in capsys.readouterr().out
