@@ -154,8 +154,7 @@ def get_records(name: str) -> list[Record]:
     """Records of a data set in Detectron2's catalog, whoever registered it.
 
     Raises:
-        ValueError: no data set of this name (lists the known ones), or one without images. Others as
-            ``load_records``.
+        ValueError: no data set of this name, or one without images. Others as ``load_records``.
     """
     require_known(name)
     records = DatasetCatalog.get(name)
@@ -237,7 +236,7 @@ def register_segmentation_dataset(
     spec = DatasetSpec(
         name,
         CLOSED_SET,
-        _OwnLayout(_text(label_root), image_suffix, label_suffix, pair_files),
+        _OwnLayout(None if label_root is None else str(label_root), image_suffix, label_suffix, pair_files),
         DataRoot((str(image_root),)),
         classes=tuple(classes),
         colors=None if colors is None else tuple((int(r), int(g), int(b)) for r, g, b in colors),
@@ -283,7 +282,7 @@ def register_anomaly_dataset(
     spec = DatasetSpec(
         name,
         ANOMALY,
-        _OwnLayout(_text(label_root), image_suffix, label_suffix, pair_files),
+        _OwnLayout(None if label_root is None else str(label_root), image_suffix, label_suffix, pair_files),
         DataRoot((str(image_root),)),
         label_map=_pairs(label_map),
         expected_count=expected_count,
@@ -295,7 +294,3 @@ def register_anomaly_dataset(
 
 def _pairs(label_map: Mapping[int, int] | None) -> tuple[tuple[int, int], ...] | None:
     return None if label_map is None else tuple(sorted(label_map.items(), key=str))
-
-
-def _text(path: str | Path | None) -> str | None:
-    return None if path is None else str(path)
