@@ -297,7 +297,7 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.SLIDING_WINDOW.SIZE = [768, 768]
     cfg.TEST.SLIDING_WINDOW.STRIDE = [512, 512]
     # Images of more pixels are looked at in windows of 768 x 768 every 512 pixels even so; 0: never. (Images
-    # of more than 100 megapixels are not read at all.)
+    # above twice PIL.Image.MAX_IMAGE_PIXELS, 179 megapixels, are not read at all.)
     cfg.TEST.MAX_WHOLE_PIXELS = 8_000_000
     # Detectron2's TEST.AUG.ENABLED looks at several scales, and with TEST.AUG.FLIP at mirrored images too.
     # The scales are factors of the test image's size (Detectron2's MIN_SIZES and MAX_SIZE are not used).
