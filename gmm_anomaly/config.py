@@ -173,8 +173,7 @@ def _add_input(cfg: CN) -> None:
     # Keep decoded images and labels in memory (per worker process) after the first read.
     cfg.INPUT.CACHE_DECODED = False
     # DATALOADER.SAMPLER_TRAIN also knows "ClassBalancedSampler": a class is drawn, then an image that has it.
-    # Its index of classes per image is kept in this folder ("": OUTPUT_DIR).
-    cfg.DATALOADER.CLASS_INDEX_DIR = ""
+    # How many pixels of each class the images have is kept in OUTPUT_DIR.
 
     # The synthetic streets (data sets synthetic_street_train, _val and _anomaly).
     cfg.DATASETS.SYNTHETIC = CN()
@@ -247,7 +246,7 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.SLIDING_WINDOW.SIZE = [768, 768]
     cfg.TEST.SLIDING_WINDOW.STRIDE = [512, 512]
     # Images of more pixels are looked at in windows of 768 x 768 every 512 pixels even so; 0: never. (Images
-    # of more than 100 megapixels are not read at all.)
+    # above twice PIL.Image.MAX_IMAGE_PIXELS, 179 megapixels, are not read at all.)
     cfg.TEST.MAX_WHOLE_PIXELS = 8_000_000
     # Detectron2's TEST.AUG.ENABLED looks at several scales, and with TEST.AUG.FLIP at mirrored images too.
     # The scales are factors of the test image's size (Detectron2's MIN_SIZES and MAX_SIZE are not used).

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from gmm_anomaly.data.array_files import RefusedArrayError, read_npy, read_npz
-from gmm_anomaly.data.image_files import MAX_PIXELS, RefusedImageError, bits_16, open_image, png_bit_depth
+from gmm_anomaly.data.reading import is_16_bits, open_image, png_bit_depth
 
+MAX_PIXELS = 100_000_000
 HDF5_KEY = "value"  # the one data set in a score file of SegmentMeIfYouCan
 
 
@@ -63,6 +62,10 @@ def read_score_map(path: Path, key: str | None = None) -> ScoreMap:
     return ScoreMap(values, found.ranks_only)
 
 
+class RefusedArrayError(ValueError):
+    """A readable array that is not taken; the message names the file and says why."""
+
+
 def _require_map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Raise RefusedArrayError unless an array of this shape and type can be a score map."""
     inner = list(shape)
@@ -91,12 +94,22 @@ def require_h5py() -> ModuleType:
 
 
 def _read_npy(path: Path, key: str | None) -> ScoreMap:
-    return ScoreMap(_decoded(path, lambda: read_npy(path, partial(_require_map, path))))
+    def load() -> np.ndarray:
+        values = np.load(path, allow_pickle=False)
+        _require_map(path, values.shape, values.dtype)
+        return values
+
+    return ScoreMap(_decoded(path, load))
 
 
 def _read_npz(path: Path, key: str | None) -> ScoreMap:
-    choose, accept = partial(_choose, path, key), partial(_require_map, path)
-    return ScoreMap(_decoded(path, lambda: read_npz(path, choose, accept)))
+    def load() -> np.ndarray:
+        with np.load(path, allow_pickle=False) as archive:
+            values = archive[_choose(path, key, archive.files)]
+        _require_map(path, values.shape, values.dtype)
+        return values
+
+    return ScoreMap(_decoded(path, load))
 
 
 def _read_hdf5(path: Path, key: str | None) -> ScoreMap:
@@ -126,16 +139,14 @@ def _read_png(path: Path, key: str | None) -> ScoreMap:
         with open_image(str(path), "score map") as image:
             image.load()
             text: dict[str, str] = getattr(image, "text", {})
-            if image.format != "PNG" or not bits_16(image):
+            if image.format != "PNG" or not is_16_bits(image):
                 found = f"{len(image.getbands())} of {png_bit_depth(path)}"
-                raise RefusedImageError(
+                raise RefusedArrayError(
                     f"{path}: a PNG of scores must have one channel of 16 bits, found "
                     f"{found if image.format == 'PNG' else image.format}; a picture of a score map cannot be "
                     "evaluated"
                 )
             pixels = np.asarray(image).astype(np.uint16)
-    except RefusedImageError:
-        raise
     except ValueError as error:
         raise ValueError(f"{path}: cannot be read as a PNG of scores ({error})") from error
     given = [name for name in ("scale", "offset") if name in text]

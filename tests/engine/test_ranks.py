@@ -24,9 +24,16 @@ from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
 from gmm_anomaly.compat import wrap_distributed
+from gmm_anomaly.data import ClassBalancedSampler
 from gmm_anomaly.data.build import build_train_loader, run_seed
-from gmm_anomaly.data.sampler import ClassBalancedSampler
-from gmm_anomaly.engine import EMHook, build_config, evaluate, fit_feature_distance, fit_mixture, fitting_config
+from gmm_anomaly.engine import (
+    EMHook,
+    build_config,
+    evaluate,
+    fit_feature_distance,
+    fit_mixture,
+    fitting_config,
+)
 from gmm_anomaly.engine.optimizer import build_optimizer
 from gmm_anomaly.engine.prototype_hook import prototype_hooks
 from gmm_anomaly.engine.sampled_contrast_hook import sampled_contrast_hooks

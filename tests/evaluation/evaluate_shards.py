@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from gmm_anomaly.data.catalog import register_anomaly_dataset, register_segmentation_dataset
+from gmm_anomaly.data import register_anomaly_dataset, register_segmentation_dataset
 from gmm_anomaly.evaluation import AnomalyEvaluator, ClosedSetEvaluator
 
 CLASSES = ["road", "car", "sky", "tree"]

@@ -11,8 +11,7 @@ from torch import nn
 from gmm_anomaly.engine import build_config
 from gmm_anomaly.modeling import AnomalySegmentor, SoftmaxClassifier
 from gmm_anomaly.modeling.decoders.base import Decoded
-from gmm_anomaly.modeling.inference_mode import InferenceMode, scaled_size
-from gmm_anomaly.modeling.sliding_window import window_grid
+from gmm_anomaly.modeling.inference import InferenceMode, scaled_size, window_grid
 
 
 class Pixelwise(Backbone):
