@@ -13,7 +13,6 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 
 from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
-from gmm_anomaly.metrics.component_sizes import ComponentSizes, anomaly_sizes
 
 from .curves import pixel_curves, write_curves
 from .files import save_array
@@ -213,19 +212,16 @@ class AnomalyEvaluator(DatasetEvaluator):
         make = COMPONENT_TRACKS[self.track or ""]
         # Without one valid pixel there is no threshold, and nothing to compare.
         metrics = {name: make(0.0 if math.isnan(at) else at) for name, at in thresholds.items()}
-        by_size = {name: ComponentSizes() for name in thresholds}
         for index in sorted(self._seen):
             label = self.records.label(index)
-            sizes = anomaly_sizes(label, make(0.0).min_anomaly_size)
             for name, metric in metrics.items():
-                found = metric.update(self._kept.get((index, name)), label, self.records.image_id(index))
-                by_size[name].update(found, sizes)
+                metric.update(self._kept.get((index, name)), label, self.records.image_id(index))
         results = {}
         for name, metric in metrics.items():
-            merged, merged_sizes = self._shards.merged(metric), self._shards.merged(by_size[name])
-            if merged is not None and merged_sizes is not None:
+            merged = self._shards.merged(metric)
+            if merged is not None:
                 if name in curves:
-                    curves[name]["components_by_size"] = merged_sizes.compute()
+                    curves[name]["components_by_size"] = merged.by_size()
                 task = task_name(COMPONENTS, f"{self.track}_track", name)
                 details = {"threshold_from": f"best F1, {self.protocol}"}
                 results[task] = component_task(merged.compute() | details, str(self.track))

@@ -7,9 +7,8 @@ from bisect import insort
 
 import numpy as np
 
-from gmm_anomaly.metrics.operating_points import OperatingPoints
+from gmm_anomaly.metrics.curves import OperatingPoints
 from gmm_anomaly.metrics.runs import Runs
-from gmm_anomaly.metrics.sorted_scores import ranked
 
 
 def frame_average_precision(score: np.ndarray, label: np.ndarray) -> float:
@@ -25,7 +24,7 @@ def frame_average_precision(score: np.ndarray, label: np.ndarray) -> float:
     negative = score[label == 0]
     if not negative.size:
         return math.nan
-    return OperatingPoints(ranked(negative), Runs.from_scores(positive)).average_precision
+    return OperatingPoints(Runs.sorted(negative), Runs.from_scores(positive)).average_precision
 
 
 class FrameScores:

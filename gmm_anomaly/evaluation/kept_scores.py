@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gmm_anomaly.metrics.own_pages import own_pages
+from gmm_anomaly.metrics.score_counts import own_pages
 
 DEFAULT_BUDGET = 2 * 2**30
 

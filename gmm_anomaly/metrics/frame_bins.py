@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gmm_anomaly.metrics.protocols import FprRule
+from gmm_anomaly.metrics.base import State, array, plain
 from gmm_anomaly.metrics.runs import Runs
-from gmm_anomaly.metrics.sorted_scores import Ranked, ranked
-from gmm_anomaly.metrics.state import State, array
 
 QUANTILES_PER_LABEL = 384
 UNIFORM_BINS = 4096
@@ -18,7 +16,73 @@ UNIFORM_RANGE = (-0.01, 1.01)
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def quantiles(scores: Ranked, largest: int = QUANTILES_PER_LABEL) -> np.ndarray:
+class FrameBins:
+    """Pooled bins of frames: counts per threshold (a bin's lower edge, predicted from there up).
+
+    Frames whose bins share a threshold have their counts added there. The reference code keeps two entries
+    where several frames share the highest threshold of all, so that its AP depends on the order of the frames
+    (by up to 2·10⁻⁴ on its own kind of data); here the order never matters.
+
+    Memory: at most 768 thresholds a frame.
+
+    Args:
+        uniform: 4096 equal bins over [−0.01, 1.01] instead of the quantiles. Scores outside are dropped, as
+            the reference drops them; :attr:`dropped` counts them.
+    """
+
+    def __init__(self, uniform: bool = False) -> None:
+        self._uniform = uniform
+        self._pooled = [Runs.empty(np.float64), Runs.empty(np.float64)]
+        self._waiting: list[list[Runs]] = [[], []]
+        self.dropped = 0
+
+    def add(self, negative: np.ndarray, positive: np.ndarray) -> None:
+        """Count one frame: (N,) and (P,) scores of its known and anomalous pixels, which may be reordered."""
+        sides = [Runs.sorted(scores) for scores in (negative, positive)]
+        if not any(side.total for side in sides):
+            return
+        if self._uniform:
+            edges = np.linspace(*UNIFORM_RANGE, UNIFORM_BINS + 1, dtype=np.float32).astype(np.float64)
+            edges[-1] = np.nextafter(edges[-1], np.inf)  # the last bin is closed
+        else:
+            edges = quantile_edges(sides)
+        for side, waiting in zip(sides, self._waiting, strict=True):
+            binned = bin_counts(side, edges, closed=not self._uniform)
+            self.dropped += side.total - binned.total
+            waiting.append(binned)
+        if sum(map(len, self._waiting[0])) > max(len(self._pooled[0]), 2**16):
+            self.totals()
+
+    def merge(self, other: FrameBins) -> None:
+        for waiting, runs in zip(self._waiting, other.totals(), strict=True):
+            waiting.append(runs)
+        self.dropped += other.dropped
+        self.totals()
+
+    def state(self) -> State:
+        state: State = {"dropped": self.dropped}
+        for side, runs in zip(("negative", "positive"), self.totals(), strict=True):
+            state |= {f"{side}_thresholds": runs.values, f"{side}_counts": runs.counts}
+        return state
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._pooled = [
+            Runs(array(state, f"{side}_thresholds", np.float64), array(state, f"{side}_counts", np.int64))
+            for side in ("negative", "positive")
+        ]
+        self.dropped = plain(state, "dropped")
+
+    def totals(self) -> tuple[Runs, Runs]:
+        """The pooled thresholds with the known and with the anomalous pixels of their bins."""
+        for side, waiting in enumerate(self._waiting):
+            merged = Runs.merge([self._pooled[side], *waiting])
+            assert merged is not None
+            self._pooled[side] = merged
+            waiting.clear()
+        return self._pooled[0], self._pooled[1]
+
+
+def quantiles(scores: Runs, largest: int = QUANTILES_PER_LABEL) -> np.ndarray:
     """Evenly spaced quantiles with linear interpolation, as ``numpy.quantile`` has them.
 
     Args:
@@ -39,7 +103,7 @@ def quantiles(scores: Ranked, largest: int = QUANTILES_PER_LABEL) -> np.ndarray:
     return np.where(weight < 0.5, low + step * weight, high - step * (1 - weight))
 
 
-def quantile_edges(sides: Sequence[Ranked]) -> np.ndarray:
+def quantile_edges(sides: Sequence[Runs]) -> np.ndarray:
     """Bin edges of one frame: the quantiles of each label that is there, and a margin; float64, ascending."""
     inner = np.concatenate([quantiles(scores) for scores in sides if scores.total])
     lowest, highest = float(inner.min()), float(inner.max())
@@ -50,7 +114,7 @@ def quantile_edges(sides: Sequence[Ranked]) -> np.ndarray:
     return np.unique(np.concatenate([[low_end, high_end], inner]))
 
 
-def bin_counts(scores: Ranked, edges: np.ndarray, closed: bool) -> Runs:
+def bin_counts(scores: Runs, edges: np.ndarray, closed: bool) -> Runs:
     """Pixels per bin [edge, next edge), as runs at the lower edges.
 
     Args:
@@ -68,77 +132,3 @@ def bin_counts(scores: Ranked, edges: np.ndarray, closed: bool) -> Runs:
     counts = np.diff(below)
     seen = np.flatnonzero(counts)
     return Runs(edges[seen], counts[seen])
-
-
-class FrameBins:
-    """Pooled bins of frames: counts per threshold (a bin's lower edge, predicted from there up).
-
-    Frames whose bins share a threshold have their counts added there. The reference code keeps two entries
-    where several frames share the highest threshold of all, so that its AP depends on the order of the frames
-    (by up to 2·10⁻⁴ on its own kind of data); here the order never matters.
-
-    Memory: at most 768 thresholds a frame.
-
-    Args:
-        uniform: 4096 equal bins over [−0.01, 1.01] instead of the quantiles. Scores outside are dropped, as
-            the reference drops them; :attr:`dropped` counts them.
-    """
-
-    def __init__(self, uniform: bool = False) -> None:
-        self._uniform = uniform
-        empty = Runs.empty(np.float64)
-        self._pooled = (empty, empty)
-        self._waiting: tuple[list[Runs], list[Runs]] = ([], [])
-        self.dropped = 0
-
-    def add(self, negative: np.ndarray, positive: np.ndarray) -> None:
-        sides = [ranked(scores) for scores in (negative, positive)]
-        if not any(side.total for side in sides):
-            return
-        if self._uniform:
-            edges = np.linspace(*UNIFORM_RANGE, UNIFORM_BINS + 1, dtype=np.float32).astype(np.float64)
-            edges[-1] = np.nextafter(edges[-1], np.inf)  # the last bin is closed
-        else:
-            edges = quantile_edges(sides)
-        for side, waiting in zip(sides, self._waiting, strict=True):
-            binned = bin_counts(side, edges, closed=not self._uniform)
-            self.dropped += side.total - binned.total
-            waiting.append(binned)
-        if sum(map(len, self._waiting[0])) > max(len(self._pooled[0]), 2**16):
-            self._collect()
-
-    def merge(self, other: FrameBins) -> None:
-        for waiting, runs in zip(self._waiting, other.totals(), strict=True):
-            waiting.append(runs)
-        self.dropped += other.dropped
-        self._collect()
-
-    def state(self) -> State:
-        negative, positive = self.totals()
-        return {
-            "negative_thresholds": negative.values,
-            "negative_counts": negative.counts,
-            "positive_thresholds": positive.values,
-            "positive_counts": positive.counts,
-            "dropped": self.dropped,
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        self._pooled = (
-            Runs.from_state(state, "negative_thresholds", "negative_counts", np.float64),
-            Runs.from_state(state, "positive_thresholds", "positive_counts", np.float64),
-        )
-        self.dropped = int(array(state, "dropped"))
-
-    def totals(self) -> tuple[Runs, Runs]:
-        self._collect()
-        return self._pooled
-
-    def intervals(self, rule: FprRule) -> None:
-        return None
-
-    def _collect(self) -> None:
-        (negative, new_negative), (positive, new_positive) = zip(self._pooled, self._waiting, strict=True)
-        self._pooled = (Runs.merge([negative, *new_negative]), Runs.merge([positive, *new_positive]))
-        for waiting in self._waiting:
-            waiting.clear()
