@@ -14,14 +14,51 @@ from tabulate import tabulate
 import gmm_anomaly
 
 from .files import save_json
-from .task_result import ANOMALY, CLOSED_SET, COMPONENTS, UNITS, TaskResult
 
 RESULTS_FILE = "results.json"
+
+# Tasks of anomaly data sets are named "<kind>/<rule>/<score>": the rule stands beside every number, whether a
+# logger joins the names with slashes (TensorBoard), prints tasks (Detectron2's "copypaste" lines) or a table
+# is made.
+ANOMALY, COMPONENTS, CLOSED_SET = "anomaly", "components", "sem_seg"
+UNITS = {ANOMALY: "fraction", COMPONENTS: "fraction", CLOSED_SET: "percent"}
 
 # {data set: {task: {metric: number}}}, as Detectron2 nests what its evaluators return.
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 _ROWS_PER_COLUMN = 20
+
+
+class TaskResult(dict[str, float]):
+    """{metric: number}, as Detectron2's loggers take it.
+
+    Args:
+        numbers: plain floats and integers.
+        details: what a logger cannot take: counts by threshold, notes, names.
+    """
+
+    def __init__(self, numbers: Mapping[str, float], details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(numbers)
+        self.details = dict(details or {})
+
+
+def pixel_task(computed: Mapping[str, Any]) -> TaskResult:
+    """Result of ``PixelMetrics.compute()``; intervals become ``<metric>_low`` and ``<metric>_high``."""
+    rest = dict(computed)
+    numbers = {
+        key: rest.pop(key) for key in ("AP", "AUROC", "FPR95", "best_f1", "best_f1_threshold", "images")
+    }
+    for key in [key for key in rest if key.endswith("_interval")]:
+        metric = key.removesuffix("_interval")
+        numbers[f"{metric}_low"], numbers[f"{metric}_high"] = rest.pop(key)
+    return TaskResult(numbers, rest)
+
+
+def component_task(computed: Mapping[str, Any], track: str) -> TaskResult:
+    """Result of ``ComponentMetrics.compute()`` on a track."""
+    rest = dict(computed)
+    numbers = {key: rest.pop(key) for key in ("sIoU_gt", "PPV", "F1", "threshold")}
+    return TaskResult(numbers, {"track": track} | rest)
 
 
 def format_results(results: Results) -> str:

@@ -1,7 +1,11 @@
-"""Score files in the layout of SegmentMeIfYouCan, written so that an interrupted run can go on."""
+"""A submission to SegmentMeIfYouCan: one HDF5 file of float16 scores a frame, in its layout.
+
+An interrupted run (`gmm-anomaly submit`) goes on where it stopped, and every file is read back.
+"""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import logging
@@ -9,21 +13,28 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, build_detection_test_loader
+from tabulate import tabulate
 from tqdm import tqdm
 
+from gmm_anomaly.data import SegmentationMapper
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.data.reading import image_size
 from gmm_anomaly.data.registration import get_records
 
+from .command import exit_status, load_model, model_arguments, model_config
 from .files import remove_partial, save_json
 from .score_files import HDF5_KEY, require_h5py
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_DATASETS = ("road_anomaly21_all", "road_obstacle21_all")
 # The benchmark keeps all splits of a track in one folder; by the beginning of a data set's name here.
 FOLDERS = {
     "road_anomaly21": "AnomalyTrack-all",
@@ -39,7 +50,16 @@ Record = Mapping[str, Any]
 Predict = Callable[[Sequence[Record]], Iterable[np.ndarray]]
 
 
-@dataclass(frozen=True)
+class Frame(NamedTuple):
+    """One image and its score file; ``size`` is (height, width)."""
+
+    name: str
+    record: Record
+    size: tuple[int, int]
+    target: Path
+
+
+@dataclass
 class Submission:
     """A method's score files: ``<root>/outputs/anomaly_p/<method>/<folder>/<frame>.hdf5``.
 
@@ -73,12 +93,8 @@ class Submission:
                 "negative scale would make known pixels anomalous"
             )
 
-    @property
-    def manifest(self) -> Path:
-        return self.root / f"{self.method}.json"
-
-    def identity(self) -> dict[str, Any]:
-        return {**self.made_from, "offset": self.offset, "scale": self.scale}
+        self.manifest = self.root / f"{self.method}.json"
+        self.identity = {**self.made_from, "offset": self.offset, "scale": self.scale}
 
     def folder(self, name: str) -> Path:
         return self.root / "outputs" / "anomaly_p" / self.method / name
@@ -103,7 +119,7 @@ class Submission:
         begun = self.manifest.is_file() and any(self.folder("").rglob("*.hdf5"))
         if begun and not overwrite:
             earlier = json.loads(self.manifest.read_text()).get("identity", {})
-            differing = sorted(key for key, value in self.identity().items() if earlier.get(key) != value)
+            differing = sorted(key for key, value in self.identity.items() if earlier.get(key) != value)
             if differing:
                 raise ValueError(
                     f"{self.manifest}: the submission {self.method!r} was begun with another "
@@ -112,15 +128,21 @@ class Submission:
         if overwrite:
             for frame in frames:
                 frame.target.unlink(missing_ok=True)
-        save_json(self.manifest, {"identity": self.identity(), "complete": False})
+        save_json(self.manifest, {"identity": self.identity, "complete": False})
 
-    def write(self, frames: Sequence[Frame], predict: Predict, *, progress: str | None = None) -> Written:
+    def write(
+        self, frames: Sequence[Frame], predict: Predict, *, progress: str | None = None
+    ) -> dict[str, float]:
         """Write the frames whose files are not there yet, or are not whole, and check each.
 
         Args:
             frames: from ``list_frames``.
             predict: scores of the frames that are missing; called once.
             progress: title of a progress bar with the time left; None shows none.
+
+        Returns:
+            ``frames`` there are, ``kept`` that were there, ``written`` now, the ``lowest`` and the
+            ``highest`` of the scores written now, and ``bytes`` of all files.
 
         Raises:
             ValueError: a score map of another size than its image, with NaN, or beyond float16.
@@ -147,7 +169,9 @@ class Submission:
                 write_score_file(frame.target, stored)
                 lowest, highest = min(lowest, float(stored.min())), max(highest, float(stored.max()))
                 bar.update()
-        return Written(len(frames), done, len(missing), lowest, highest)
+        size = sum(frame.target.stat().st_size for frame in frames)
+        counts = {"frames": len(frames), "kept": done, "written": len(missing), "bytes": size}
+        return counts | {"lowest": lowest, "highest": highest}
 
     def _stored(self, score: np.ndarray, frame: Frame) -> np.ndarray:
         if score.shape != frame.size:
@@ -168,28 +192,7 @@ class Submission:
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Record in the manifest that every file is there and whole."""
-        save_json(self.manifest, {"identity": self.identity(), "complete": True, **report})
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One image and its score file; ``size`` is (height, width)."""
-
-    name: str
-    record: Record
-    size: tuple[int, int]
-    target: Path
-
-
-@dataclass(frozen=True)
-class Written:
-    """How many frames there are, were there, and were written now, and the range of the scores stored now."""
-
-    frames: int
-    kept: int
-    written: int
-    lowest: float
-    highest: float
+        save_json(self.manifest, {"identity": self.identity, "complete": True, **report})
 
 
 def list_frames(submission: Submission, dataset_name: str, folder: str | None = None) -> list[Frame]:
@@ -212,8 +215,9 @@ def list_frames(submission: Submission, dataset_name: str, folder: str | None = 
                 f"{dataset_name}: two images are named {name}: {frames[name].record['file_name']} and "
                 f"{record['file_name']}; a submission needs one name a frame"
             )
-        target = submission.folder(folder) / f"{name}.hdf5"
-        frames[name] = Frame(name, record, _size(record), target)
+        shape = record.get("render")
+        size = (shape["height"], shape["width"]) if shape else image_size(str(record["file_name"]))
+        frames[name] = Frame(name, record, size, submission.folder(folder) / f"{name}.hdf5")
     return list(frames.values())
 
 
@@ -228,12 +232,6 @@ def benchmark_folder(dataset_name: str) -> str:
         f"{dataset_name} ({metadata.get('evaluator_type')}) is no data set of SegmentMeIfYouCan ({known}); "
         f"for another one give the folder too: --dataset {dataset_name}=FOLDER"
     )
-
-
-def _size(record: Record) -> tuple[int, int]:
-    if "render" in record:
-        return record["render"]["height"], record["render"]["width"]
-    return image_size(str(record["file_name"]))
 
 
 def write_score_file(target: Path, stored: np.ndarray) -> None:
@@ -284,3 +282,83 @@ def file_digest(path: str | Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def identity(cfg: CfgNode, score: str) -> dict[str, Any]:
+    """What decides the scores: two runs that agree in it may share a submission."""
+    kept = {key: yaml.safe_load(cfg[key].dump()) for key in ("MODEL", "INPUT")}
+    for key in ("WEIGHTS", "DEVICE"):  # the file's content counts, not where it or the model lies
+        del kept["MODEL"][key]
+    kept["TEST"] = {key: cfg.TEST[key] for key in ("SCORE_ON", "MAX_WHOLE_PIXELS")}
+    kept["TEST"] |= {key: yaml.safe_load(cfg.TEST[key].dump()) for key in ("SLIDING_WINDOW", "AUG")}
+    # A pretrained mask model has no file; the config names it.
+    digest = file_digest(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
+    return {"score": score, "weights_sha256": digest, "config": kept}
+
+
+def parser() -> argparse.ArgumentParser:
+    arguments = model_arguments("submit", str(__doc__))
+    add = arguments.add_argument
+    add("--output", type=Path, default=Path("output/smiyc"), help="folder that will hold outputs/")
+    add("--method", required=True, metavar="NAME", help="the method's name in the benchmark")
+    add("--score", metavar="NAME[+POST...]",
+        help="score to submit, with the post-processes after it, as results.json names it; default: the "
+        "model's first")  # fmt: skip
+    add("--dataset", action="append", metavar="NAME[=FOLDER]",
+        help="registered data set, and the benchmark's folder for it where its name does not tell (may be "
+        f"repeated); default: {', '.join(DEFAULT_DATASETS)}")  # fmt: skip
+    add("--offset", type=float, default=0.0,
+        help="(score - OFFSET) / SCALE is stored, one pair for every frame. Not needed unless scores exceed "
+        "65504; but float16 keeps 11 bits, so scores near 0 are told apart best")  # fmt: skip
+    add("--scale", type=float, default=1.0, help="see --offset; above 0")
+    add("--overwrite", action="store_true", help="begin a submission of this name anew")
+    return arguments
+
+
+def run(args: argparse.Namespace) -> None:
+    score = args.score or score_names(model_config(args))[0]
+    name, *chain = score.split("+")
+    cfg = model_config(args, ["TEST.SCORES", str([name]), "TEST.POSTPROCESS", str(chain)])
+    if not Path(cfg.MODEL.WEIGHTS).is_file() and not cfg.MODEL.MASK2FORMER.WEIGHTS:
+        raise FileNotFoundError(
+            f"--weights: no file {cfg.MODEL.WEIGHTS!r}; it must be a trained model's checkpoint"
+        )
+    submission = Submission(args.output, args.method, identity(cfg, score), args.offset, args.scale)
+    named = [name.partition("=")[::2] for name in args.dataset or DEFAULT_DATASETS]
+    frames = {name: list_frames(submission, name, folder or None) for name, folder in named}
+    submission.begin([frame for group in frames.values() for frame in group], overwrite=args.overwrite)
+
+    model = load_model(cfg)
+
+    @torch.no_grad()
+    def predict(records: Sequence[Record]) -> Iterable[np.ndarray]:
+        mapper = SegmentationMapper(cfg, False)
+        workers = cfg.DATALOADER.NUM_WORKERS
+        for batch in build_detection_test_loader(list(records), mapper=mapper, num_workers=workers):
+            for output in model(batch):
+                yield output["anomaly_scores"][score].float().cpu().numpy()
+
+    report = {
+        name: submission.write(group, predict, progress=name) | {"folder": group[0].target.parent.name}
+        for name, group in frames.items()
+    }
+    submission.finish({"weights": cfg.MODEL.WEIGHTS, "datasets": report})
+    rows = [
+        [
+            name, found["folder"], found["frames"], found["kept"], found["written"],
+            f"{found['bytes'] / 2**20:.1f}",
+            f"{found['lowest']:.5g} to {found['highest']:.5g}" if found["written"] else "-",
+        ]
+        for name, found in report.items()
+    ]  # fmt: skip
+    headers = ["data set", "folder", "frames", "there before", "written", "MiB", "scores written"]
+    print(tabulate(rows, headers, tablefmt="github"))
+    print(
+        f"\nEvery file was read back. Submit {submission.folder('')}; {submission.manifest} says what it was "
+        "made from."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return exit_status(run, parser().parse_args(argv))
