@@ -1,4 +1,4 @@
-"""What the verbs of this package that run a model share: their arguments, the model, and errors in one line."""
+"""What this package's verbs share: arguments, the model, and errors told in one line."""
 
 from __future__ import annotations
 

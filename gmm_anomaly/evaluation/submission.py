@@ -27,6 +27,7 @@ from gmm_anomaly.data import SegmentationMapper
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.data.reading import image_size
 from gmm_anomaly.data.registration import get_records
+from gmm_anomaly.modeling.scoring import score_names
 
 from .command import exit_status, load_model, model_arguments, model_config
 from .files import remove_partial, save_json

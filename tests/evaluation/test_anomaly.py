@@ -1,4 +1,4 @@
-"""AnomalyEvaluator against scikit-learn on the pooled pixels, and what it refuses."""
+"""AnomalyEvaluator against scikit-learn on the pooled pixels, what it draws, and what it refuses."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.testing import flatten_results_dict, print_csv_format
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from gmm_anomaly.data.catalog import register_anomaly_dataset
 from gmm_anomaly.evaluation import AnomalyEvaluator
+from gmm_anomaly.evaluation.anomaly import frame_average_precision
+from gmm_anomaly.evaluation.files import KeptScores
 from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
 
 
@@ -49,17 +51,12 @@ def test_numbers_equal_scikit_learn_on_the_pooled_pixels(anomaly_tree, scores):
         assert found.details["protocol"] == "pooled"
 
 
-def test_results_do_not_depend_on_order_or_batches(anomaly_tree, scores):
+def test_results_depend_neither_on_order_nor_batches_nor_earlier_rounds(anomaly_tree, scores):
     options = {"component_track": "obstacle", "protocol": "smiyc"}
-    first = feed(AnomalyEvaluator(anomaly_tree.name, ["good"], **options), anomaly_tree, scores, batch=1)
-    second = feed(
-        AnomalyEvaluator(anomaly_tree.name, ["good"], **options),
-        anomaly_tree,
-        scores,
-        anomaly_tree.image_ids[::-1],
-        5,
-    )
-    assert first.evaluate() == second.evaluate()
+    evaluator = AnomalyEvaluator(anomaly_tree.name, ["good"], **options)
+    first = feed(evaluator, anomaly_tree, scores, batch=1).evaluate()
+    evaluator.reset()
+    assert feed(evaluator, anomaly_tree, scores, anomaly_tree.image_ids[::-1], 5).evaluate() == first
 
 
 def test_every_logger_of_detectron2_takes_the_results(anomaly_tree, scores, caplog):
@@ -154,11 +151,86 @@ def test_overlays_show_the_first_images_of_the_data_set_in_one_colour_range(anom
     assert np.corrcoef(heat.ravel(), score.ravel())[0, 1] > 0.9
 
 
-def test_one_evaluator_serves_several_rounds(anomaly_tree, scores):
-    evaluator = AnomalyEvaluator(anomaly_tree.name, ["good"], component_track="obstacle")
-    first = feed(evaluator, anomaly_tree, scores).evaluate()
-    evaluator.reset()
-    assert feed(evaluator, anomaly_tree, scores).evaluate() == first
+def written(folder, tree):
+    return json.loads((folder / "curves" / f"{tree.name}.json").read_text())
+
+
+def valid(tree, score, image_ids):
+    label = np.concatenate([tree.labels[one].ravel() for one in image_ids])
+    values = np.concatenate([score[one].ravel() for one in image_ids])
+    return label[label != 255], values[label != 255]
+
+
+def test_reports_get_points_of_scikit_learns_curves(anomaly_tree, scores, tmp_path):
+    evaluator = AnomalyEvaluator(
+        anomaly_tree.name, ["good", "bad"], component_track="obstacle", precision="float32",
+        output_dir=tmp_path, num_best_worst=1,
+    )  # fmt: skip
+    results = feed(evaluator, anomaly_tree, scores, anomaly_tree.image_ids[::-1]).evaluate()
+    document = written(tmp_path, anomaly_tree)
+    assert (document["protocol"], document["track"]) == ("pooled", "obstacle")
+    for name, maps in scores.items():
+        truth, values = valid(anomaly_tree, maps, anomaly_tree.image_ids)
+        found = document["scores"][name]
+        precision, recall, _ = precision_recall_curve(truth, values)
+        fpr, tpr, _ = roc_curve(truth, values, drop_intermediate=False)
+        for points, own in (((recall, precision), "precision"), ((tpr, fpr), "fpr")):
+            drawn = np.array([found["curve"]["recall"], found["curve"][own]])[:, 1:]
+            assert drawn.shape[1] > 50
+            apart = np.abs(drawn[:, :, None] - np.array(points)[:, None]).max(axis=0)
+            assert apart.min(axis=1).max() < 1e-6
+        assert found["AP"] == pytest.approx(results[f"anomaly/pooled/{name}"]["AP"], rel=1e-6)
+        details = results[f"components/obstacle_track/{name}"].details
+        for kind in ("anomalies", "predictions"):
+            assert sum(row[kind] for row in found["components_by_size"]) == details[kind] > 0
+    frames = document["frames"]
+    assert frames["score"] == "good" and list(frames["AP"]) == anomaly_tree.image_ids
+    for one, found in frames["AP"].items():
+        truth, values = valid(anomaly_tree, scores["good"], [one])
+        expected = average_precision_score(truth, values) if truth.any() else None
+        assert found == (pytest.approx(expected, rel=1e-6) if expected else None)
+
+
+def test_best_and_worst_images_are_drawn(anomaly_tree, scores, tmp_path):
+    ids = anomaly_tree.image_ids
+    wanted = sorted(
+        (frame_average_precision(scores["good"][one], anomaly_tree.labels[one]), one) for one in ids[:4]
+    )
+    for order in (ids, ids[::-1]):
+        folder = tmp_path / order[0]
+        # No budget: every map is on disk, and what is not drawn must go from there as well.
+        evaluator = AnomalyEvaluator(
+            anomaly_tree.name, ["good", "bad"], output_dir=folder, num_best_worst=1, memory_budget=0
+        )
+        feed(evaluator, anomaly_tree, scores, order)
+        assert len(list(folder.glob("kept_scores_*/*.npy"))) == 2
+        evaluator.evaluate()
+        drawn = sorted(path.stem for path in (folder / "visualizations" / anomaly_tree.name).iterdir())
+        assert drawn == sorted([wanted[0][1], wanted[-1][1]])
+        assert drawn == written(folder, anomaly_tree)["frames"]["drawn"]
+
+
+@pytest.mark.parametrize("budget", [2**20, 100, 0], ids=["memory", "both", "disk"])
+def test_kept_scores_are_copies_with_all_bits(budget, tmp_path):
+    rng = np.random.default_rng(0)
+    kept, given = KeptScores(budget, tmp_path), {}
+    for index, shape in enumerate([(3, 5), (1, 4096), (0, 7), (64, 65)]):
+        for dtype in (np.float16, np.float32):
+            array = np.asfortranarray(rng.normal(size=shape).astype(dtype))
+            array[:1, :1] = np.inf
+            kept.put((index, dtype), array)
+            given[index, dtype] = array.copy()
+            array[...] = 0
+    kept.drop((1, np.float16))
+    del given[1, np.float16]
+    with pytest.raises(KeyError):
+        kept.get((1, np.float16))
+    for key, array in given.items():
+        found = kept.get(key)
+        assert found.dtype == key[1] and found.shape == array.shape and found.tobytes() == array.tobytes()
+    kept.clear()
+    assert found.tobytes() == given[3, np.float32].tobytes(), "an array in use stays"
+    assert not list(tmp_path.iterdir())
 
 
 def test_float32_scores_far_apart_keep_their_ranks(anomaly_tree, scores):
@@ -221,7 +293,7 @@ class TestBadInput:
         DatasetCatalog.register(name, lambda: records)
         MetadataCatalog.get(name).set(evaluator_type="anomaly")
         with pytest.raises(
-            ValueError, match=rf"{name}: the labels of 3 of 5 images are withheld.*submit_smiyc"
+            ValueError, match=rf"{name}: the labels of 3 of 5 images are withheld.*gmm-anomaly submit"
         ):
             AnomalyEvaluator(name, ["good"])
 

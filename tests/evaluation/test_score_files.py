@@ -86,7 +86,7 @@ def test_png_with_a_senseless_scale(tmp_path, scale, message):
 
 @pytest.mark.parametrize(
     ("picture", "found"),
-    [(np.zeros((4, 4, 3), np.uint8), "3 of 8"), (np.zeros((4, 4), np.uint8), "1 of 8")],
+    [(np.zeros((4, 4, 3), np.uint8), "PNG of mode RGB"), (np.zeros((4, 4), np.uint8), "PNG of mode L")],
 )
 def test_pictures_are_refused(tmp_path, picture, found):
     cv2.imwrite(str(tmp_path / "map.png"), picture)
@@ -113,7 +113,7 @@ def test_cut_off_files_are_named(tmp_path, suffix):
         (np.zeros(3), r"must be \(H, W\), found shape \(3,\)"),
         (np.zeros((0, 4)), r"must be \(H, W\), found shape \(0, 4\)"),
         (np.zeros((2, 2), complex), "real numbers"),
-        (np.array([[object()]]), "real numbers, found object"),
+        (np.array([[object()]]), "cannot be read.*Object arrays"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path, array, message):
