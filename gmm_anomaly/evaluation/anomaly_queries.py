@@ -214,9 +214,7 @@ def search(args: argparse.Namespace, cfg: CfgNode, model: nn.Module, *, road: bo
     if road:
         classes = list(records.metadata.stuff_classes)
         if args.road_class not in classes:
-            raise ValueError(
-                f"{name} has no class {args.road_class!r}; its classes are {', '.join(classes)}"
-            )
+            raise ValueError(f"{name} has no class {args.road_class!r}; its classes are {', '.join(classes)}")
         value = classes.index(args.road_class)
     overlap = measure_overlap(
         model,

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data import build_detection_test_loader
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -54,7 +54,6 @@ Predict = Callable[[Sequence[Record]], Iterable[np.ndarray]]
 class Frame(NamedTuple):
     """One image and its score file; ``size`` is (height, width)."""
 
-    name: str
     record: Record
     size: tuple[int, int]
     target: Path
@@ -86,19 +85,42 @@ class Submission:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.method or self.method in (".", "..") or "/" in self.method or "\\" in self.method:
+        if self.method in ("", ".", "..") or "/" in self.method or "\\" in self.method:
             raise ValueError(f"--method must be the name of a folder, found {self.method!r}")
         if not 0 < self.scale < math.inf or not math.isfinite(self.offset):
             raise ValueError(
                 f"--scale must be above 0 and --offset finite, found {self.scale} and {self.offset}; a "
                 "negative scale would make known pixels anomalous"
             )
-
+        self.folder = self.root / "outputs" / "anomaly_p" / self.method
         self.manifest = self.root / f"{self.method}.json"
         self.identity = {**self.made_from, "offset": self.offset, "scale": self.scale}
 
-    def folder(self, name: str) -> Path:
-        return self.root / "outputs" / "anomaly_p" / self.method / name
+    def frames(self, dataset_name: str, folder: str = "") -> list[Frame]:
+        """Frames of a data set, labelled or not.
+
+        Args:
+            dataset_name: a registered data set.
+            folder: the benchmark's name for it; "": by ``FOLDERS``.
+
+        Raises:
+            ValueError: an unknown data set, or one the benchmark has no folder for.
+        """
+        records = get_records(dataset_name)
+        known = [name for beginning, name in FOLDERS.items() if dataset_name.startswith(beginning)]
+        if not folder and not known:
+            names = ", ".join(f"{beginning}*" for beginning in FOLDERS)
+            raise ValueError(
+                f"{dataset_name} is no data set of SegmentMeIfYouCan ({names}); for another one give the "
+                f"folder too: --dataset {dataset_name}=FOLDER"
+            )
+        found = []
+        for record in records:
+            name = Path(str(record["file_name"])).stem.removesuffix(_IMAGE_SUFFIX)
+            shape = record.get("render")
+            size = (shape["height"], shape["width"]) if shape else image_size(str(record["file_name"]))
+            found.append(Frame(record, size, self.folder / (folder or known[0]) / f"{name}.hdf5"))
+        return found
 
     def begin(self, frames: Sequence[Frame], *, overwrite: bool = False) -> None:
         """Start, or go on with, the submission.
@@ -117,8 +139,10 @@ class Submission:
                 raise ValueError(
                     f"{images[frame.target]} and {image} would both be written to {frame.target}"
                 )
-        begun = self.manifest.is_file() and any(self.folder("").rglob("*.hdf5"))
-        if begun and not overwrite:
+        if overwrite:
+            for frame in frames:
+                frame.target.unlink(missing_ok=True)
+        elif self.manifest.is_file() and any(self.folder.rglob("*.hdf5")):
             earlier = json.loads(self.manifest.read_text()).get("identity", {})
             differing = sorted(key for key, value in self.identity.items() if earlier.get(key) != value)
             if differing:
@@ -126,18 +150,15 @@ class Submission:
                     f"{self.manifest}: the submission {self.method!r} was begun with another "
                     f"{', '.join(differing)}; choose another --method, or --overwrite to begin it anew"
                 )
-        if overwrite:
-            for frame in frames:
-                frame.target.unlink(missing_ok=True)
         save_json(self.manifest, {"identity": self.identity, "complete": False})
 
     def write(
         self, frames: Sequence[Frame], predict: Predict, *, progress: str | None = None
-    ) -> dict[str, float]:
-        """Write the frames whose files are not there yet, or are not whole, and check each.
+    ) -> dict[str, Any]:
+        """Write the frames whose files are not there yet, or are not whole, and read each back.
 
         Args:
-            frames: from ``list_frames``.
+            frames: from :meth:`frames`.
             predict: scores of the frames that are missing; called once.
             progress: title of a progress bar with the time left; None shows none.
 
@@ -150,42 +171,44 @@ class Submission:
             OSError: a file that was written does not hold what it should.
         """
         for folder in {frame.target.parent for frame in frames}:
-            folder.mkdir(parents=True, exist_ok=True)
             remove_partial(folder)
-        missing = []
-        for frame in frames:
-            wrong = file_problem(frame.target, frame.size)
-            if wrong:
-                missing.append(frame)
-                if frame.target.exists():
-                    logger.warning("%s is written again: %s", frame.target, wrong)
+        missing = [frame for frame in frames if stored_score(frame) is None]
+        for frame in missing:
+            if frame.target.exists():
+                logger.warning("%s is not whole, and written again", frame.target)
         lowest, highest = math.inf, -math.inf
-        maps = iter(predict([frame.record for frame in missing])) if missing else iter(())
-        done = len(frames) - len(missing)
-        with tqdm(
-            total=len(frames), initial=done, desc=progress, unit="frame", disable=progress is None
-        ) as bar:
-            for frame in missing:
-                stored = self._stored(np.asarray(next(maps)), frame)
-                write_score_file(frame.target, stored)
+        if missing:
+            maps = predict([frame.record for frame in missing])
+            bar = tqdm(total=len(frames), initial=len(frames) - len(missing), desc=progress, unit="frame",
+                       disable=progress is None)  # fmt: skip
+            for frame, score in zip(missing, maps, strict=True):
+                stored = self._stored(np.asarray(score), frame)
+                with replacing(frame.target) as temporary:
+                    with require_h5py().File(temporary, "w") as file:
+                        file.create_dataset(HDF5_KEY, data=stored, compression="gzip", compression_opts=9)
+                found = stored_score(frame)
+                if found is None or not np.array_equal(found, stored):
+                    raise OSError(f"{frame.target}: what was written cannot be read back; check the disk")
                 lowest, highest = min(lowest, float(stored.min())), max(highest, float(stored.max()))
                 bar.update()
+            bar.close()
         size = sum(frame.target.stat().st_size for frame in frames)
-        counts = {"frames": len(frames), "kept": done, "written": len(missing), "bytes": size}
-        return counts | {"lowest": lowest, "highest": highest}
+        counts = {"frames": len(frames), "kept": len(frames) - len(missing), "written": len(missing)}
+        return counts | {"lowest": lowest, "highest": highest, "bytes": size}
 
     def _stored(self, score: np.ndarray, frame: Frame) -> np.ndarray:
+        image = frame.target.stem
         if score.shape != frame.size:
             raise ValueError(
-                f"{frame.name}: the score map is {score.shape}, the image {frame.size} (height, width)"
+                f"{image}: the score map is {score.shape}, the image {frame.size} (height, width)"
             )
         values = (score.astype(np.float64) - self.offset) / self.scale
         if np.isnan(values).any():
-            raise ValueError(f"{frame.name}: {int(np.isnan(values).sum())} scores are NaN")
+            raise ValueError(f"{image}: {int(np.isnan(values).sum())} scores are NaN")
         finite = values[np.isfinite(values)]
         if finite.size and np.abs(finite).max() > _LARGEST:
             raise ValueError(
-                f"{frame.name}: scores reach {finite.min():.6g} to {finite.max():.6g}, float16 ends at "
+                f"{image}: scores reach {finite.min():.6g} to {finite.max():.6g}, float16 ends at "
                 f"{_LARGEST:.0f}; give --offset and --scale, constants of the whole submission, so that "
                 "(score - offset) / scale fits"
             )
@@ -196,84 +219,16 @@ class Submission:
         save_json(self.manifest, {"identity": self.identity, "complete": True, **report})
 
 
-def list_frames(submission: Submission, dataset_name: str, folder: str | None = None) -> list[Frame]:
-    """Frames of a data set, labelled or not, with their score files.
-
-    Args:
-        dataset_name: a registered data set.
-        folder: the benchmark's name for it; None: by ``FOLDERS``.
-
-    Raises:
-        ValueError: an unknown data set, one the benchmark has no folder for, or two images of one name.
-    """
-    records = get_records(dataset_name)
-    folder = folder or benchmark_folder(dataset_name)
-    frames: dict[str, Frame] = {}
-    for record in records:
-        name = Path(str(record["file_name"])).stem.removesuffix(_IMAGE_SUFFIX)
-        if name in frames:
-            raise ValueError(
-                f"{dataset_name}: two images are named {name}: {frames[name].record['file_name']} and "
-                f"{record['file_name']}; a submission needs one name a frame"
-            )
-        shape = record.get("render")
-        size = (shape["height"], shape["width"]) if shape else image_size(str(record["file_name"]))
-        frames[name] = Frame(name, record, size, submission.folder(folder) / f"{name}.hdf5")
-    return list(frames.values())
-
-
-def benchmark_folder(dataset_name: str) -> str:
-    """The benchmark's folder for a data set. Raises ValueError where it has none."""
-    for beginning, folder in FOLDERS.items():
-        if dataset_name.startswith(beginning):
-            return folder
-    known = ", ".join(f"{beginning}*" for beginning in FOLDERS)
-    metadata = MetadataCatalog.get(dataset_name)
-    raise ValueError(
-        f"{dataset_name} ({metadata.get('evaluator_type')}) is no data set of SegmentMeIfYouCan ({known}); "
-        f"for another one give the folder too: --dataset {dataset_name}=FOLDER"
-    )
-
-
-def write_score_file(target: Path, stored: np.ndarray) -> None:
-    """Write one score file and read it back before it gets its name.
-
-    Args:
-        target: ends with ``.hdf5``.
-        stored: (H, W) float16.
-
-    Raises:
-        OSError: the file does not hold what was written. ImportError: h5py is not installed.
-    """
-    h5py = require_h5py()
-    with replacing(target) as temporary:
-        with h5py.File(temporary, "w") as file:
-            file.create_dataset(HDF5_KEY, data=stored, compression="gzip", compression_opts=9)
-        with h5py.File(temporary, "r") as file:
-            found = file[HDF5_KEY][()]
-        if found.dtype != np.float16 or not np.array_equal(found, stored):
-            raise OSError(f"{target}: what was written cannot be read back; check the disk")
-
-
-def file_problem(path: Path, size: tuple[int, int]) -> str | None:
-    """What is wrong with a score file, read to its end; None if it is there and whole."""
-    h5py = require_h5py()
-    if not path.is_file():
-        return "there is no file"
+def stored_score(frame: Frame) -> np.ndarray | None:
+    """(H, W) float16 of a frame's score file, read to its end; None if it is not there or not whole."""
+    if not frame.target.is_file():
+        return None
     try:
-        with h5py.File(path, "r") as file:
-            if list(file) != [HDF5_KEY]:
-                return f"it holds {', '.join(file) or 'nothing'} instead of one data set {HDF5_KEY!r}"
-            found = file[HDF5_KEY][()]
-    except Exception as error:  # a damaged file raises OSError, RuntimeError or KeyError
-        return f"it cannot be read ({error})"
-    if found.dtype != np.float16:
-        return f"its type is {found.dtype}, not float16"
-    if found.shape != size:
-        return f"its shape is {found.shape}, not {size}"
-    if np.isnan(found).any():
-        return "it holds NaN"
-    return None
+        with require_h5py().File(frame.target, "r") as file:
+            found = np.asarray(file[HDF5_KEY][()])
+    except (OSError, KeyError, RuntimeError):
+        return None
+    return found if found.dtype == np.float16 and found.shape == frame.size else None
 
 
 def file_digest(path: str | Path) -> str:
@@ -326,7 +281,7 @@ def run(args: argparse.Namespace) -> None:
         )
     submission = Submission(args.output, args.method, identity(cfg, score), args.offset, args.scale)
     named = [name.partition("=")[::2] for name in args.dataset or DEFAULT_DATASETS]
-    frames = {name: list_frames(submission, name, folder or None) for name, folder in named}
+    frames = {name: submission.frames(name, folder) for name, folder in named}
     submission.begin([frame for group in frames.values() for frame in group], overwrite=args.overwrite)
 
     model = load_model(cfg)
@@ -355,7 +310,7 @@ def run(args: argparse.Namespace) -> None:
     headers = ["data set", "folder", "frames", "there before", "written", "MiB", "scores written"]
     print(tabulate(rows, headers, tablefmt="github"))
     print(
-        f"\nEvery file was read back. Submit {submission.folder('')}; {submission.manifest} says what it was "
+        f"\nEvery file was read back. Submit {submission.folder}; {submission.manifest} says what it was "
         "made from."
     )
 

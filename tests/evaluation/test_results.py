@@ -11,7 +11,7 @@ import pytest
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.evaluation import TaskResult, format_results, write_results
 from gmm_anomaly.evaluation.files import remove_partial, save_array
-from gmm_anomaly.evaluation.task_result import component_task, pixel_task
+from gmm_anomaly.evaluation.results import component_task, pixel_task
 from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
 
 
