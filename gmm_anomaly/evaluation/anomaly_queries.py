@@ -29,7 +29,7 @@ from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.data.label_rule import CLOSED_SET, IGNORE_LABEL
 
 from .command import exit_status, load_model, model_arguments, model_config
-from .records import EvaluatedRecords
+from .records import EVALUATOR_TYPES, EvaluatedRecords
 
 # Maskomaly's rule: masks above 0.9 count, queries with a mean IoU of at least 0.25 are taken.
 MASK_THRESHOLD = 0.9
@@ -145,43 +145,34 @@ def known_class_names(cfg: CfgNode, labels: Mapping[int, str]) -> list[str]:
     """Names of the known classes: a closed set's of ``DATASETS``, else ``labels``, the weights' own."""
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         metadata = MetadataCatalog.get(name)
-        if metadata.get("evaluator_type") == CLOSED_SET:
+        if metadata.get("evaluator_type") in EVALUATOR_TYPES[CLOSED_SET]:
             return list(metadata.stuff_classes)
     return [str(labels[index]) for index in sorted(labels)]
 
 
-def query_config(
-    cfg: CfgNode,
-    config_file: str,
-    target: Path,
-    queries: Mapping[str, Sequence[int]],
-    *,
-    overridden: Iterable[str] = (),
-    found_with: Sequence[str] = (),
-) -> str:
-    """Text of a config file on top of another one, with query sets and the weights they hold for.
+def query_config(args: argparse.Namespace, cfg: CfgNode, queries: Mapping[str, Sequence[int]]) -> str:
+    """Text of a config on top of the given one, with query sets, the weights they hold for, and overrides.
 
     Args:
-        cfg: the config that the queries were found with.
-        config_file: the file it was read from.
-        target: where the text will be written; the other file is named relative to it.
+        args: what the command was given. cfg: the config that it made of them.
         queries: by the name of their key in ``MODEL.MASK2FORMER``.
-        overridden: keys of ``cfg`` that differ from the file's and are to be kept.
-        found_with: data sets whose labels were used.
     """
+    # What makes the model; which images were looked at is another matter.
+    overridden = [key for key in args.opts[::2] if key.startswith(("MODEL.", "INPUT."))]
     keys = ["MODEL.WEIGHTS", "MODEL.MASK2FORMER.WEIGHTS", *overridden]
     values: dict[str, Any] = {key: reduce(getitem, key.split("."), cfg) for key in keys}
     values |= {f"MODEL.MASK2FORMER.{key}": list(found) for key, found in queries.items()}
-    content: dict[str, Any] = {"_BASE_": os.path.relpath(config_file, target.parent)}
+    content: dict[str, Any] = {"_BASE_": os.path.relpath(args.config_file, args.output.parent)}
     for key, value in values.items():
         *parents, last = key.split(".")
         node = content
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = value
+    found_with = " and ".join(name for name in (args.dataset, args.road_dataset) if name)
     return (
-        "# Written by gmm-anomaly find-queries. The queries hold for these weights only, and were\n"
-        f"# found with labels of {' and '.join(found_with)}: report no figures on those images.\n"
+        "# Written by gmm-anomaly find-queries. The queries hold for these weights only, and were found\n"
+        f"# with labels of {found_with}: report no figures on those images.\n"
         + yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
     )
 
@@ -248,17 +239,8 @@ def run(args: argparse.Namespace) -> None:
     queries = {"ANOMALY_QUERIES": search(args, cfg, model, road=False)}
     if args.road_dataset:
         queries["ROAD_QUERIES"] = search(args, cfg, model, road=True)
-    text = query_config(
-        cfg,
-        args.config_file,
-        args.output,
-        queries,
-        # What makes the model; which images were looked at is another matter.
-        overridden=[key for key in args.opts[::2] if key.startswith(("MODEL.", "INPUT."))],
-        found_with=[name for name in (args.dataset, args.road_dataset) if name],
-    )
     with replacing(args.output) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(query_config(args, cfg, queries))
     print(f"\n{args.output} is the config with these queries: evaluate with --config-file {args.output}")
 
 

@@ -177,37 +177,25 @@ def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(
         "gmm-anomaly score", description="Metrics of score maps that any program saved."
     )
-    arguments.add_argument(
-        "--scores", type=Path, required=True, metavar="DIR",
+    add = arguments.add_argument
+    add("--scores", type=Path, required=True, metavar="DIR",
         help="one map per image, named as the image: .npy, .npz, .hdf5 (dataset 'value'), or 16-bit .png, of "
-        "which only the ranks count (text chunks 'scale' and 'offset' are used if present)",
-    )  # fmt: skip
-    arguments.add_argument(
-        "--dataset", required=True, metavar="NAME", help="a registered data set with labels"
-    )
-    arguments.add_argument(
-        "--protocol", choices=list(PROTOCOLS), help=f"default: the data set's own benchmark's. {rules}"
-    )
-    arguments.add_argument(
-        "--components", choices=("anomaly", "obstacle", "none"),
+        "which only the ranks count (text chunks 'scale' and 'offset' are used if present)")  # fmt: skip
+    add("--dataset", required=True, metavar="NAME", help="a registered data set with labels")
+    add("--protocol", choices=list(PROTOCOLS), help=f"default: the data set's own benchmark's. {rules}")
+    add("--components", choices=("anomaly", "obstacle", "none"),
         help="component metrics with the sizes of this SegmentMeIfYouCan track; default: the data set's own",
-    )  # fmt: skip
-    arguments.add_argument(
-        "--precision", choices=("float16", "float32"),
+        )  # fmt: skip
+    add("--precision", choices=("float16", "float32"),
         help="what scores are rounded to; default: float16 under smiyc and with components, else float32",
-    )  # fmt: skip
-    arguments.add_argument("--method", metavar="NAME", help="name in the table; default: the folder's")
-    arguments.add_argument(
-        "--suffix", default="", help="what the maps' stems end with beyond the image's name"
-    )
-    arguments.add_argument("--key", help="name of the array in .npz and HDF5 files")
-    arguments.add_argument(
-        "--resize", action="store_true", help="interpolate maps of another size than the label"
-    )
-    arguments.add_argument(
-        "--json", nargs="?", type=Path, const=Path("-"), metavar="FILE",
+        )  # fmt: skip
+    add("--method", metavar="NAME", help="name in the table; default: the folder's")
+    add("--suffix", default="", help="what the maps' stems end with beyond the image's name")
+    add("--key", help="name of the array in .npz and HDF5 files")
+    add("--resize", action="store_true", help="interpolate maps of another size than the label")
+    add("--json", nargs="?", type=Path, const=Path("-"), metavar="FILE",
         help="write the results there as well; without FILE they are printed as JSON instead of the table",
-    )  # fmt: skip
+        )  # fmt: skip
     add_register_argument(arguments)
     return arguments
 

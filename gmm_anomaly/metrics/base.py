@@ -102,15 +102,7 @@ def plain(state: Mapping[str, Any], key: str) -> Any:
 
 
 def as_scores(score: Any, image: str) -> np.ndarray:
-    """A real-valued array without NaN.
-
-    Args:
-        score: array of any shape, or anything ``numpy.asarray`` takes (a CPU tensor, nested lists).
-        image: what to call the image in an error.
-
-    Raises:
-        TypeError: the values are not real numbers. ValueError: there are NaN among them.
-    """
+    """What ``numpy.asarray`` takes as an array of real numbers; TypeError for others, ValueError for NaN."""
     array = np.asarray(score)
     if array.dtype.kind in "bui":
         array = array.astype(np.float64)
@@ -142,14 +134,7 @@ def check_same_shape(first: np.ndarray, second: np.ndarray, names: str, image: s
 
 
 def anomaly_masks(label: Any, image: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Masks of the known (label 0) and of the anomalous (label 1) pixels.
-
-    Args:
-        label: integers or booleans of any shape, 0 known, 1 anomaly, 255 void.
-        image: what to call the image in an error.
-
-    Returns:
-        known, anomalous: boolean arrays of the label's shape; void: the number of void pixels.
+    """Masks of the known (label 0) and of the anomalous pixels (1), and the number of void ones (255).
 
     Raises:
         TypeError: labels are not integers. ValueError: there are other values than 0, 1 and 255.
@@ -168,11 +153,7 @@ def anomaly_masks(label: Any, image: str) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def to_precision(scores: np.ndarray, precision: str) -> tuple[np.ndarray, int]:
-    """Round scores to ``float16`` or ``float32``.
-
-    Returns:
-        rounded: array of that dtype; saturated: how many finite scores became infinite, being out of range.
-    """
+    """Scores rounded to ``float16`` or ``float32``, and how many of the finite ones became infinite."""
     with np.errstate(over="ignore"):
         rounded = scores.astype(precision, copy=False)
     if scores.dtype.itemsize <= rounded.dtype.itemsize:

@@ -82,18 +82,17 @@ class FrameBins:
         return self._pooled[0], self._pooled[1]
 
 
-def quantiles(scores: Runs, largest: int = QUANTILES_PER_LABEL) -> np.ndarray:
+def quantiles(scores: Runs) -> np.ndarray:
     """Evenly spaced quantiles with linear interpolation, as ``numpy.quantile`` has them.
 
     Args:
         scores: of one frame and label; infinities stand for the largest float32 numbers.
-        largest: how many quantiles, from the lowest to the highest score, but no more than there are pixels.
 
     Returns:
-        (min(largest, pixels),) float64, ascending.
+        (min(384, pixels),) float64, ascending, from the lowest to the highest score.
     """
     last = scores.total - 1
-    rank = np.linspace(0.0, 1.0, min(largest, scores.total)) * last
+    rank = np.linspace(0.0, 1.0, min(QUANTILES_PER_LABEL, scores.total)) * last
     lower = np.floor(rank).astype(np.int64)
     low, high = (
         np.clip(scores.at_rank(at).astype(np.float64), -_LARGEST, _LARGEST)
