@@ -16,7 +16,6 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from gmm_anomaly.data.catalog import register_anomaly_dataset
 from gmm_anomaly.evaluation import AnomalyEvaluator
 from gmm_anomaly.evaluation.anomaly import frame_average_precision
-from gmm_anomaly.evaluation.files import KeptScores
 from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
 
 
@@ -32,13 +31,17 @@ def feed(evaluator, tree, scores, image_ids=None, batch=2):
     return evaluator
 
 
+def valid(tree, score, image_ids):
+    label = np.concatenate([tree.labels[one].ravel() for one in image_ids])
+    values = np.concatenate([score[one].ravel() for one in image_ids])
+    return label[label != 255], values[label != 255]
+
+
 def test_numbers_equal_scikit_learn_on_the_pooled_pixels(anomaly_tree, scores):
     results = feed(AnomalyEvaluator(anomaly_tree.name, ["good", "bad"]), anomaly_tree, scores).evaluate()
     assert list(results) == ["anomaly/pooled/good", "anomaly/pooled/bad"]
     for name, maps in scores.items():
-        label = np.concatenate([anomaly_tree.labels[one].ravel() for one in anomaly_tree.image_ids])
-        score = np.concatenate([maps[one].ravel() for one in anomaly_tree.image_ids])
-        truth, score = label[label != 255], score[label != 255]
+        truth, score = valid(anomaly_tree, maps, anomaly_tree.image_ids)
         false, true, _ = roc_curve(truth, score, drop_intermediate=False)
         found = results[f"anomaly/pooled/{name}"]
         assert found["AP"] == pytest.approx(average_precision_score(truth, score), abs=1e-12)
@@ -155,12 +158,6 @@ def written(folder, tree):
     return json.loads((folder / "curves" / f"{tree.name}.json").read_text())
 
 
-def valid(tree, score, image_ids):
-    label = np.concatenate([tree.labels[one].ravel() for one in image_ids])
-    values = np.concatenate([score[one].ravel() for one in image_ids])
-    return label[label != 255], values[label != 255]
-
-
 def test_reports_get_points_of_scikit_learns_curves(anomaly_tree, scores, tmp_path):
     evaluator = AnomalyEvaluator(
         anomaly_tree.name, ["good", "bad"], component_track="obstacle", precision="float32",
@@ -210,29 +207,6 @@ def test_best_and_worst_images_are_drawn(anomaly_tree, scores, tmp_path):
         assert drawn == written(folder, anomaly_tree)["frames"]["drawn"]
 
 
-@pytest.mark.parametrize("budget", [2**20, 100, 0], ids=["memory", "both", "disk"])
-def test_kept_scores_are_copies_with_all_bits(budget, tmp_path):
-    rng = np.random.default_rng(0)
-    kept, given = KeptScores(budget, tmp_path), {}
-    for index, shape in enumerate([(3, 5), (1, 4096), (0, 7), (64, 65)]):
-        for dtype in (np.float16, np.float32):
-            array = np.asfortranarray(rng.normal(size=shape).astype(dtype))
-            array[:1, :1] = np.inf
-            kept.put((index, dtype), array)
-            given[index, dtype] = array.copy()
-            array[...] = 0
-    kept.drop((1, np.float16))
-    del given[1, np.float16]
-    with pytest.raises(KeyError):
-        kept.get((1, np.float16))
-    for key, array in given.items():
-        found = kept.get(key)
-        assert found.dtype == key[1] and found.shape == array.shape and found.tobytes() == array.tobytes()
-    kept.clear()
-    assert found.tobytes() == given[3, np.float32].tobytes(), "an array in use stays"
-    assert not list(tmp_path.iterdir())
-
-
 def test_float32_scores_far_apart_keep_their_ranks(anomaly_tree, scores):
     # 1e5 is infinite in float16: all pixels would tie.
     moved = {"good": {one: 1e5 + score for one, score in scores["good"].items()}}
@@ -252,68 +226,53 @@ def test_missing_images_are_counted_aloud(anomaly_tree, scores, caplog):
     assert "only 2 of 5 images" in caplog.text and "frame_01" in caplog.text
 
 
-class TestBadInput:
-    def process(self, tree, score, image_id="frame_00", names=("good",)):
-        evaluator = AnomalyEvaluator(tree.name, list(names))
-        evaluator.process(tree.inputs(image_id), [{"anomaly_scores": {"good": torch.tensor(score)}}])
-        return evaluator
-
-    def test_nan_names_image_and_score(self, anomaly_tree, scores):
-        score = scores["good"]["frame_00"].copy()
-        score[0, :2] = np.nan
-        with pytest.raises(ValueError, match=r"score 'good'.*image 'frame_00'.*2 of 391 scores are NaN"):
-            self.process(anomaly_tree, score)
-
-    def test_other_size_than_the_label(self, anomaly_tree, scores):
-        with pytest.raises(ValueError, match=r"'frame_00'.*'good' has the size 16 x 23.*label 17 x 23"):
-            self.process(anomaly_tree, scores["good"]["frame_00"][:-1])
-
-    def test_score_that_the_model_does_not_give(self, anomaly_tree, scores):
-        with pytest.raises(ValueError, match=r"no score 'energy', only good"):
-            self.process(anomaly_tree, scores["good"]["frame_00"], names=["good", "energy"])
-
-    def test_image_of_another_data_set(self, anomaly_tree, scores):
-        with pytest.raises(ValueError, match=r"image_id 'elsewhere'.*not in the data set"):
-            self.process(anomaly_tree, scores["good"]["frame_00"], "elsewhere")
-
-    def test_image_given_twice(self, anomaly_tree, scores):
-        evaluator = feed(AnomalyEvaluator(anomaly_tree.name, ["good"]), anomaly_tree, scores)
-        with pytest.raises(ValueError, match=r"'frame_00' was given twice"):
-            feed(evaluator, anomaly_tree, scores, ["frame_00"])
-
-    def test_no_image(self, anomaly_tree):
-        with pytest.raises(ValueError, match="no image was evaluated"):
-            AnomalyEvaluator(anomaly_tree.name, ["good"]).evaluate()
-
-    def test_withheld_labels_are_refused_by_name(self, anomaly_tree, registered):
-        name = registered("withheld")
-        records = [dict(record) for record in DatasetCatalog.get(anomaly_tree.name)]
-        for record in records[2:]:
-            del record["sem_seg_file_name"]
-        DatasetCatalog.register(name, lambda: records)
-        MetadataCatalog.get(name).set(evaluator_type="anomaly")
-        with pytest.raises(
-            ValueError, match=rf"{name}: the labels of 3 of 5 images are withheld.*gmm-anomaly submit"
-        ):
-            AnomalyEvaluator(name, ["good"])
-
-    def test_closed_set_data_set(self, closed_tree):
-        with pytest.raises(ValueError, match=r"evaluator_type 'anomaly', found 'closed_set'"):
-            AnomalyEvaluator(closed_tree.name, ["good"])
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"component_track": "road"}, "expected 'anomaly', 'obstacle' or 'none', found 'road'"),
-            ({"protocol": "mine"}, "protocol must be one of pooled"),
-            ({"save_scores": True}, "need output_dir"),
-            ({"scores": []}, "at least one score"),
-            ({"scores": "good"}, "must be a list"),
-        ],
-    )
-    def test_arguments(self, anomaly_tree, arguments, message):
+def test_outputs_that_cannot_be_counted_are_named(anomaly_tree, scores):
+    score = scores["good"]["frame_00"]
+    broken = score.copy()
+    broken[0, :2] = np.nan
+    for image_id, given, names, message in (
+        ("frame_00", broken, ["good"], r"score 'good'.*image 'frame_00'.*2 of 391 scores are NaN"),
+        ("frame_00", score[:-1], ["good"], r"'frame_00'.*'good' has the size 16 x 23.*label 17 x 23"),
+        ("frame_00", score, ["good", "energy"], r"no score 'energy', only good"),
+        ("elsewhere", score, ["good"], r"image_id 'elsewhere'.*not in the data set"),
+    ):
+        evaluator = AnomalyEvaluator(anomaly_tree.name, names)
         with pytest.raises(ValueError, match=message):
-            AnomalyEvaluator(anomaly_tree.name, **({"scores": ["good"]} | arguments))
+            evaluator.process(anomaly_tree.inputs(image_id), [{"anomaly_scores": {"good": given}}])
+    evaluator = AnomalyEvaluator(anomaly_tree.name, ["good"])
+    with pytest.raises(ValueError, match="no image was evaluated"):
+        evaluator.evaluate()
+    feed(evaluator, anomaly_tree, scores)
+    with pytest.raises(ValueError, match=r"'frame_00' was given twice"):
+        feed(evaluator, anomaly_tree, scores, ["frame_00"])
+
+
+def test_withheld_labels_are_refused_by_name(anomaly_tree, registered):
+    name = registered("withheld")
+    records = [dict(record) for record in DatasetCatalog.get(anomaly_tree.name)]
+    for record in records[2:]:
+        del record["sem_seg_file_name"]
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(evaluator_type="anomaly")
+    with pytest.raises(
+        ValueError, match=rf"{name}: the labels of 3 of 5 images are withheld.*gmm-anomaly submit"
+    ):
+        AnomalyEvaluator(name, ["good"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"component_track": "road"}, "expected 'anomaly', 'obstacle' or 'none', found 'road'"),
+        ({"protocol": "mine"}, "protocol must be one of pooled"),
+        ({"save_scores": True}, "need output_dir"),
+        ({"scores": []}, "at least one score"),
+        ({"scores": "good"}, "must be a list"),
+    ],
+)
+def test_bad_arguments_are_named(anomaly_tree, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AnomalyEvaluator(anomaly_tree.name, **({"scores": ["good"]} | arguments))
 
 
 def test_undefined_numbers_are_nan_with_a_note(anomaly_tree, scores, caplog):
