@@ -175,9 +175,7 @@ def test_what_a_user_can_get_wrong_is_named(
     assert all(message in error for message in messages), error
 
 
-def test_a_file_of_ones_own_may_register_the_data_set(
-    anomaly_tree, scores, tmp_path, registered, capsys
-):
+def test_a_file_of_ones_own_may_register_the_data_set(anomaly_tree, scores, tmp_path, registered, capsys):
     folder, name = save_all(tmp_path / "mine", scores["good"]), registered("own")
     (tmp_path / "own.py").write_text(
         "from gmm_anomaly.data import register_anomaly_dataset\n"
