@@ -95,27 +95,21 @@ class AnomalyEvaluator(RecordEvaluator):
             raise ValueError(f"scores must be a list of at least one score's name, found {scores!r}")
         if output_dir is None and (save_scores or num_visualizations or num_best_worst):
             raise ValueError("save_scores, num_visualizations and num_best_worst need output_dir")
+        super().__init__(dataset_name, "anomaly", distributed, output_dir, num_visualizations)
+        metadata = self.records.metadata
+        track = component_track or metadata.get("component_track") or "none"
+        check_component_track(track, "component_track")
+        self.track = None if track == "none" else track
+        self.protocol = protocol or metadata.get("protocol") or "pooled"
+        stored_as_half = self.track is not None or self.protocol.startswith("smiyc")
+        self.precision = precision or ("float16" if stored_as_half else "float32")
         self.scores, self.save_scores = list(scores), save_scores
-        self._protocol, self._track, self._precision = protocol, component_track, precision
         self._num_best_worst = num_best_worst
         self._kept = KeptScores(memory_budget, output_dir)
-        super().__init__(
-            dataset_name,
-            "anomaly",
-            distributed=distributed,
-            output_dir=output_dir,
-            num_visualizations=num_visualizations,
-        )
+        self.reset()
 
     def reset(self) -> None:
         super().reset()
-        metadata = self.records.metadata
-        track = self._track or metadata.get("component_track") or "none"
-        check_component_track(track, "component_track")
-        self.track = None if track == "none" else track
-        self.protocol = self._protocol or metadata.get("protocol") or "pooled"
-        stored_as_half = self.track is not None or self.protocol.startswith("smiyc")
-        self.precision = self._precision or ("float16" if stored_as_half else "float32")
         self._pixels = {name: PixelMetrics(self.protocol, self.precision) for name in self.scores}
         # AP of each frame by the first score, which says what is drawn.
         self._average_precision: dict[int, float] = {}

@@ -47,19 +47,14 @@ class ClosedSetEvaluator(RecordEvaluator):
     ) -> None:
         if output_dir is None and num_visualizations:
             raise ValueError("num_visualizations needs output_dir")
-        super().__init__(
-            dataset_name,
-            "closed_set",
-            distributed=distributed,
-            output_dir=output_dir,
-            num_visualizations=num_visualizations,
-        )
-
-    def reset(self) -> None:
-        super().reset()
+        super().__init__(dataset_name, "closed_set", distributed, output_dir, num_visualizations)
         self.class_names = list(self.records.metadata.get("stuff_classes") or ())
         if not self.class_names:
             raise ValueError(f"{self.records.name}: its metadata lack stuff_classes, its classes' names")
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
         # Labels are read with 255 for what is ignored, whatever it is in the files.
         self._confusion = ConfusionMetrics(len(self.class_names), self.class_names)
         self._calibration = CalibrationMetrics()

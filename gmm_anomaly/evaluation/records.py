@@ -129,7 +129,6 @@ class RecordEvaluator(DatasetEvaluator):
         self,
         dataset_name: str,
         kind: str,
-        *,
         distributed: bool,
         output_dir: str | Path | None,
         num_visualizations: int,
@@ -139,7 +138,6 @@ class RecordEvaluator(DatasetEvaluator):
         self.distributed = distributed and comm.get_world_size() > 1
         self.is_main = not self.distributed or comm.is_main_process()
         self._drawn = range(min(num_visualizations, len(self.records)))
-        self.reset()
 
     def reset(self) -> None:
         self._seen: set[int] = set()

@@ -6,7 +6,6 @@ An interrupted run (`gmm-anomaly submit`) goes on where it stopped, and every fi
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import math
@@ -30,7 +29,7 @@ from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.modeling.scoring import score_names
 
 from .command import exit_status, load_model, model_arguments, model_config
-from .files import remove_partial, save_json
+from .files import file_digest, remove_partial, save_json
 from .score_files import HDF5_KEY, require_h5py
 
 logger = logging.getLogger(__name__)
@@ -231,22 +230,16 @@ def stored_score(frame: Frame) -> np.ndarray | None:
     return found if found.dtype == np.float16 and found.shape == frame.size else None
 
 
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, by which weights are told apart."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def identity(cfg: CfgNode, score: str) -> dict[str, Any]:
     """What decides the scores: two runs that agree in it may share a submission."""
-    kept = {key: yaml.safe_load(cfg[key].dump()) for key in ("MODEL", "INPUT")}
-    for key in ("WEIGHTS", "DEVICE"):  # the file's content counts, not where it or the model lies
-        del kept["MODEL"][key]
-    kept["TEST"] = {key: cfg.TEST[key] for key in ("SCORE_ON", "MAX_WHOLE_PIXELS")}
-    kept["TEST"] |= {key: yaml.safe_load(cfg.TEST[key].dump()) for key in ("SLIDING_WINDOW", "AUG")}
+    plain = yaml.safe_load(cfg.dump())
+    inference = ("SCORE_ON", "MAX_WHOLE_PIXELS", "SLIDING_WINDOW", "AUG")
+    kept = {
+        # The file's content counts, not where it or the model lies.
+        "MODEL": {key: value for key, value in plain["MODEL"].items() if key not in ("WEIGHTS", "DEVICE")},
+        "INPUT": plain["INPUT"],
+        "TEST": {key: plain["TEST"][key] for key in inference},
+    }
     # A pretrained mask model has no file; the config names it.
     digest = file_digest(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
     return {"score": score, "weights_sha256": digest, "config": kept}
@@ -299,16 +292,8 @@ def run(args: argparse.Namespace) -> None:
         for name, group in frames.items()
     }
     submission.finish({"weights": cfg.MODEL.WEIGHTS, "datasets": report})
-    rows = [
-        [
-            name, found["folder"], found["frames"], found["kept"], found["written"],
-            f"{found['bytes'] / 2**20:.1f}",
-            f"{found['lowest']:.5g} to {found['highest']:.5g}" if found["written"] else "-",
-        ]
-        for name, found in report.items()
-    ]  # fmt: skip
-    headers = ["data set", "folder", "frames", "there before", "written", "MiB", "scores written"]
-    print(tabulate(rows, headers, tablefmt="github"))
+    rows = [{"data set": name, **found} for name, found in report.items()]
+    print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".5g"))
     print(
         f"\nEvery file was read back. Submit {submission.folder}; {submission.manifest} says what it was "
         "made from."
