@@ -43,10 +43,8 @@ FOLDERS = {
     "lost_and_found": "LostAndFound-test",
 }
 _IMAGE_SUFFIX = "_leftImg8bit"  # LostAndFound's images have it, its score files do not
-_LARGEST = float(np.finfo(np.float16).max)
 
 Record = Mapping[str, Any]
-# From records to their score maps, (H, W) float32, in the same order.
 Predict = Callable[[Sequence[Record]], Iterable[np.ndarray]]
 
 
@@ -158,7 +156,7 @@ class Submission:
 
         Args:
             frames: from :meth:`frames`.
-            predict: scores of the frames that are missing; called once.
+            predict: (H, W) scores of the records of missing frames, in their order; called once.
             progress: title of a progress bar with the time left; None shows none.
 
         Returns:
@@ -205,11 +203,11 @@ class Submission:
         if np.isnan(values).any():
             raise ValueError(f"{image}: {int(np.isnan(values).sum())} scores are NaN")
         finite = values[np.isfinite(values)]
-        if finite.size and np.abs(finite).max() > _LARGEST:
+        if finite.size and np.abs(finite).max() > np.finfo(np.float16).max:
             raise ValueError(
                 f"{image}: scores reach {finite.min():.6g} to {finite.max():.6g}, float16 ends at "
-                f"{_LARGEST:.0f}; give --offset and --scale, constants of the whole submission, so that "
-                "(score - offset) / scale fits"
+                "65504; give --offset and --scale, constants of the whole submission, so that (score - "
+                "offset) / scale fits"
             )
         return values.astype(np.float16)
 
