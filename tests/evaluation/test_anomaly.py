@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.testing import flatten_results_dict, print_csv_format
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from gmm_anomaly.data.catalog import register_anomaly_dataset
+from gmm_anomaly.data import register_anomaly_dataset
 from gmm_anomaly.evaluation import AnomalyEvaluator
 from gmm_anomaly.evaluation.anomaly import frame_average_precision
 from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
