@@ -11,9 +11,10 @@ import torch
 import yaml
 from detectron2.modeling import build_model
 
+from gmm_anomaly.cli import main
 from gmm_anomaly.data import register_anomaly_dataset, register_segmentation_dataset
 from gmm_anomaly.engine import build_config, evaluate
-from gmm_anomaly.evaluation.anomaly_queries import QueryOverlap, main, measure_overlap, query_table
+from gmm_anomaly.evaluation.anomaly_queries import QueryOverlap, measure_overlap, query_table
 from gmm_anomaly.evaluation.records import EvaluatedRecords
 
 pytest.importorskip("transformers")
@@ -117,10 +118,10 @@ def test_choice_follows_the_iou_and_the_number_asked_for():
 def test_the_command_writes_a_config_that_evaluates(arguments, tmp_path, capsys):
     output = tmp_path / "found" / "maskomaly.yaml"
     more = [
-        "--road-dataset", "queries_closed", "--at-least", "2", "--output", str(output),
+        "--road-dataset", "queries_closed", "--at-least", "2", "--out", str(output),
         "TEST.NUM_VISUALIZATIONS", "0", "MODEL.MASK2FORMER.TRAIN_POINTS", "32",
     ]  # fmt: skip
-    assert main([*arguments, *more]) == 0, capsys.readouterr().err
+    assert main(["find-queries", *arguments, *more]) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     assert "anomalies of 2 images" in printed and "the road of 3 images" in printed
     cfg = build_config(str(output), ["OUTPUT_DIR", str(tmp_path / "run")])
@@ -146,6 +147,6 @@ def test_the_command_writes_a_config_that_evaluates(arguments, tmp_path, capsys)
     ],
 )
 def test_what_a_user_can_get_wrong_is_named(arguments, tmp_path, capsys, changed, message):
-    assert main([*arguments, "--output", str(tmp_path / "queries.yaml"), *changed]) == 1
+    assert main(["find-queries", *arguments, "--out", str(tmp_path / "queries.yaml"), *changed]) == 1
     assert message in capsys.readouterr().err
     assert not Path(tmp_path / "queries.yaml").exists()

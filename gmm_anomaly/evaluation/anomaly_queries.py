@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from operator import getitem
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +27,7 @@ from gmm_anomaly.data import build_test_loader
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.data.label_rule import CLOSED_SET, IGNORE_LABEL
 
-from .command import exit_status, load_model, model_arguments, model_config
+from .command import load_model, model_config
 from .records import EVALUATOR_TYPES, EvaluatedRecords
 
 # Maskomaly's rule: masks above 0.9 count, queries with a mean IoU of at least 0.25 are taken.
@@ -162,7 +161,7 @@ def query_config(args: argparse.Namespace, cfg: CfgNode, queries: Mapping[str, S
     keys = ["MODEL.WEIGHTS", "MODEL.MASK2FORMER.WEIGHTS", *overridden]
     values: dict[str, Any] = {key: reduce(getitem, key.split("."), cfg) for key in keys}
     values |= {f"MODEL.MASK2FORMER.{key}": list(found) for key, found in queries.items()}
-    content: dict[str, Any] = {"_BASE_": os.path.relpath(args.config_file, args.output.parent)}
+    content: dict[str, Any] = {"_BASE_": os.path.relpath(args.config_file, args.out.parent)}
     for key, value in values.items():
         *parents, last = key.split(".")
         node = content
@@ -175,26 +174,6 @@ def query_config(args: argparse.Namespace, cfg: CfgNode, queries: Mapping[str, S
         f"# with labels of {found_with}: report no figures on those images.\n"
         + yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
     )
-
-
-def parser() -> argparse.ArgumentParser:
-    arguments = model_arguments("find-queries", str(__doc__))
-    add = arguments.add_argument
-    add("--dataset", required=True, metavar="NAME", help="registered anomaly data set with labels")
-    add("--road-dataset", metavar="NAME",
-        help="registered closed set with labels; without it the config's road queries stay as they are",
-        )  # fmt: skip
-    add("--road-class", default="road", metavar="NAME", help="its class; default: road")
-    add("--output", type=Path, default=Path("output/maskomaly.yaml"), metavar="FILE",
-        help="config to write; default: output/maskomaly.yaml")  # fmt: skip
-    add("--minimum-iou", type=float, default=MINIMUM_IOU,
-        help=f"mean IoU that a query needs; default: {MINIMUM_IOU}, Maskomaly's")  # fmt: skip
-    add("--at-least", type=int, default=0, metavar="N",
-        help="anomaly queries to take even if fewer reach it; default: 0")  # fmt: skip
-    add("--mask-threshold", type=float, default=MASK_THRESHOLD,
-        help=f"mask value above which a pixel is covered; default: {MASK_THRESHOLD}, Maskomaly's",
-        )  # fmt: skip
-    return arguments
 
 
 def search(args: argparse.Namespace, cfg: CfgNode, model: nn.Module, *, road: bool) -> list[int]:
@@ -227,6 +206,7 @@ def search(args: argparse.Namespace, cfg: CfgNode, model: nn.Module, *, road: bo
 
 
 def run(args: argparse.Namespace) -> None:
+    """`gmm-anomaly find-queries`."""
     if not 0 < args.mask_threshold < 1:
         raise ValueError(f"--mask-threshold: expected a value between 0 and 1, found {args.mask_threshold:g}")
     cfg = model_config(args)
@@ -239,11 +219,6 @@ def run(args: argparse.Namespace) -> None:
     queries = {"ANOMALY_QUERIES": search(args, cfg, model, road=False)}
     if args.road_dataset:
         queries["ROAD_QUERIES"] = search(args, cfg, model, road=True)
-    with replacing(args.output) as temporary:
+    with replacing(args.out) as temporary:
         temporary.write_text(query_config(args, cfg, queries))
-    print(f"\n{args.output} is the config with these queries: evaluate with --config-file {args.output}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    return exit_status(run, parser().parse_args(argv))
+    print(f"\n{args.out} is the config with these queries: evaluate with --config-file {args.out}")

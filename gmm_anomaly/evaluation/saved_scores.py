@@ -6,7 +6,7 @@ import argparse
 import logging
 import re
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from gmm_anomaly.metrics import PROTOCOLS
-
 from .anomaly import AnomalyEvaluator
-from .command import add_register_argument, exit_status
 from .files import json_text, save_json
 from .records import EvaluatedRecords
 from .results import TaskResult, format_results, results_document
@@ -172,35 +169,8 @@ def _names(image_id: str, record: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def parser() -> argparse.ArgumentParser:
-    rules = "; ".join(f"{name}: {text}" for name, text in PROTOCOLS.items())
-    arguments = argparse.ArgumentParser(
-        "gmm-anomaly score", description="Metrics of score maps that any program saved."
-    )
-    add = arguments.add_argument
-    add("--scores", type=Path, required=True, metavar="DIR",
-        help="one map per image, named as the image: .npy, .npz, .hdf5 (dataset 'value'), or 16-bit .png, of "
-        "which only the ranks count (text chunks 'scale' and 'offset' are used if present)")  # fmt: skip
-    add("--dataset", required=True, metavar="NAME", help="a registered data set with labels")
-    add("--protocol", choices=list(PROTOCOLS), help=f"default: the data set's own benchmark's. {rules}")
-    add("--components", choices=("anomaly", "obstacle", "none"),
-        help="component metrics with the sizes of this SegmentMeIfYouCan track; default: the data set's own",
-        )  # fmt: skip
-    add("--precision", choices=("float16", "float32"),
-        help="what scores are rounded to; default: float16 under smiyc and with components, else float32",
-        )  # fmt: skip
-    add("--method", metavar="NAME", help="name in the table; default: the folder's")
-    add("--suffix", default="", help="what the maps' stems end with beyond the image's name")
-    add("--key", help="name of the array in .npz and HDF5 files")
-    add("--resize", action="store_true", help="interpolate maps of another size than the label")
-    add("--json", nargs="?", type=Path, const=Path("-"), metavar="FILE",
-        help="write the results there as well; without FILE they are printed as JSON instead of the table",
-        )  # fmt: skip
-    add_register_argument(arguments)
-    return arguments
-
-
 def run(args: argparse.Namespace) -> None:
+    """`gmm-anomaly score`."""
     for path in args.register:
         runpy.run_path(path)
     found = evaluate_saved_scores(
@@ -219,8 +189,3 @@ def run(args: argparse.Namespace) -> None:
     print(json_text(document) if args.json == Path("-") else format_results(results))
     if args.json and args.json != Path("-"):
         save_json(args.json, document)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    return exit_status(run, parser().parse_args(argv))

@@ -28,7 +28,7 @@ from gmm_anomaly.data.reading import image_size
 from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.modeling.scoring import score_names
 
-from .command import exit_status, load_model, model_arguments, model_config
+from .command import load_model, model_config
 from .files import file_digest, remove_partial, save_json
 from .score_files import HDF5_KEY, require_h5py
 
@@ -243,26 +243,8 @@ def identity(cfg: CfgNode, score: str) -> dict[str, Any]:
     return {"score": score, "weights_sha256": digest, "config": kept}
 
 
-def parser() -> argparse.ArgumentParser:
-    arguments = model_arguments("submit", str(__doc__))
-    add = arguments.add_argument
-    add("--output", type=Path, default=Path("output/smiyc"), help="folder that will hold outputs/")
-    add("--method", required=True, metavar="NAME", help="the method's name in the benchmark")
-    add("--score", metavar="NAME[+POST...]",
-        help="score to submit, with the post-processes after it, as results.json names it; default: the "
-        "model's first")  # fmt: skip
-    add("--dataset", action="append", metavar="NAME[=FOLDER]",
-        help="registered data set, and the benchmark's folder for it where its name does not tell (may be "
-        f"repeated); default: {', '.join(DEFAULT_DATASETS)}")  # fmt: skip
-    add("--offset", type=float, default=0.0,
-        help="(score - OFFSET) / SCALE is stored, one pair for every frame. Not needed unless scores exceed "
-        "65504; but float16 keeps 11 bits, so scores near 0 are told apart best")  # fmt: skip
-    add("--scale", type=float, default=1.0, help="see --offset; above 0")
-    add("--overwrite", action="store_true", help="begin a submission of this name anew")
-    return arguments
-
-
 def run(args: argparse.Namespace) -> None:
+    """`gmm-anomaly submit`."""
     score = args.score or score_names(model_config(args))[0]
     name, *chain = score.split("+")
     cfg = model_config(args, ["TEST.SCORES", str([name]), "TEST.POSTPROCESS", str(chain)])
@@ -270,7 +252,7 @@ def run(args: argparse.Namespace) -> None:
         raise FileNotFoundError(
             f"--weights: no file {cfg.MODEL.WEIGHTS!r}; it must be a trained model's checkpoint"
         )
-    submission = Submission(args.output, args.method, identity(cfg, score), args.offset, args.scale)
+    submission = Submission(args.out, args.method, identity(cfg, score), args.offset, args.scale)
     named = [name.partition("=")[::2] for name in args.dataset or DEFAULT_DATASETS]
     frames = {name: submission.frames(name, folder) for name, folder in named}
     submission.begin([frame for group in frames.values() for frame in group], overwrite=args.overwrite)
@@ -296,8 +278,3 @@ def run(args: argparse.Namespace) -> None:
         f"\nEvery file was read back. Submit {submission.folder}; {submission.manifest} says what it was "
         "made from."
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    return exit_status(run, parser().parse_args(argv))

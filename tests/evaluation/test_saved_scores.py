@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from gmm_anomaly.cli import main
 from gmm_anomaly.evaluation import AnomalyEvaluator
-from gmm_anomaly.evaluation.saved_scores import evaluate_saved_scores, main
+from gmm_anomaly.evaluation.saved_scores import evaluate_saved_scores
 
 
 def direct(tree, maps, **options):
@@ -39,7 +40,7 @@ def test_benchmark_files_under_the_benchmark_protocol(anomaly_tree, scores, tmp_
     folder = save_all(tmp_path / "mine", maps, write_hdf5, "{}.hdf5")
     arguments = ["--scores", str(folder), "--dataset", anomaly_tree.name, "--protocol", "smiyc"]
     report = tmp_path / "report.json"
-    assert main([*arguments, "--components", "obstacle", "--json", str(report)]) == 0
+    assert main(["score", *arguments, "--components", "obstacle", "--json", str(report)]) == 0
     expected = direct(anomaly_tree, maps, protocol="smiyc", component_track="obstacle")
     found = json.loads(report.read_text())["datasets"][anomaly_tree.name]
     for key in ("AP", "AUROC", "FPR95", "best_f1", "best_f1_threshold"):
@@ -48,7 +49,7 @@ def test_benchmark_files_under_the_benchmark_protocol(anomaly_tree, scores, tmp_
         assert found["components"]["mine"][key] == expected["components/obstacle_track/mine"][key]
     output = capsys.readouterr().out
     assert f"{expected['anomaly/smiyc/mine']['AP']:.4f}" in output
-    assert main([*arguments, "--components", "obstacle", "--json"]) == 0
+    assert main(["score", *arguments, "--components", "obstacle", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(report.read_text())
     assert "smiyc" in output and "obstacle_track" in output
 
@@ -170,7 +171,7 @@ def test_what_a_user_can_get_wrong_is_named(
     broken(folder, scores["good"], kind)
     name = {"unknown": "streets", "closed": closed_tree.name}.get(kind, anomaly_tree.name)
     where = tmp_path / "absent" if kind == "folder" else folder
-    assert main(["--scores", str(where), "--dataset", name]) == 1
+    assert main(["score", "--scores", str(where), "--dataset", name]) == 1
     error = capsys.readouterr().err
     assert all(message in error for message in messages), error
 
@@ -183,5 +184,5 @@ def test_a_file_of_ones_own_may_register_the_data_set(anomaly_tree, scores, tmp_
         f"{str(anomaly_tree.root / 'labels')!r})\n"
     )
     arguments = ["--scores", folder, "--dataset", name, "--register", tmp_path / "own.py"]
-    assert main(list(map(str, arguments))) == 0
+    assert main(["score", *map(str, arguments)]) == 0
     assert name in capsys.readouterr().out

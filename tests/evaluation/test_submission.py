@@ -13,11 +13,12 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
+from gmm_anomaly.cli import main
 from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.data import SegmentationMapper, register_anomaly_dataset
 from gmm_anomaly.evaluation import AnomalyEvaluator
 from gmm_anomaly.evaluation.saved_scores import evaluate_saved_scores
-from gmm_anomaly.evaluation.submission import Frame, Submission, main, stored_score
+from gmm_anomaly.evaluation.submission import Frame, Submission, stored_score
 
 # Names as in the benchmark's download; one frame with a label, three without.
 FRAMES = {
@@ -226,19 +227,19 @@ def test_the_command_submits_what_the_evaluator_scores(tmp_path, track, capsys):
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
     arguments = [
         "--config-file", str(tmp_path / "config.yaml"), "--weights", str(tmp_path / "model.pth"),
-        "--method", "ours", "--output", str(tmp_path / "out"), "--dataset", track, "--score", "energy",
+        "--method", "ours", "--out", str(tmp_path / "out"), "--dataset", track, "--score", "energy",
     ]  # fmt: skip
     for written, kept in ((4, 0), (0, 4)):
-        assert main(arguments) == 0, capsys.readouterr().err
+        assert main(["submit", *arguments]) == 0, capsys.readouterr().err
         manifest = json.loads((tmp_path / "out" / "ours.json").read_text())
         found = manifest["datasets"][track]
         assert manifest["complete"] and (found["written"], found["kept"]) == (written, kept)
     assert track in capsys.readouterr().out
     for other, named in ((["--scale", "2"], "scale"), (["TEST.AUG.ENABLED", "True"], "config")):
-        assert main([*arguments, *other]) == 1
+        assert main(["submit", *arguments, *other]) == 1
         assert f"another {named}" in capsys.readouterr().err
     smooth = "energy+gaussian_smoothing"
-    assert main([*arguments, "--method", "smooth", "--score", smooth]) == 0
+    assert main(["submit", *arguments, "--method", "smooth", "--score", smooth]) == 0
 
     evaluator = AnomalyEvaluator("road_anomaly21_validation", ["energy", smooth])
     with torch.no_grad():
