@@ -20,16 +20,12 @@ _HALF_INF = 0x7C00
 class Metric:
     """Whole-number counts over images, the same whatever their order and however they were sharded.
 
-    A subclass names the arguments it was made with, which it keeps as attributes, in ``SETTINGS``, and the
-    counts that a state holds, whose attributes begin with an underscore, in ``COUNTS``.
-
-    Attributes:
-        images: how many were counted.
+    A subclass names its attributes: in ``SETTINGS`` the arguments it was made with, in ``COUNTS`` numbers and
+    integer arrays that are added up, the number of images first.
     """
 
     SETTINGS: ClassVar[tuple[str, ...]]
-    COUNTS: ClassVar[tuple[str, ...]] = ()
-    NUMBER: ClassVar[str] = "images"
+    COUNTS: ClassVar[tuple[str, ...]]
 
     def settings(self) -> dict[str, Any]:
         """What the metrics were made with."""
@@ -49,14 +45,12 @@ class Metric:
             raise ValueError(
                 f"cannot merge {type(self).__name__} made with different settings: {', '.join(found)}"
             )
-        setattr(self, self.NUMBER, getattr(self, self.NUMBER) + getattr(other, self.NUMBER))
         self._add(other)
 
     def state(self) -> State:
         """Everything counted so far, as numbers, strings and arrays: equal pixels give equal states."""
         settings = {name: [] if value is None else value for name, value in self.settings().items()}
-        number = {self.NUMBER: getattr(self, self.NUMBER)}
-        return {"metric": type(self).__name__, "format": FORMAT} | settings | number | self._counted()
+        return {"metric": type(self).__name__, "format": FORMAT} | settings | self._counted()
 
     @classmethod
     def from_state(cls: type[Self], state: Mapping[str, Any]) -> Self:
@@ -68,24 +62,25 @@ class Metric:
             )
         settings = {name: plain(state, name) for name in cls.SETTINGS}
         metrics = cls(**{name: None if value == [] else value for name, value in settings.items()})
-        setattr(metrics, cls.NUMBER, plain(state, cls.NUMBER))
         metrics._load(state)
         return metrics
 
     def _add(self, other: Any) -> None:
         for name in self.COUNTS:
-            setattr(self, f"_{name}", getattr(self, f"_{name}") + getattr(other, f"_{name}"))
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def _counted(self) -> State:
-        return {name: getattr(self, f"_{name}").copy() for name in self.COUNTS}
+        counts = {name.lstrip("_"): getattr(self, name) for name in self.COUNTS}
+        return {key: np.copy(one) if isinstance(one, np.ndarray) else one for key, one in counts.items()}
 
     def _load(self, state: Mapping[str, Any]) -> None:
         for name in self.COUNTS:
-            setattr(self, f"_{name}", array(state, name, np.int64).copy())
+            found = array(state, name.lstrip("_"), np.int64)
+            setattr(self, name, found.copy() if found.ndim else found.item())
 
     def _image(self, name: str | None) -> str:
         """What to call the next image in an error."""
-        return f"image {name!r}" if name is not None else f"image number {getattr(self, self.NUMBER) + 1}"
+        return f"image {name!r}" if name is not None else f"image number {getattr(self, self.COUNTS[0]) + 1}"
 
 
 def array(state: Mapping[str, Any], key: str, dtype: DTypeLike | None = None) -> np.ndarray:

@@ -37,7 +37,7 @@ class ConfusionMetrics(Metric):
     """
 
     SETTINGS = ("num_classes", "ignore_label", "convention", "class_names")
-    COUNTS = ("counts",)
+    COUNTS = ("images", "_counts")
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class CalibrationMetrics(Metric):
     """
 
     SETTINGS = ("num_bins", "ignore_label")
-    COUNTS = ("pixels", "correct", "confidence")
+    COUNTS = ("images", "_pixels", "_correct", "_confidence")
 
     def __init__(self, num_bins: int = 15, ignore_label: int = 255) -> None:
         if num_bins < 1:

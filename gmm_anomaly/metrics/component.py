@@ -119,7 +119,7 @@ class ComponentMetrics(Metric):
     """
 
     SETTINGS = ("min_prediction_size", "min_anomaly_size", "threshold")
-    NUMBER = "frames"
+    COUNTS = ("frames",)
 
     def __init__(self, min_prediction_size: int, min_anomaly_size: int, threshold: float) -> None:
         if min_prediction_size < 0 or min_anomaly_size < 0:
@@ -172,18 +172,20 @@ class ComponentMetrics(Metric):
         return FrameComponents(anomalies[:, :2], predictions)
 
     def _add(self, other: ComponentMetrics) -> None:
+        super()._add(other)
         self._anomalies += other._anomalies
         self._predictions += other._predictions
 
     def _counted(self) -> State:
         anomalies = _sorted_rows(self._anomalies, 3)
-        return {
+        return super()._counted() | {
             "anomalies": anomalies[:, :2],
             "anomaly_sizes": anomalies[:, 2],
             "predictions": _sorted_rows(self._predictions, 2),
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
+        super()._load(state)
         anomalies, predictions = (
             array(state, name, np.int64).reshape(-1, 2) for name in ("anomalies", "predictions")
         )

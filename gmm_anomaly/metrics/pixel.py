@@ -11,10 +11,8 @@ from gmm_anomaly.metrics.base import (
     Metric,
     State,
     anomaly_masks,
-    array,
     as_scores,
     check_same_shape,
-    plain,
     to_precision,
 )
 from gmm_anomaly.metrics.curves import FprRule, OperatingPoints, score_histogram
@@ -63,6 +61,7 @@ class PixelMetrics(Metric):
     """
 
     SETTINGS = ("protocol", "precision", "max_distinct")
+    COUNTS = ("images", "_void", "_saturated", "_images_used", "_image_sums")
 
     def __init__(
         self,
@@ -119,24 +118,15 @@ class PixelMetrics(Metric):
         self._saturated += saturated
 
     def _add(self, other: PixelMetrics) -> None:
+        super()._add(other)
         self._store.merge(other._store)  # type: ignore[arg-type]  # of the same kind, as the settings are equal
-        self._void += other._void
-        self._saturated += other._saturated
-        self._image_sums = self._image_sums + other._image_sums
-        self._images_used += other._images_used
 
     def _counted(self) -> State:
-        counted: State = {"void": self._void, "saturated": self._saturated} | self._store.state()
-        if self.protocol == "per_image":
-            counted |= {"image_sums": self._image_sums.copy(), "images_used": self._images_used}
-        return counted
+        return super()._counted() | self._store.state()
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        self._void, self._saturated = plain(state, "void"), plain(state, "saturated")
+        super()._load(state)
         self._store.load(state)
-        if self.protocol == "per_image":
-            self._image_sums = array(state, "image_sums", np.int64).copy()
-            self._images_used = plain(state, "images_used")
 
     def compute(self) -> dict[str, Any]:
         """The numbers of everything counted so far.

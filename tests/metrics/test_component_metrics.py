@@ -94,9 +94,7 @@ def test_threshold_between_two_float16_numbers_is_compared_exactly(track, arrays
     rounded["threshold"] = group["threshold_as_float16"]
     check_frames(TRACKS[track], scores, labels, rounded)
 
-
-@pytest.mark.parametrize("track", sorted(TRACKS))
-def test_log_like_scores(track, arrays):
+    # Scores like logarithms.
     group = GOLDEN["segments_logscale"]
     names = [f"{frame:02d}" for frame in group["ids"]]
     scores = [(arrays[f"score_{n}"].astype(np.float32) * 40 - 20).astype(np.float16) for n in names]
@@ -274,16 +272,15 @@ def test_components_by_size_of_a_frame_counted_by_hand():
 
 
 def test_only_one_side_missing():
-    metrics = ComponentMetrics(0, 0, 0.5)
-    metrics.update(np.zeros((3, 3)), np.eye(3, dtype=int))
-    found = metrics.compute()
-    assert found["F1"] == 0 and found["sIoU_gt"] == 0 and math.isnan(found["PPV"])
-    assert found["note"] == "no predicted component of at least the minimum size"
-    metrics = ComponentMetrics(0, 0, 0.5)
-    metrics.update(np.eye(3), np.zeros((3, 3), int))
-    found = metrics.compute()
-    assert found["F1"] == 0 and found["PPV"] == 0 and math.isnan(found["sIoU_gt"])
-    assert found["note"] == "no anomaly of at least the minimum size"
+    some, none = np.eye(3, dtype=int), np.zeros((3, 3), int)
+    for predicted, label, missing, found_one, note in (
+        (none, some, "PPV", "sIoU_gt", "no predicted component of at least the minimum size"),
+        (some, none, "sIoU_gt", "PPV", "no anomaly of at least the minimum size"),
+    ):
+        metrics = ComponentMetrics(0, 0, 0.5)
+        metrics.update(predicted.astype(float), label)
+        found = metrics.compute()
+        assert found["F1"] == found[found_one] == 0 and math.isnan(found[missing]) and found["note"] == note
 
 
 def test_what_cannot_be_counted_is_named_and_changes_nothing():
