@@ -142,7 +142,9 @@ def test_one_anomaly_in_two_predictions():
     assert (siou, ppv) == ([Fraction(7, 10)], [Fraction(2, 3), Fraction(1)])
 
 
-def test_sizes_of_the_tracks():
+def test_sizes_of_the_tracks_and_corners_that_touch():
+    corners = scene(8, 8, a1=(0, 4, 0, 4), a2=(4, 8, 4, 8))
+    assert compared(corners, corners) == ([1], [1])
     label, prediction = np.zeros((60, 60), np.uint8), np.zeros((60, 60), np.uint8)
     label[:10, :10] = prediction[:10, :10] = 1
     prediction[30:50, 30:55] = 1
@@ -151,11 +153,6 @@ def test_sizes_of_the_tracks():
     assert compared(prediction, label, (501, 101)) == ([], [])
     # An anomaly that becomes void takes the prediction on it along.
     assert compared(prediction, label, (100, 101)) == ([], [0])
-
-
-def test_squares_that_touch_at_a_corner_are_one():
-    label = scene(8, 8, a1=(0, 4, 0, 4), a2=(4, 8, 4, 8))
-    assert compared(label, label) == ([1], [1])
 
 
 def test_void_takes_pixels_from_a_prediction_and_can_cut_it():
