@@ -147,7 +147,7 @@ def _add_mask2former(cfg: CN) -> None:
     # With True, WEIGHTS of another number of classes get a new class layer, to be trained.
     keys.REPLACE_CLASSES = False
     # Queries of the score "maskomaly" that light up on anomalies, and on the road. They hold for one
-    # checkpoint only; tools/find_anomaly_queries.py finds them and writes these keys.
+    # checkpoint only; `gmm-anomaly find-queries` finds them and writes these keys.
     keys.ANOMALY_QUERIES = []
     keys.ROAD_QUERIES = []
     # In config files: arguments of transformers' Mask2FormerConfig by name, and under backbone_config those
@@ -231,10 +231,9 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.COMPONENT_TRACK = ""
     # Write every score map to OUTPUT_DIR/scores/<data set>/<score>/<image id>.npy (float16).
     cfg.TEST.SAVE_SCORES = False
-    # Overlays of the first so many images of each anomaly data set, in OUTPUT_DIR/visualizations.
+    # Overlays of the first so many images of each data set, in OUTPUT_DIR/visualizations; of anomaly sets
+    # also of half as many where the first score's AP is highest, and of half as many where it is lowest.
     cfg.TEST.NUM_VISUALIZATIONS = 8
-    # Overlays of so many images where the first score's AP is highest, and of as many where it is lowest.
-    cfg.TEST.NUM_BEST_WORST = 3
     # What scores are computed on: "logits" (class evidence, enlarged to the image) or "features" (evidence at
     # the decoder's resolution; the score map is enlarged). Means over windows, scales and mirrored images are
     # taken of the evidence, logits and log-densities, in the first case, and of the scores in the second.
