@@ -128,13 +128,12 @@ def test_keys_reach_the_classifier():
     cfg.merge_from_list(
         [
             "MODEL.CLASSIFIER.NUM_CLASSES", 4, "MODEL.GMM.UNSEEN_CLASSES", "exclude",
-            "MODEL.GMM.EMPTY_COMPONENTS", "reseed", "DATASETS.TRAIN", ("four_classes",),
+            "DATASETS.TRAIN", ("four_classes",),
             "MODEL.GMM.MEMORY_SIZE", 30, "MODEL.DEVICE", "cpu",
         ]
     )  # fmt: skip
     model = build_classifier(cfg, 8)
     assert (model.unseen_classes, model.class_names) == ("exclude", ["a", "b", "c", "d"])
-    assert model.bank.empty_components == "reseed"
     cfg.MODEL.CLASSIFIER.NUM_CLASSES = 3
     assert build_classifier(cfg, 8).class_names is None, "another number of names than of classes"
     cfg.MODEL.GMM.UNSEEN_CLASSES = "ignore"

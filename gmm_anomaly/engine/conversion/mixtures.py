@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gmm_anomaly.gmm import GaussianMixtureBank
-from gmm_anomaly.gmm.reference_state import reference_sizes
+from gmm_anomaly.gmm.bank import reference_sizes
 
 # Its names: (C, M, D) means and standard deviations, (C * M, D, K) stored features, (C * M,) next slots.
 TENSORS = ("means", "diagonal", "queue", "queue_ptr")
