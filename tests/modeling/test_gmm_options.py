@@ -78,8 +78,8 @@ def test_logits_of_the_softmax_beside_the_mixtures():
 
 def test_contrast_with_draws_is_a_loss_from_its_start_on():
     contrast = SampledContrast(weight=0.05, start=5, ramp=0, min_fill=0.1)
-    made = fitted(projection="mlp", norm="", sampled_contrast=contrast)
     with EventStorage(start_iter=4):
+        made = fitted(projection="mlp", norm="", sampled_contrast=contrast)
         assert "loss_sampled_contrast" not in made.losses(*batch())
     features, labels = batch()
     before = {name: value.clone() for name, value in made.bank.state_dict().items()}
