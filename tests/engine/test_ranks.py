@@ -42,7 +42,7 @@ TINY = [
 # By name: classifier and further keys of a training.
 TRAININGS = {
     "guided mixtures with sampled contrast": (
-        "gmm", "MODEL.GMM.SAMPLED_CONTRAST.WEIGHT", 0.5, "MODEL.GMM.SAMPLED_CONTRAST.START", 1,
+        "gmm", "MODEL.GMM.SAMPLED_CONTRAST.WEIGHT", 0.5, "MODEL.GMM.SAMPLED_CONTRAST.START", 4,
         "MODEL.GMM.SAMPLED_CONTRAST.RAMP", 0,
         "MODEL.GMM.SAMPLED_CONTRAST.MIN_FILL", 0.0, "MODEL.GMM.WARM_START_FEATURES", 5,
         "MODEL.GMM.UPDATE_INTERVAL", 1,
