@@ -32,10 +32,6 @@ def add_gmm_config(cfg: CN) -> None:
     cfg.MODEL.GMM.MOMENTUM_SCALE = 0.0
     # Added to every variance. 0.01 at 64 dimensions is the paper's; it should scale like 1 / EMBED_DIM.
     cfg.MODEL.GMM.VARIANCE_FLOOR = 1e-2
-    # Classes whose mixture was never fitted, because too few of their pixels were seen: inference refuses to
-    # score anything and names them ("refuse"), or neither predicts nor scores them ("exclude"). Evaluations
-    # before the end of a training, and what is calibrated after it, exclude them.
-    cfg.MODEL.GMM.UNSEEN_CLASSES = "refuse"
     # How components combine into a class density: "max" (the released code) or "logsumexp" (the mixture).
     cfg.MODEL.GMM.REDUCTION = "max"
     # Where the logits of an inference come from: "density" (the mixtures) or "softmax" (the classifier of

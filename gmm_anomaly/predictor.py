@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
+from torch import nn
 
 from .data.mapper import test_augmentations
 from .engine.checkpoint import Checkpointer
+from .engine.config import build_config
 from .engine.inference_config import inference_config
-from .engine.setup import build_config
-from .evaluation.scoring import AnomalyScorer
 from .evaluation.submission import file_digest
 from .prediction.components import MIN_AREA
 from .prediction.inputs import AnyImage, as_rgb, describe
@@ -38,8 +38,8 @@ class AnomalyPredictor:
         predictor("street.jpg").components
 
     Args:
-        scorer: the model in evaluation mode, with its scores.
-        score: which of the scorer's scores, with the post-processes after it ("msp+gaussian_smoothing").
+        model: in evaluation mode.
+        score: which of its scores, with the post-processes after it ("msp+gaussian_smoothing").
         image_format: channel order the model was trained on, "RGB" or "BGR".
         resize: Detectron2 augmentations of test images, such as a resize.
         class_names, class_colors: by class id.
@@ -50,7 +50,7 @@ class AnomalyPredictor:
 
     def __init__(
         self,
-        scorer: AnomalyScorer,
+        model: nn.Module,
         score: str,
         *,
         image_format: str = "RGB",
@@ -61,7 +61,7 @@ class AnomalyPredictor:
         min_area: int = MIN_AREA,
         weights_sha256: str | None = None,
     ) -> None:
-        self.scorer = scorer.eval()
+        self.model = model.eval()
         self.score = score
         self.image_format = image_format
         self.resize = T.AugmentationList(list(resize))
@@ -118,7 +118,7 @@ class AnomalyPredictor:
             Checkpointer(model).load_for_evaluation(cfg.MODEL.WEIGHTS)
         names, colors = class_names_and_colors(cfg)
         predictor = cls(
-            AnomalyScorer.from_config(cfg, model),
+            model,
             score,
             image_format=cfg.INPUT.FORMAT,
             resize=test_augmentations(cfg),
@@ -134,7 +134,7 @@ class AnomalyPredictor:
 
     @property
     def device(self) -> torch.device:
-        return self.scorer.model.device
+        return self.model.device
 
     def __call__(self, image: AnyImage, format: str = "RGB") -> Prediction:
         """Predict one image.
@@ -236,7 +236,7 @@ class AnomalyPredictor:
         """batch: (H, W, 3) uint8 RGB arrays of one size, and where each comes from."""
         dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         with torch.autocast(self.device.type, dtype=dtype, enabled=self.half):
-            outputs = self.scorer([self._input(image, source) for image, source in batch])
+            outputs = self.model([self._input(image, source) for image, source in batch])
         return [
             self._result(image, source, output)
             for (image, source), output in zip(batch, outputs, strict=True)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gmm_anomaly.evaluation.scoring import given_outputs
-from gmm_anomaly.modeling.inference_mode import FEATURES
+from gmm_anomaly.modeling.inference import FEATURES
 from gmm_anomaly.modeling.segmentor import AnomalySegmentor
-from gmm_anomaly.scores import PixelOutputs, get_scores
+from gmm_anomaly.scores import PixelOutputs
+from gmm_anomaly.scores.registry import Score
 
 from .frozen import FrozenDistance, freeze_classifier
 from .same_padding import make_padding_constant
@@ -29,7 +29,7 @@ class ExportableSegmentor(nn.Module):
 
     Raises:
         ValueError: a model, a way of inference or a score that cannot be exported; says what to change.
-        UnfittedMixtureError, UncalibratedError: a model that is not trained, or not calibrated for the score.
+        UnfittedMixtureError, UnfittedMomentsError: a model that is not trained, or not fitted for the score.
     """
 
     pixel_mean: Tensor
@@ -39,7 +39,7 @@ class ExportableSegmentor(nn.Module):
         super().__init__()
         require_exportable(model, score)
         self.score_name = score
-        self.score = get_scores([score], given=given_outputs(model))[score]
+        self.score = _score_of(model, score)
         self.reversed_channels = image_format == "BGR"
         self.score_on_features = model.inference.score_on == FEATURES
         self.divisor = max(1, int(model.backbone.size_divisibility))
@@ -54,19 +54,19 @@ class ExportableSegmentor(nn.Module):
         self.classifier = freeze_classifier(model.classifier)
         self.register_buffer("pixel_mean", model.pixel_mean.clone())
         self.register_buffer("pixel_std", model.pixel_std.clone())
-        self.feature_distance, self.evidence = None, "density"
+        self.feature_distance, self.hybrid_with = None, "density"
         if model.feature_distance is not None:
             distance = model.feature_distance
             self.feature_distance = FrozenDistance(distance)
-            self.evidence = distance.evidence
-            mean, std = distance.evidence_moments()
-            self.register_buffer("evidence_mean", mean.clone())
-            self.register_buffer("evidence_std", std.clone())
+            self.hybrid_with = distance.hybrid_with
+            mean, std = distance.hybrid_moments
+            self.register_buffer("hybrid_mean", mean.clone())
+            self.register_buffer("hybrid_std", std.clone())
         self.has_moments = score == "sml"
         if self.has_moments:
-            mean, std = model.max_logit_moments.moments()
-            self.register_buffer("max_logit_mean", mean.clone())
-            self.register_buffer("max_logit_std", std.clone())
+            model.max_logit_moments.require_fitted()
+            self.register_buffer("max_logit_mean", model.max_logit_moments.mean.clone())
+            self.register_buffer("max_logit_std", model.max_logit_moments.std.clone())
         self.requires_grad_(False)
         self.eval()
 
@@ -119,11 +119,18 @@ class ExportableSegmentor(nn.Module):
             logits=logits,
             log_density=log_density,
             feature_distance=distance[:, 0] if measured else None,
-            evidence=self.evidence,
-            evidence_moments=(self.evidence_mean, self.evidence_std) if measured else None,
+            hybrid_with=self.hybrid_with,
+            hybrid_moments=(self.hybrid_mean, self.hybrid_std) if measured else None,
             max_logit_moments=(self.max_logit_mean, self.max_logit_std) if self.has_moments else None,
         )
         return self.score(outputs).to(torch.float32)
+
+
+def _score_of(model: AnomalySegmentor, score: str) -> Score:
+    known = model.scoring.scores
+    if score in known:
+        return known[score]
+    raise ValueError(f"export: the model gives the scores {', '.join(known)} (TEST.SCORES), not {score!r}")
 
 
 def require_exportable(model: nn.Module, score: str) -> None:

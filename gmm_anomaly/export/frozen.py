@@ -14,25 +14,23 @@ from torch.nn import functional as F
 from gmm_anomaly.gmm import UnfittedMixtureError
 from gmm_anomaly.gmm.density import EXCLUDED, DensityTable, class_log_density_of
 from gmm_anomaly.modeling.classifiers import (
-    Classified,
     GMMClassifier,
     PixelClassifier,
     PrototypeClassifier,
     RunningMeanPrototypes,
 )
-from gmm_anomaly.modeling.classifiers.gmm_unseen_classes import refuse_unseen
 from gmm_anomaly.modeling.cosine import COSINE_SCALE, SHORTEST
 from gmm_anomaly.modeling.feature_distance import SMALLEST, FeatureDistance, features_by_name
+from gmm_anomaly.scores import PixelOutputs
 
 
 class FrozenMixtures(nn.Module):
     """A :class:`GMMClassifier` in evaluation mode: pixel features to logits and class log-densities.
 
-    Classes that were never fitted are left out as ``MODEL.GMM.UNSEEN_CLASSES`` says.
+    Classes that were never fitted are left out.
 
     Raises:
-        UnfittedMixtureError: mixtures that were never fitted, or of which some were not, where that is
-            refused.
+        UnfittedMixtureError: mixtures that were never fitted.
     """
 
     linear: Tensor
@@ -48,8 +46,6 @@ class FrozenMixtures(nn.Module):
                 "the Gaussian mixtures have never been fitted, so there is nothing to export: give the "
                 "checkpoint of a trained gmm model"
             )
-        if classifier.unseen_classes == "refuse":
-            refuse_unseen(bank.known_classes, classifier.class_names)
         self.reduction = bank.reduction
         self.dim, self.classes, self.components = bank.dim, bank.num_classes, bank.num_components
         self.project, self.feature_norm = classifier.project, classifier.feature_norm
@@ -68,7 +64,7 @@ class FrozenMixtures(nn.Module):
         self.class_norm.weight = nn.Parameter(norm.weight.detach()[known])
         self.class_norm.bias = nn.Parameter(norm.bias.detach()[known])
 
-    def forward(self, features: Tensor) -> Classified:
+    def forward(self, features: Tensor) -> PixelOutputs:
         """features: (B, F, h, w) -> maps (B, C, h, w) float32."""
         projected = self.project(features).float()
         batch, _, height, width = projected.shape
@@ -84,7 +80,7 @@ class FrozenMixtures(nn.Module):
         maps.append(pixels.view(batch, height, width, self.dim).permute(0, 3, 1, 2))
         if self.guide is not None:
             maps[0] = self.guide(features).logits
-        return Classified(*maps)
+        return PixelOutputs(*maps)
 
     def _all_classes(self, of_known: Tensor) -> Tensor:
         if len(self.known) == self.classes:
@@ -110,13 +106,13 @@ class FrozenPrototypes(nn.Module):
             missing = ~predictor.fitted
         self.register_buffer("missing", missing[:, None, None])
 
-    def forward(self, features: Tensor) -> Classified:
+    def forward(self, features: Tensor) -> PixelOutputs:
         """features: (B, F, h, w) -> logits (B, C, h, w) float32."""
         features = features.float()
         length = torch.linalg.vector_norm(features, dim=1, keepdim=True)
         inverse = torch.where(length > SHORTEST, 1 / length.clamp(min=SHORTEST), 0.0)
         logits = COSINE_SCALE * F.conv2d(features, self.directions) * inverse
-        return Classified(logits.masked_fill(self.missing, -COSINE_SCALE), None, features)
+        return PixelOutputs(logits.masked_fill(self.missing, -COSINE_SCALE), embedding=features)
 
 
 class FrozenDistance(nn.Module):

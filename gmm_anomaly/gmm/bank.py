@@ -63,7 +63,6 @@ class GaussianMixtureBank(GaussianMixtures):
         save_memory: write the memory (not only its statistics) into the state dict.
 
     Attributes:
-        means, scales, fitted: see :class:`GaussianMixtures`.
         memory: the :class:`FeatureMemory` that EM reads.
 
     Raises:
@@ -92,7 +91,6 @@ class GaussianMixtureBank(GaussianMixtures):
     ) -> None:
         super().__init__(num_classes, num_components, dim, reduction=reduction)
         limits = {
-            "memory_size": (memory_size, 1, math.inf),
             "samples_per_update": (samples_per_update, 1, math.inf),
             "momentum_mean": (momentum_mean, 0, 1),
             "momentum_scale": (momentum_scale, 0, 1),
@@ -126,6 +124,8 @@ class GaussianMixtureBank(GaussianMixtures):
         if warm_start_features:
             self.warm_start = WarmStartBuffer(num_classes, warm_start_features, dim)
         self._all_started = warm_start_features == 0
+        # Whether a hook (gmm_anomaly.engine.EMHook) will commit what is recorded.
+        self.em_attached = False
         self._recorded: list[tuple[Tensor, Tensor, Tensor]] = []
         self.register_load_state_dict_post_hook(GaussianMixtureBank._after_loading)
 

@@ -86,7 +86,7 @@ def tiny_model(*overrides):
                 level.seen.fill_(True)
             model.feature_distance.log_mean.normal_()
             model.feature_distance.log_std.uniform_(0.5, 1.5)
-            model.feature_distance.evidence_moments()[1].fill_(2.0)
+            model.feature_distance.hybrid_moments[1].fill_(2.0)
         if model.max_logit_moments is not None:
             model.max_logit_moments.mean.normal_()
             model.max_logit_moments.std.uniform_(0.5, 1.5)

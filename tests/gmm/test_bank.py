@@ -203,7 +203,7 @@ def test_update_moves_exactly_the_chosen_classes(classes, expected):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"memory_size": 0}, r"memory_size: expected a number in \[1, inf\], found 0"),
+        ({"memory_size": 0}, "MODEL.GMM.MEMORY_SIZE"),
         ({"samples_per_update": 0}, r"samples_per_update: expected a number in \[1"),
         ({"samples_per_update": 9}, "MODEL.GMM.SAMPLES_PER_UPDATE"),
         ({"momentum_mean": 1.5}, r"momentum_mean: expected a number in \[0, 1\], found 1.5"),

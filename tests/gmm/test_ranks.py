@@ -1,14 +1,12 @@
 """The bank in three real gloo processes against one process that sees all their pixels.
 
-Run as a script, this file is one rank: it writes what each scenario left behind into a folder. Processes are
-started by path, so that they need no importable ``tests`` package.
+With the name of a rank, this file is that rank: it writes what each scenario left behind into a folder.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import multiprocessing
+import runpy
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -161,17 +159,19 @@ def run_rank(rank: int, folder: Path) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank of a real process group left behind."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(WORLD)]
-    processes = [subprocess.Popen(command, env=environment, **pipes) for command in commands]
-    try:
-        outputs = [process.communicate(timeout=150)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output
+    # torch is imported once, in the process that the ranks are forked from.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    calls = [(__file__, {"RANK": rank, "FOLDER": folder}, "rank") for rank in range(WORLD)]
+    processes = [context.Process(target=runpy.run_path, args=call) for call in calls]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=150)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * WORLD
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
@@ -297,5 +297,5 @@ def test_waiting_features_count_once_after_a_resume(ranks):
     assert not any(rank["waiting"]["warm_start.count"].any() for rank in ranks[1:])
 
 
-if __name__ == "__main__":
-    run_rank(int(sys.argv[1]), Path(sys.argv[2]))
+if __name__ == "rank":
+    run_rank(RANK, FOLDER)  # noqa: F821, given by who runs this path
