@@ -32,7 +32,7 @@ SUBJECTS = {
         "metrics", "add_arguments",
         "pixel metrics against scikit-learn, component metrics against plain loops, cost of a frame",
     ),
-    "train": ("models", "add_arguments", "training iterations of the gmm classifier against its softmax twin's"),
+    "train": ("models", "add_arguments", "training iterations of the gmm classifier and its softmax twin"),
     "infer": (
         "models", "add_arguments",
         "one inference with the gmm classifier against its softmax twin, on logits and on features",
@@ -87,7 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
 
         settings = {name: value for name, value in vars(args).items() if name not in ("json", "subject")}
         settings["clock"] = "processor time" if args.device == "cpu" else "time"
-        data = {"subject": args.subject, "settings": settings, "environment": environment(), "results": results}
+        data = {"subject": args.subject, "settings": settings, "environment": environment()}
+        data["results"] = results
         with replacing(args.json) as unfinished:
             unfinished.write_text(json.dumps(data, indent=2) + "\n")
         print(f"written to {args.json}")

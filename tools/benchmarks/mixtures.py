@@ -1,10 +1,11 @@
-"""Class densities against the broadcast formula and a bare matrix product; a step of assignment, memory and EM
-against loops over classes and components. What is compared must agree, or nothing is printed."""
+"""Class densities against the broadcast formula and a bare matrix product; a step of assignment, memory and
+EM against loops over classes and components. What is compared must agree, or nothing is printed."""
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ def density(args: argparse.Namespace) -> dict[str, Any]:
         }
         if max(error.values()) > 1e-3:
             raise RuntimeError(f"the densities disagree, one of them is wrong: {error} nats from float64")
-        calls = {name: lambda name=name: given[name].call(name) for name in pixels}
+        calls = {name: partial(one.call, name) for name, one in given.items()}
         seconds = side_by_side(calls, args.repeats, device=args.device, threads=args.threads)
         scaled = args.pixels / pixels["broadcast"]
         seconds["broadcast"] = [scaled * value for value in seconds["broadcast"]]
@@ -136,7 +137,8 @@ class Step:
         (classes, components), dim = MIXTURES[0], DIM
         rows = classes * components
         means = F.normalize(torch.randn(classes, components, dim, generator=generator), dim=-1)
-        rings = means.view(rows, dim, 1) + 0.06 * torch.randn(rows, dim, args.memory_size, generator=generator)
+        noise = torch.randn(rows, dim, args.memory_size, generator=generator)
+        rings = means.view(rows, dim, 1) + 0.06 * noise
         pointer = torch.zeros(rows, dtype=torch.int64)
         self.bank = GaussianMixtureBank.from_reference_state(
             means, torch.full_like(means, 0.12), F.normalize(rings, dim=1), pointer
@@ -187,14 +189,14 @@ def em(args: argparse.Namespace) -> dict[str, Any]:
     step = Step(args)
     differences = step.differences()
     calls = {
-        "loops, no EM": lambda: step.loops(False),
-        "ours, no EM": lambda: step.ours(False),
+        "loops, no EM": partial(step.loops, em=False),
+        "ours, no EM": partial(step.ours, em=False),
         "loops": step.loops,
         "ours": step.ours,
     }
     found = report(
-        f"a training step of the mixtures, {len(step.labels)} pixels, {' x '.join(map(str, step.bank.means.shape))}"
-        f", {args.memory_size} features a component",
+        f"a training step of the mixtures, {len(step.labels)} pixels, {tuple(step.bank.means.shape)}, "
+        f"{args.memory_size} features a component",
         side_by_side(calls, args.repeats, device=args.device, threads=args.threads),
         {
             "loops / ours, no EM": ("loops, no EM", "ours, no EM", ""),

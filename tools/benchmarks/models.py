@@ -1,5 +1,5 @@
-"""The gmm classifier against its softmax twin, side by side: a training iteration, and where its time goes; an
-inference, scored on logits and on features; both with and without mixed precision, channels-last, compiling."""
+"""The gmm classifier against its softmax twin: a training iteration, and where its time goes; an inference,
+scored on logits and on features; both with and without mixed precision, channels-last order and compiling."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,7 +20,6 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from gmm_anomaly.compat import wrap_distributed
-from gmm_anomaly.data import build_train_loader
 from gmm_anomaly.engine import EMHook, build_config, inference_config
 from gmm_anomaly.engine.optimizer import build_optimizer
 from gmm_anomaly.engine.train_loop import TrainLoop
@@ -91,8 +89,8 @@ def twin_config(args: argparse.Namespace, classifier: str, pairs: Sequence[Any] 
     """The config of one twin, for whole images. pairs: keys and values that come last."""
     overrides = [
         *(("MODEL.RESNETS.DEPTH", 50) if args.config_file == str(CONFIG) else ()),
-        "SOLVER.AMP.ENABLED", args.half, *args.overrides,
-        "MODEL.DEVICE", args.device, "MODEL.CLASSIFIER.NAME", classifier, "TEST.SCORES", [OWN_SCORE[classifier]],
+        "SOLVER.AMP.ENABLED", args.half, *args.overrides, "MODEL.DEVICE", args.device,
+        "MODEL.CLASSIFIER.NAME", classifier, "TEST.SCORES", [OWN_SCORE[classifier]],
         "TEST.SLIDING_WINDOW.ENABLED", False, "TEST.AUG.ENABLED", False, *pairs,
     ]  # fmt: skip
     return without_weights(build_config(args.config_file, overrides))
@@ -147,14 +145,11 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         {"gmm / softmax": ("gmm", "softmax", "at most 1.1")},
         args.batch,
     )
-    shares = iteration_shares(twins["gmm"], interval * ceil(args.repeats / interval), clock(args.device))
+    shares = iteration_shares(twins["gmm"], interval * args.repeats, clock(args.device))
     whole = sum(shares.values())
     print("  of the gmm's:", ", ".join(f"{part} {seconds / whole:.1%}" for part, seconds in shares.items()))
     del twins
-    found |= {"where": shares, "data": data_seconds(args, args.repeats)}
-    for name, seconds in found["data"].items():
-        print(f"  data {name}: {1e3 * seconds:.1f} ms a batch, keeps up with {ceil(seconds / whole)} workers")
-    return found | variants(args, partial(Iteration, args))
+    return found | {"where": shares} | variants(args, partial(Iteration, args))
 
 
 def iteration_shares(iteration: Iteration, times: int, now: Callable[[], float]) -> dict[str, float]:
@@ -205,24 +200,6 @@ def iteration_shares(iteration: Iteration, times: int, now: Callable[[], float])
     return {part: value / times for part, value in seconds.items()}
 
 
-def data_seconds(args: argparse.Namespace, repeats: int) -> dict[str, float]:
-    """Seconds that a batch takes from its files, augmented and cropped, decoded anew or ``INPUT.CACHE_DECODED``;
-    nothing where the data sets are not on disk."""
-    keys = ["INPUT.CROP.SIZE", list(args.size), "SOLVER.IMS_PER_BATCH", args.batch, "DATALOADER.NUM_WORKERS", 0]
-    keys += ["DATASETS.SYNTHETIC.NUM_TRAIN", 8, "DATASETS.SYNTHETIC.CACHE_DIR", ""]
-    try:
-        loaders = {
-            name: iter(build_train_loader(twin_config(args, "gmm", [*keys, "INPUT.CACHE_DECODED", cached])))
-            for name, cached in (("decoded", False), ("cached", True))
-        }
-    except FileNotFoundError as error:
-        print(f"  data: not measured, {str(error).splitlines()[0]}")
-        return {}
-    calls = {name: partial(next, loader) for name, loader in loaders.items()}
-    seconds = side_by_side(calls, repeats, runs=ceil(8 / args.batch))
-    return {name: min(values) for name, values in seconds.items()}
-
-
 class Inference:
     """Calls score the same images: class logits at full size, and the classifier's own anomaly score."""
 
@@ -257,7 +234,7 @@ def infer(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def variants(args: argparse.Namespace, make: Callable[[CfgNode], Callable[[], object]]) -> dict[str, Any]:
-    """Both twins in every variant, in turns, where ``--variants`` asks for it. make: from a config to a call."""
+    """Both twins in every variant, in turns, if ``--variants`` asks for it. make: from a config to a call."""
     if not args.variants:
         return {}
     calls, keys = {}, ("SOLVER.AMP.ENABLED", "MODEL.CHANNELS_LAST", "MODEL.COMPILE")
@@ -270,6 +247,6 @@ def variants(args: argparse.Namespace, make: Callable[[CfgNode], Callable[[], ob
         if "MODEL.COMPILE" not in str(error):
             raise
         print(f"left out, compiled: {error}")
-    ratios = {f"plain / {name}": (f"{name.split(',')[0]}, plain", name, "") for name in calls if "plain" not in name}
+    ratios = {f"plain / {name}": (f"{name.split(',')[0]}, plain", name, "") for name in list(calls)[2:]}
     seconds = side_by_side(calls, args.repeats, device=args.device, threads=args.threads)
     return {"variants": report("variants", seconds, ratios, args.batch)}

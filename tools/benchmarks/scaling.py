@@ -1,9 +1,8 @@
 """Scaling: training iterations of one and of two processes here, what travels between them in an iteration,
 and what a model makes of that for up to eight.
 
-The model: ``seconds(n) = compute + 2 (n - 1) / n * bytes / bandwidth``, a ring that waits for nothing else.
-Each process has a core or GPU of its own; gradients do not travel while others are computed, so real runs do
-better; the bandwidth is that between two processes, measured in the same run.
+Each process of the model has a core or GPU of its own; gradients do not travel while others are computed, so
+real runs do better; the bandwidth is that between two processes, measured in the same run.
 """
 
 from __future__ import annotations
@@ -58,16 +57,8 @@ def scaling(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def model_scaling(compute: float, travelling: float, bandwidth: float, batch: int) -> list[dict[str, float]]:
-    """What the model says of 1 to 8 processes.
-
-    Args:
-        compute: seconds of an iteration of one process. travelling: bytes that are summed over the processes.
-        bandwidth: bytes a second. batch: images of a process.
-
-    Returns:
-        For each number of processes seconds of an iteration, images per second of all of them, and that as
-        a share of so many times one process.
-    """
+    """A ring of 1 to 8 processes: an iteration takes ``compute + 2 (n - 1) / n * bytes / bandwidth`` seconds;
+    images per second of all, and that as a share of n times one process."""
     rows = []
     for n in range(1, MOST + 1):
         seconds = compute + 2 * (n - 1) / n * travelling / bandwidth

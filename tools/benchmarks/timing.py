@@ -74,7 +74,8 @@ def report(
     found["ratios"] = {name: ratio(seconds[a], seconds[b]) for name, (a, b, _) in ratios.items()}
     for name, times in found["ratios"].items():
         wanted = f", {ratios[name][2]} wanted" if ratios[name][2] else ""
-        print(f"  {name:24s} {times['median']:10.3f}     ({times['shortest']:.3f} to {times['longest']:.3f}){wanted}")
+        spread = f"({times['shortest']:.3f} to {times['longest']:.3f})"
+        print(f"  {name:24s} {times['median']:10.3f}     {spread}{wanted}")
     return found
 
 
