@@ -210,7 +210,8 @@ def test_update_moves_exactly_the_chosen_classes(classes, expected):
         ({"momentum_scale": float("nan")}, "momentum_scale"),
         ({"variance_floor": -1.0}, "variance_floor"),
         ({"warm_start_features": -1}, "warm_start_features"),
-        ({"reduction": "mean"}, "MODEL.GMM.REDUCTION"),
+        ({"reduction": "mean"}, r"MODEL\.GMM\.REDUCTION.*'mean'"),
+        ({"memory_dtype": torch.int64}, r"dtype of the memory: .*found torch.int64"),
     ],
 )
 def test_wrong_options_are_named(options, message):

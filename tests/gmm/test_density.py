@@ -127,11 +127,6 @@ def test_wrong_shapes_are_named(x, means, scales, message):
         component_log_prob(torch.zeros(x), torch.zeros(means), torch.ones(scales))
 
 
-def test_unknown_reduction_names_the_key():
-    with pytest.raises(ValueError, match=r"MODEL\.GMM\.REDUCTION.*'mean'"):
-        class_log_density(torch.zeros(1, 1, 1), "mean")
-
-
 def test_bank_normalises_means_and_reduces_in_chunks():
     means, scales = golden("fwd_means_raw"), golden("fwd_std")
     pointer = torch.zeros(95, dtype=torch.int64)

@@ -155,15 +155,6 @@ def test_a_start_replaces_what_the_class_held_and_correct_pixels_enter_afterward
     assert bank.memory.count[:COMPONENTS].sum() == 60 + 15
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_fewer_features_than_components_still_give_unit_means(number):
-    bank = make_bank(1, wanted=0)
-    bank.initialise(0, unit(number, DIM, seed=18))
-    torch.testing.assert_close(bank.means.norm(dim=-1), torch.ones(1, COMPONENTS), rtol=0, atol=1e-6)
-    assert bank.memory.count.sum() == number
-    assert bank.scales.min() >= bank.variance_floor**0.5 * (1 - 1e-6)
-
-
 def test_waiting_features_survive_an_interruption():
     straight, first = make_bank(2, wanted=50), make_bank(2, wanted=50)
     features, labels = clustered(16, COMPONENTS, seed=40), (torch.arange(16) % 8 == 0).long()
