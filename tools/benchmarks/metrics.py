@@ -1,20 +1,17 @@
-"""Metrics: pixel metrics against scikit-learn, component metrics against plain loops, cost of a frame."""
+"""Metrics: pixel metrics against scikit-learn, component metrics against plain loops."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import cv2
 import numpy as np
 
-from gmm_anomaly.metrics import CalibrationMetrics, ComponentMetrics, ConfusionMetrics, PixelMetrics
+from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
 from tests.oracles.components import plain_components
 from tools.benchmarks.timing import report, side_by_side
 
-CLASSES = 19
 # Of street_frame's scores; smallest sizes of predictions and anomalies on the obstacle track.
 THRESHOLD, SIZES = 8.0, (50, 10)
 Frame = tuple[np.ndarray, np.ndarray]
@@ -102,33 +99,6 @@ def component_metrics(frame: Frame, repeats: int) -> dict[str, Any]:
     )
 
 
-def whole_frame(frame: Frame, repeats: int) -> dict[str, Any]:
-    """Every metric on one frame, from scores to numbers: ``update`` and ``compute`` of each."""
-    score, label = frame
-    rng = np.random.default_rng(0)
-    classes = rng.integers(0, CLASSES, label.shape).astype(np.uint8)
-    classes[label == 255] = 255
-    predicted = np.where(rng.random(label.shape) < 0.9, classes, 0).astype(np.uint8)
-    confidence = rng.uniform(1 / CLASSES, 1, label.shape).astype(np.float32)
-
-    def run(make: Callable[[], Any], *arguments: np.ndarray, **named: np.ndarray) -> None:
-        metrics = make()
-        metrics.update(*arguments, **named)
-        metrics.compute()
-
-    parts = {
-        "pixel, float32": partial(run, partial(PixelMetrics, "pooled", "float32"), score, label),
-        "pixel, float16": partial(run, partial(PixelMetrics, "pooled", "float16"), score, label),
-        "pixel, smiyc": partial(run, partial(PixelMetrics, "smiyc", "float16"), score, label),
-        "component": partial(run, partial(ComponentMetrics.anomaly_track, THRESHOLD), score, label),
-        "confusion": partial(run, partial(ConfusionMetrics, CLASSES), predicted, classes),
-        "calibration": partial(run, CalibrationMetrics, confidence, pred=predicted, label=classes),
-    }
-    everything = parts | {"all of them": lambda: [part() for part in parts.values()]}
-    title = f"one frame of {label.shape}, update and compute (0.25 s wanted for all at 1024x2048)"
-    return report(title, side_by_side(everything, repeats), {})
-
-
 def metrics(args: argparse.Namespace) -> dict[str, Any]:
     cv2.setNumThreads(1)
     height, width = args.size
@@ -136,9 +106,7 @@ def metrics(args: argparse.Namespace) -> dict[str, Any]:
     frames = [street_frame((height, width), seed) for seed in range(full)]
     if rows:
         frames.append(tuple(part[:rows] for part in street_frame((height, width), full)))
-    frame = street_frame((height, width), 0)
     return {
         "pixel": {name: pixel_metrics(frames, name, args.repeats) for name in ("float32", "float16")},
-        "component": component_metrics(frame, args.repeats),
-        "frame": whole_frame(frame, args.repeats),
+        "component": component_metrics(street_frame((height, width), 0), args.repeats),
     }

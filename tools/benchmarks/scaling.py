@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from gmm_anomaly.freed_memory import keep_freed_memory
 from gmm_anomaly.gmm import collectives
 from tools.benchmarks.models import Iteration, add_arguments, twin_config
 
@@ -71,6 +72,7 @@ def _rank(rank: int, processes: int, folder: str, args: argparse.Namespace) -> N
     """Seconds of an iteration, wall-clock and processor time; bytes of the gradients and of the mixture; and
     seconds that as many bytes as the gradients have take between the processes."""
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     if processes > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
     cfg = twin_config(args, "gmm")
