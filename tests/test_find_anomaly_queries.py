@@ -119,7 +119,7 @@ def test_the_command_writes_a_config_that_evaluates(arguments, tmp_path, capsys)
     output = tmp_path / "found" / "maskomaly.yaml"
     more = [
         "--road-dataset", "queries_closed", "--at-least", "2", "--out", str(output),
-        "TEST.NUM_VISUALIZATIONS", "0", "MODEL.MASK2FORMER.TRAIN_POINTS", "32",
+        "TEST.NUM_VISUALIZATIONS", "0", "MODEL.PIXEL_STD", "[58.0, 57.0, 57.0]",
     ]  # fmt: skip
     assert main(["find-queries", *arguments, *more]) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_the_command_writes_a_config_that_evaluates(arguments, tmp_path, capsys)
     cfg = build_config(str(output), ["OUTPUT_DIR", str(tmp_path / "run")])
     assert len(set(cfg.MODEL.MASK2FORMER.ANOMALY_QUERIES)) >= 2
     # Overrides are kept where they make the model.
-    assert cfg.MODEL.MASK2FORMER.TRAIN_POINTS == 32 and cfg.TEST.NUM_VISUALIZATIONS == 1
+    assert cfg.MODEL.PIXEL_STD[0] == 58 and cfg.TEST.NUM_VISUALIZATIONS == 1
     assert arguments[3] == cfg.MODEL.WEIGHTS
     assert "labels of queries_anomaly and queries_closed" in output.read_text()
     assert [path.name for path in output.parent.iterdir()] == ["maskomaly.yaml"]
