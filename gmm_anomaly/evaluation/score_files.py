@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gmm_anomaly.data.reading import is_16_bits, open_image, png_bit_depth
+from gmm_anomaly.data.reading import is_16_bits, open_image
 
 MAX_PIXELS = 100_000_000
 HDF5_KEY = "value"  # the one data set in a score file of SegmentMeIfYouCan
@@ -140,7 +140,7 @@ def _read_png(path: Path, key: str | None) -> ScoreMap:
             image.load()
             text: dict[str, str] = getattr(image, "text", {})
             if image.format != "PNG" or not is_16_bits(image):
-                found = f"{len(image.getbands())} of {png_bit_depth(path)}"
+                found = f"{len(image.getbands())} of mode {image.mode}"
                 raise RefusedArrayError(
                     f"{path}: a PNG of scores must have one channel of 16 bits, found "
                     f"{found if image.format == 'PNG' else image.format}; a picture of a score map cannot be "
