@@ -31,7 +31,6 @@ TINY = {
     # So short a training may not see the rarest class.
     "DATALOADER.NUM_WORKERS": 0,
     "TEST.NUM_VISUALIZATIONS": 1,
-    "TEST.NUM_BEST_WORST": 1,
 }
 
 

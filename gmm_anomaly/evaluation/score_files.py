@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
+<<<<<<< HEAD
 from gmm_anomaly.data.reading import is_16_bits, open_image
 
 MAX_PIXELS = 100_000_000
+=======
+SCORE_EXTENSIONS = (".npy", ".npz", ".hdf5", ".h5", ".png")
+>>>>>>> main
 HDF5_KEY = "value"  # the one data set in a score file of SegmentMeIfYouCan
 
 
-@dataclass(frozen=True)
-class ScoreMap:
+class ScoreMap(NamedTuple):
     """A map as a program saved it.
 
     Attributes:
@@ -30,6 +32,10 @@ class ScoreMap:
     ranks_only: bool = False
 
 
+class ScoreFileError(ValueError):
+    """A file that can be read and is no score map; the message names it and says why."""
+
+
 def read_score_map(path: Path, key: str | None = None) -> ScoreMap:
     """Read a map; axes of length 1 before and after height and width are dropped.
 
@@ -37,48 +43,47 @@ def read_score_map(path: Path, key: str | None = None) -> ScoreMap:
     default); ``.png``: one channel of 16 bits. A PNG's text chunks "scale" and "offset" give score = pixel ·
     scale + offset (scale above 0); without them the pixels are taken as they are, which keeps the ranks.
 
-    Type and shape are checked before a value is read, so that no small file can fill the memory.
-
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file cannot be decoded, holds something else, or more than 100 million values; the
-            message names it.
+        ValueError: the file cannot be decoded, or holds something else; the message names it.
         ImportError: an HDF5 file, and h5py is not installed.
     """
-    try:
-        read = _READERS[path.suffix.lower()]
-    except KeyError:
-        raise ValueError(f"{path}: score maps are {', '.join(SCORE_EXTENSIONS)} files") from None
+    suffix = path.suffix.lower()
+    if suffix not in SCORE_EXTENSIONS:
+        raise ValueError(f"{path}: score maps are {', '.join(SCORE_EXTENSIONS)} files")
     if not path.is_file():
-        if path.exists():
-            raise ValueError(f"{path}: a score map must be a regular file")
         raise FileNotFoundError(f"no score map {path}")
-    found = read(path, key)
-    values = found.values
-    while values.ndim > 2:
+    h5py = require_h5py() if suffix in (".hdf5", ".h5") else None
+    ranks_only = False
+    try:
+        if h5py is not None:
+            with h5py.File(path, "r") as file:
+                names = [name for name in file if isinstance(file[name], h5py.Dataset)]
+                wanted = key or (HDF5_KEY if HDF5_KEY in names else None)
+                values = np.asarray(file[_choose(path, wanted, names)][()])
+        elif suffix == ".png":
+            values, ranks_only = _read_png(path)
+        else:
+            values = np.load(path, allow_pickle=False)
+            if not isinstance(values, np.ndarray):
+                with values as archive:
+                    values = archive[_choose(path, key, archive.files)]
+    except ScoreFileError:
+        raise
+    except Exception as error:  # zipfile, h5py, Pillow and NumPy raise OSError, KeyError, EOFError, ...
+        raise ValueError(
+            f"{path}: cannot be read, it may be corrupt or cut off ({type(error).__name__}: {error})"
+        ) from error
+    found = values
+    while values.ndim > 2 and 1 in (values.shape[0], values.shape[-1]):
         values = values[0] if values.shape[0] == 1 else values[..., 0]
+    if values.ndim != 2 or not values.size:
+        raise ScoreFileError(f"{path}: a score map must be (H, W), found shape {found.shape}")
+    if values.dtype.kind not in "fiu":
+        raise ScoreFileError(f"{path}: scores must be real numbers, found {values.dtype}")
     if values.dtype.kind != "f":
         values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
-    return ScoreMap(values, found.ranks_only)
-
-
-class RefusedArrayError(ValueError):
-    """A readable array that is not taken; the message names the file and says why."""
-
-
-def _require_map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Raise RefusedArrayError unless an array of this shape and type can be a score map."""
-    inner = list(shape)
-    while len(inner) > 2 and 1 in (inner[0], inner[-1]):
-        inner = inner[1:] if inner[0] == 1 else inner[:-1]
-    if len(inner) != 2 or 0 in inner:
-        raise RefusedArrayError(f"{path}: a score map must be (H, W), found shape {tuple(shape)}")
-    if dtype.kind not in "fiu":
-        raise RefusedArrayError(f"{path}: scores must be real numbers, found {dtype}")
-    if math.prod(inner) > MAX_PIXELS:
-        raise RefusedArrayError(
-            f"{path}: at most {MAX_PIXELS // 10**6} megapixels are read, it claims the shape {tuple(shape)}"
-        )
+    return ScoreMap(values, ranks_only)
 
 
 def require_h5py() -> ModuleType:
@@ -93,6 +98,7 @@ def require_h5py() -> ModuleType:
     return h5py
 
 
+<<<<<<< HEAD
 def _read_npy(path: Path, key: str | None) -> ScoreMap:
     def load() -> np.ndarray:
         values = np.load(path, allow_pickle=False)
@@ -140,7 +146,7 @@ def _read_png(path: Path, key: str | None) -> ScoreMap:
             image.load()
             text: dict[str, str] = getattr(image, "text", {})
             if image.format != "PNG" or not is_16_bits(image):
-                found = f"{len(image.getbands())} of mode {image.mode}"
+                found = f"{len(image.getbands())} of {path.read_bytes()[24]}"
                 raise RefusedArrayError(
                     f"{path}: a PNG of scores must have one channel of 16 bits, found "
                     f"{found if image.format == 'PNG' else image.format}; a picture of a score map cannot be "
@@ -164,34 +170,38 @@ def _read_png(path: Path, key: str | None) -> ScoreMap:
 
 
 def _choose(path: Path, key: str | None, names: list[str]) -> str:
+=======
+def _choose(path: Path, key: str | None, names: Sequence[str]) -> str:
+>>>>>>> main
     if key is None and len(names) == 1:
         return names[0]
     if key not in names:
         wanted = "one array" if key is None else f"an array {key!r}"
         found = ", ".join(names) or "none"
-        raise RefusedArrayError(f"{path}: expected {wanted}, found {found}; name it with --key")
-    return key
+        raise ScoreFileError(f"{path}: expected {wanted}, found {found}; name it with --key")
+    return str(key)
 
 
-def _decoded(path: Path, load: Callable[[], Any]) -> np.ndarray:
+def _read_png(path: Path) -> tuple[np.ndarray, bool]:
+    """Scores, and whether only their ranks mean something."""
+    with Image.open(path) as image:
+        image.load()
+        text: dict[str, str] = getattr(image, "text", {})
+        # Older versions of Pillow read 16 bits as mode "I".
+        if image.format != "PNG" or not (image.mode.startswith("I;16") or image.mode == "I"):
+            raise ScoreFileError(
+                f"{path}: a PNG of scores must have one channel of 16 bits, found {image.format} of mode "
+                f"{image.mode}; a picture of a score map cannot be evaluated"
+            )
+        pixels = np.asarray(image).astype(np.uint16)
+    if not {"scale", "offset"} & text.keys():
+        return pixels.astype(np.float32), True
     try:
-        found = load()
-    except RefusedArrayError:
-        raise
+        scale, offset = float(text.get("scale", 1)), float(text.get("offset", 0))
     except ValueError as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-    except Exception as error:  # zipfile, h5py and NumPy raise OSError, KeyError, EOFError, BadZipFile, ...
-        raise ValueError(
-            f"{path}: cannot be read, it is corrupt or cut off ({type(error).__name__}: {error})"
-        ) from error
-    return np.asarray(found)
-
-
-_READERS: dict[str, Callable[[Path, str | None], ScoreMap]] = {
-    ".npy": _read_npy,
-    ".npz": _read_npz,
-    ".hdf5": _read_hdf5,
-    ".h5": _read_hdf5,
-    ".png": _read_png,
-}
-SCORE_EXTENSIONS = tuple(_READERS)
+        raise ScoreFileError(f"{path}: its text chunks scale and offset must be numbers ({error})") from None
+    if not (0 < scale < np.inf and np.isfinite(offset)):
+        raise ScoreFileError(
+            f"{path}: its scale must be above 0 and its offset finite, found {scale} and {offset}"
+        )
+    return pixels * np.float64(scale) + offset, False
