@@ -10,13 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-<<<<<<< HEAD
-from gmm_anomaly.data.reading import is_16_bits, open_image
-
-MAX_PIXELS = 100_000_000
-=======
 SCORE_EXTENSIONS = (".npy", ".npz", ".hdf5", ".h5", ".png")
->>>>>>> main
 HDF5_KEY = "value"  # the one data set in a score file of SegmentMeIfYouCan
 
 
@@ -98,81 +92,7 @@ def require_h5py() -> ModuleType:
     return h5py
 
 
-<<<<<<< HEAD
-def _read_npy(path: Path, key: str | None) -> ScoreMap:
-    def load() -> np.ndarray:
-        values = np.load(path, allow_pickle=False)
-        _require_map(path, values.shape, values.dtype)
-        return values
-
-    return ScoreMap(_decoded(path, load))
-
-
-def _read_npz(path: Path, key: str | None) -> ScoreMap:
-    def load() -> np.ndarray:
-        with np.load(path, allow_pickle=False) as archive:
-            values = archive[_choose(path, key, archive.files)]
-        _require_map(path, values.shape, values.dtype)
-        return values
-
-    return ScoreMap(_decoded(path, load))
-
-
-def _read_hdf5(path: Path, key: str | None) -> ScoreMap:
-    h5py = require_h5py()
-
-    def load() -> np.ndarray:
-        with h5py.File(path, "r") as file:
-            # Links could lead to other files.
-            own = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
-            names = [name for name in own if isinstance(file[name], h5py.Dataset)]
-            wanted = key or (HDF5_KEY if HDF5_KEY in names else None)
-            stored = file[_choose(path, wanted, names)]
-            _require_map(path, stored.shape or (), stored.dtype)
-            if stored.is_virtual or stored.external:
-                raise RefusedArrayError(
-                    f"{path}: its values lie in other files; a score map must hold its own"
-                )
-            if stored.chunks and math.prod(stored.chunks) > MAX_PIXELS:
-                raise RefusedArrayError(f"{path}: its chunks {stored.chunks} are larger than any score map")
-            return stored[()]
-
-    return ScoreMap(_decoded(path, load))
-
-
-def _read_png(path: Path, key: str | None) -> ScoreMap:
-    try:
-        with open_image(str(path), "score map") as image:
-            image.load()
-            text: dict[str, str] = getattr(image, "text", {})
-            if image.format != "PNG" or not is_16_bits(image):
-                found = f"{len(image.getbands())} of {path.read_bytes()[24]}"
-                raise RefusedArrayError(
-                    f"{path}: a PNG of scores must have one channel of 16 bits, found "
-                    f"{found if image.format == 'PNG' else image.format}; a picture of a score map cannot be "
-                    "evaluated"
-                )
-            pixels = np.asarray(image).astype(np.uint16)
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read as a PNG of scores ({error})") from error
-    given = [name for name in ("scale", "offset") if name in text]
-    if not given:
-        return ScoreMap(pixels.astype(np.float32), ranks_only=True)
-    try:
-        scale, offset = float(text.get("scale", 1)), float(text.get("offset", 0))
-    except ValueError as error:
-        raise ValueError(f"{path}: its text chunks {' and '.join(given)} must be numbers ({error})") from None
-    if not (0 < scale < np.inf and np.isfinite(offset)):
-        raise ValueError(
-            f"{path}: its scale must be above 0 and its offset finite, found {scale} and {offset}"
-        )
-    return ScoreMap(pixels * np.float64(scale) + offset)
-
-
-def _choose(path: Path, key: str | None, names: list[str]) -> str:
-=======
 def _choose(path: Path, key: str | None, names: Sequence[str]) -> str:
->>>>>>> main
     if key is None and len(names) == 1:
         return names[0]
     if key not in names:
