@@ -278,7 +278,7 @@ def test_torchrun_trains_and_a_killed_worker_restarts_from_the_last_checkpoint(n
         "--max-restarts", "1", "--monitor-interval", "0.1", str(ROOT / "train_net.py"),
         "--config-file", str(CONFIG),
         "--register", str(tmp_path / "register.py"), *map(str, TINY), "OUTPUT_DIR", str(output),
-        "MODEL.DECODER.NORM", "SyncBN", "MODEL.TIMM.NORM", "SyncBN", "MODEL.GMM.CHECK_RANKS_EVERY", "1",
+        "MODEL.DECODER.NORM", "SyncBN", "MODEL.TIMM.NORM", "SyncBN",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)

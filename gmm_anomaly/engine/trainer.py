@@ -29,7 +29,6 @@ from .health_hook import health_hooks
 from .interruption import Interrupted, Interruption
 from .optimizer import build_optimizer, build_scheduler
 from .prototype_hook import prototype_hooks
-from .sampled_contrast_hook import sampled_contrast_hooks
 from .step_seeds import StepSeeds
 from .train_loop import TrainLoop
 
@@ -78,7 +77,7 @@ class Trainer(DefaultTrainer):
         built: list[HookBase] = [hooks.IterationTimer(), self.seeds]
         if bank is not None:
             built.append(EMHook.from_config(cfg, bank))
-        built += prototype_hooks(self.segmentor) + sampled_contrast_hooks(cfg, self.segmentor)
+        built += prototype_hooks(self.segmentor)
         built += health_hooks(cfg, self.segmentor)
         built.append(hooks.LRScheduler())
         if needs_fitting(self.segmentor):

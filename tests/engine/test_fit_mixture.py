@@ -257,7 +257,7 @@ def test_prototype_network_has_no_softmax_to_keep(tmp_path):
     assert trained_classifier(str(path)) == ("prototype", CLASSES)
     keys = ["MODEL.WEIGHTS", str(path)]
     cfg = fitting_config(config(tmp_path, *keys))
-    assert cfg.MODEL.GMM.WARM_START_GUIDE_WEIGHT == 0
+    assert cfg.MODEL.GMM.GUIDE_WEIGHT == 0
     fitter = MixtureFitter(cfg)
     fitter.resume_or_load(resume=False)
     with pytest.raises(ValueError, match="LOGITS: .*has no softmax classifier"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from detectron2.modeling import build_model
 
-from gmm_anomaly.benchmark.readiness import make_ready
 from gmm_anomaly.engine import Checkpointer, build_config, inference_config
+from tools.benchmarks.models import make_ready
 
 
 def test_a_checkpoint_predicts_the_same_without_memory_and_pretrained_weights(tmp_path):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gmm_anomaly.metrics import ComponentMetrics
+from tests.oracles.components import plain_components
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = json.loads((DATA / "smiyc_components.json").read_text())

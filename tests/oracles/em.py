@@ -1,4 +1,4 @@
-"""EM of GMMSeg in loops: what :mod:`gmm_anomaly.gmm` computes, a class and a component at a time.
+"""Densities by broadcast, and EM of GMMSeg in loops: what :mod:`gmm_anomaly.gmm` computes, plainly.
 
 Rings are read whole at every EM step, as the formulas say (GMMSeg, Eqs. 8 and 9).
 """
@@ -7,9 +7,24 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributions import Independent, Normal
 from torch.nn import functional as F
 
 from gmm_anomaly.gmm import GaussianMixtureBank, sinkhorn_assign
+
+
+def broadcast_log_prob(x: Tensor, means: Tensor, scales: Tensor) -> Tensor:
+    """Log-densities by the difference of every pixel and every mean, as in the public GMMSeg code.
+
+    Args:
+        x: (N, D). means, scales: (C, M, D).
+
+    Returns:
+        (N, C, M), by way of (N, C * M, D) numbers, two of them at a time.
+    """
+    normals = Normal(means.flatten(0, 1), scales.flatten(0, 1), validate_args=False)
+    log_prob = Independent(normals, 1, validate_args=False).log_prob(x[:, None])
+    return log_prob.view(len(x), *means.shape[:2])
 
 
 class PlainEM:

@@ -1,6 +1,6 @@
 """Component metrics written plainly: a pass over the image for every pair of components.
 
-The benchmark measures :mod:`gmm_anomaly.metrics.component` against it, and the tests compare their numbers.
+The tests compare the numbers of :mod:`gmm_anomaly.metrics.component` with it, the benchmark the times.
 """
 
 from __future__ import annotations
