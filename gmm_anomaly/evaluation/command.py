@@ -13,7 +13,7 @@ from torch import nn
 def model_config(args: argparse.Namespace, overrides: Sequence[str] = ()) -> CfgNode:
     """The config that a command's arguments ask for; registers their data sets. ``overrides`` come last."""
     from gmm_anomaly.engine import build_config
-    from gmm_anomaly.weight_files import trust_pickles
+    from gmm_anomaly.engine.weights import trust_pickles
 
     trust_pickles(args.trust_pickle)
     for path in args.register:

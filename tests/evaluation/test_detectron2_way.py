@@ -25,7 +25,7 @@ def cfg(anomaly_tree, closed_tree, tmp_path):
     return build_config("", [
         "MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NAME", "softmax", "MODEL.CLASSIFIER.NUM_CLASSES", 4,
         "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "test_resnet",
-        "MODEL.DECODER.CHANNELS", 16, "MODEL.DECODER.ASPP_CHANNELS", 16, "MODEL.DECODER.PROJECT_CHANNELS", 8,
+        "MODEL.DECODER.CHANNELS", 16,
         "DATASETS.TEST", [closed_tree.name, anomaly_tree.name], "TEST.SCORES", ["msp", "energy"],
         "TEST.POSTPROCESS", ["gaussian_smoothing"], "TEST.COMPONENT_TRACK", "obstacle",
         "TEST.NUM_VISUALIZATIONS", 0, "INPUT.FORMAT", "RGB", "INPUT.MIN_SIZE_TEST", 0,

@@ -201,7 +201,7 @@ def test_bad_arguments_are_named(tmp_path, track, anomaly_tree):
 CONFIG = [
     "MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NAME", "softmax", "MODEL.CLASSIFIER.NUM_CLASSES", 4,
     "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "test_resnet",
-    "MODEL.DECODER.CHANNELS", 16, "MODEL.DECODER.ASPP_CHANNELS", 16, "MODEL.DECODER.PROJECT_CHANNELS", 8,
+    "MODEL.DECODER.CHANNELS", 16,
     "DATALOADER.NUM_WORKERS", 0, "TEST.SCORES", ["msp", "energy"],
     "TEST.POSTPROCESS", ["gaussian_smoothing"], "INPUT.FORMAT", "RGB",
 ]  # fmt: skip
