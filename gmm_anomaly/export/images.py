@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gmm_anomaly.data.reading import read_image
 from gmm_anomaly.data.registration import get_records
-from gmm_anomaly.data.synthetic import StreetSplit
+from gmm_anomaly.data.streets.datasets import StreetSplit
 from gmm_anomaly.prediction.inputs import as_rgb
 from gmm_anomaly.prediction.sources import list_sources
 

@@ -13,7 +13,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from torch import nn
 
 from gmm_anomaly.config import add_gmm_anomaly_config
-from gmm_anomaly.data.synthetic import StreetSplit
+from gmm_anomaly.data.streets.datasets import StreetSplit
 from gmm_anomaly.evaluation.scoring import AnomalyScorer
 from gmm_anomaly.modeling.classifiers import SoftmaxClassifier
 from gmm_anomaly.predictor import AnomalyPredictor
