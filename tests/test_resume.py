@@ -33,7 +33,7 @@ def command(output: Path, *overrides: object, flags: tuple[str, ...] = ()) -> li
         "DATASETS.SYNTHETIC.NUM_ANOMALY": 2,
         "DATASETS.TEST": "()",
         "INPUT.CROP.SIZE": "[48, 48]",
-        "MODEL.TIMM.WEIGHTS": "",
+        "MODEL.BACKBONE.WEIGHTS": "",
         "MODEL.FEATURE_DISTANCE.FEATURES": "[]",
         "TEST.SCORES": "['gmm_density']",
         # Small enough for rings to be full, and classes to start, before and after the interruptions.

@@ -17,8 +17,7 @@ from torch import nn
 
 from gmm_anomaly.compat import wrap_distributed
 from gmm_anomaly.data import build_test_loader, build_train_loader
-from gmm_anomaly.data.build import run_seed
-from gmm_anomaly.data.loader import lost_workers_explained
+from gmm_anomaly.data.build import lost_workers_explained, run_seed
 
 from .best_checkpoint import BestCheckpoint
 from .checkpoint import Checkpointer

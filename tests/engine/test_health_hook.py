@@ -156,7 +156,7 @@ def test_training_writes_health_and_counts(tmp_path):
     cfg = config(
         tmp_path, "DATASETS.TEST", "()", "MODEL.BACKBONE.NAME", "build_timm_backbone",
         "MODEL.GMM.EMBED_DIM", 8, "MODEL.GMM.MEMORY_SIZE", 100, "MODEL.GMM.WARM_START_FEATURES", 20,
-        "MODEL.DECODER.CHANNELS", 16, "MODEL.DECODER.ASPP_CHANNELS", 16,
+        "MODEL.DECODER.CHANNELS", 16,
         "SOLVER.MAX_ITER", 3, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.NON_FINITE", "skip",
         "SOLVER.NON_FINITE_LIMIT", 4,
     )  # fmt: skip

@@ -13,7 +13,7 @@ def test_a_checkpoint_predicts_the_same_without_memory_and_pretrained_weights(tm
     cfg = build_config(
         "configs/synthetic/effnetlite0_deeplabv3plus_gmm.yaml",
         [
-            "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.GMM.MEMORY_SIZE", 500,
+            "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.WEIGHTS", "", "MODEL.GMM.MEMORY_SIZE", 500,
             "MODEL.GMM.SAVE_MEMORY", True, "MODEL.FEATURE_DISTANCE.FEATURES", [], "TEST.SCORES", ["msp"],
         ],
     )  # fmt: skip
@@ -26,7 +26,7 @@ def test_a_checkpoint_predicts_the_same_without_memory_and_pretrained_weights(tm
     Checkpointer(trained, str(tmp_path)).save("trained")
 
     cfg.defrost()
-    cfg.MODEL.TIMM.WEIGHTS = str(tmp_path / "not_here.pth")
+    cfg.MODEL.BACKBONE.WEIGHTS = str(tmp_path / "not_here.pth")
     cfg.freeze()
     light = build_model(inference_config(cfg)).eval()
     Checkpointer(light).load_for_evaluation(str(tmp_path / "trained.pth"))

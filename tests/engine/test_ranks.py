@@ -21,9 +21,16 @@ import torch.distributed as dist
 from detectron2.modeling import build_model
 
 from gmm_anomaly.compat import wrap_distributed
+from gmm_anomaly.data import ClassBalancedSampler
 from gmm_anomaly.data.build import build_train_loader, run_seed
-from gmm_anomaly.data.sampler import ClassBalancedSampler
-from gmm_anomaly.engine import EMHook, build_config, evaluate, fit_feature_distance, fit_mixture, fitting_config
+from gmm_anomaly.engine import (
+    EMHook,
+    build_config,
+    evaluate,
+    fit_feature_distance,
+    fit_mixture,
+    fitting_config,
+)
 from gmm_anomaly.engine.optimizer import build_optimizer
 from gmm_anomaly.engine.prototype_hook import prototype_hooks
 from gmm_anomaly.engine.train_loop import TrainLoop
@@ -32,8 +39,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 10
 STEPS = 5
 TINY = [
-    "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.CHANNELS_LAST", False,
-    "MODEL.DECODER.CHANNELS", 12, "MODEL.DECODER.ASPP_CHANNELS", 8, "MODEL.DECODER.PROJECT_CHANNELS", 4,
+    "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.WEIGHTS", "", "MODEL.CHANNELS_LAST", False,
+    "MODEL.DECODER.CHANNELS", 12,
     "MODEL.FEATURE_DISTANCE.FEATURES", [], "INPUT.MIN_SIZE_TEST", 0, "INPUT.CROP.SIZE", [32, 32],
     "DATASETS.SYNTHETIC.HEIGHT", 64, "DATASETS.SYNTHETIC.WIDTH", 128, "DATASETS.SYNTHETIC.CACHE_DIR", "",
     "DATASETS.SYNTHETIC.NUM_TRAIN", 5, "DATASETS.SYNTHETIC.NUM_VAL", 3, "DATASETS.SYNTHETIC.NUM_ANOMALY", 3,
