@@ -17,7 +17,7 @@ VERBS = {
     "train": ("train_net.py", "train a model by config; --eval-only evaluates one"),
     "evaluate": ("tools/evaluate.py", "metrics of score maps that any program saved"),
     "predict": (
-        "gmm_anomaly.prediction.command",
+        "gmm_anomaly.predict.command",
         "heat maps, segmentation and anomalies of images and videos",
     ),
     "export": (

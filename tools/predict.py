@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Predict anomalies in images, videos or a camera's pictures: as `gmm-anomaly predict` (``--help``)."""
+"""Predict anomalies in images and videos: as `gmm-anomaly predict` (``--help``)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gmm_anomaly.prediction.command import main  # noqa: E402
+from gmm_anomaly.predict.command import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,296 @@
+"""One call of `gmm-anomaly predict`: inputs, model, threshold, files, summary.
+
+Every file appears whole, under its final name, or not at all::
+
+    overlays/NAME.png       heat map, contours and boxes over the image
+    segmentation/NAME.png   class ids, 8 bits, with the data set's palette
+    scores/NAME.npy|.png    the raw score, if asked for; tools/evaluate.py reads the folder
+    components/NAME.json    the anomalies, if there is a threshold
+    videos/NAME.mp4|.jsonl  overlays, and a line of JSON per frame
+    threshold.json          a threshold that was found on a data set
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import runpy
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from gmm_anomaly.data.atomic import replacing
+from gmm_anomaly.evaluation.files import json_text, save_array, save_json, save_picture
+from gmm_anomaly.freed_memory import keep_freed_memory
+from gmm_anomaly.visualization import robust_range
+from gmm_anomaly.weight_files import trust_pickles
+
+from .images import VideoReader, as_rgb, is_video, list_sources
+from .predictor import AnomalyPredictor
+from .result import Prediction
+from .threshold import Threshold
+
+# In a log file a line now and then, on a terminal a bar that moves.
+_bar = partial(tqdm, file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30)
+
+
+def predict_sources(args: argparse.Namespace) -> int:
+    """Do what the arguments say, and print a summary; returns 1 if an input could not be read, else 0."""
+    start = time.perf_counter()
+    keep_freed_memory()
+    trust_pickles(args.trust_pickle)
+    for path in args.register:
+        runpy.run_path(path)
+    # Before a model is built: what is not there is said at once.
+    sources = list_sources(args.inputs)
+    predictor = AnomalyPredictor.from_config(
+        args.config, args.weights, score=args.score, device=args.device, half=args.half,
+        min_area=args.min_area, opts=args.opts,
+    )  # fmt: skip
+    threshold = _threshold(args, predictor)
+    job = Job(args, predictor)
+    videos = [job.video(path) for path in sources if is_video(path)]
+    images = job.images([path for path in sources if not is_video(path)])
+    summary = {
+        "config": str(args.config),
+        "weights": args.weights,
+        "score": predictor.score,
+        "device": str(predictor.device),
+        "half": args.half,
+        "threshold": threshold,
+        "color_range": job.color_range,
+        "images": images,
+        "videos": [video for video in videos if video is not None],
+        "skipped": job.skipped,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    print(json_text(summary) if args.json else _report(summary, args.out))
+    return 1 if job.skipped else 0
+
+
+def _threshold(args: argparse.Namespace, predictor: AnomalyPredictor) -> dict[str, Any] | None:
+    """Give the predictor its threshold; returns what is known about it."""
+    if args.threshold is not None:
+        predictor.use_threshold(args.threshold)
+        return {"value": args.threshold}
+    file = args.threshold_file
+    if args.threshold_on:
+        file = args.out / "threshold.json"
+        progress = partial(_bar, desc=f"threshold on {args.threshold_on}")
+        predictor.fit_threshold(args.threshold_on, args.target_fpr or 0.05, progress=progress).save(file)
+    if file is None:
+        return None
+    found = Threshold.load(file)
+    predictor.use_threshold(found)
+    return asdict(found) | {"file": str(file)}
+
+
+def _report(summary: dict[str, Any], out: Path) -> str:
+    """The summary for a person."""
+    lines, threshold = [], summary["threshold"]
+    if threshold and "dataset" in threshold:
+        lines.append(
+            f"threshold {threshold['value']:.6g}: above it lie {100 * threshold['measured_fpr']:.3g} % of "
+            f"the {threshold['known_pixels']} known pixels of {threshold['dataset']} ({threshold['file']})"
+        )
+    for what, key in (("images", "anomalies"), ("videos", "frames_with_anomalies")):
+        counts = [found[key] for found in summary[what]]
+        anomalous = "" if threshold is None else f", {sum(map(bool, counts))} with anomalies"
+        lines += [f"{len(counts)} {what}{anomalous}: {out}"] if counts else []
+    if threshold is None:
+        lines.append("heat maps only: --threshold-on, --threshold-file or --threshold mark anomalies")
+    lines += [f"skipped: {skipped['error']}" for skipped in summary["skipped"]]
+    return "\n".join(lines)
+
+
+class Job:
+    """Predicts sources and writes their files.
+
+    Attributes:
+        skipped: inputs that could not be read, and why.
+        color_range: of all overlays; that of the first image if none is given.
+    """
+
+    def __init__(self, args: argparse.Namespace, predictor: AnomalyPredictor) -> None:
+        self.folder: Path = args.out
+        self.score_format: str | None = args.save_score
+        self.stream = partial(predictor.stream, batch_size=args.batch_size)
+        self.color_range = tuple(args.range) if args.range else predictor.color_range
+        self.skipped: list[dict[str, str]] = []
+
+    def images(self, paths: Sequence[Path]) -> list[dict[str, Any]]:
+        """Predict images and write their files; returns what was found in each."""
+        found = []
+        read: deque[Path] = deque()
+        with _bar(total=len(paths), desc="images", disable=not paths) as bar:
+
+            def readable() -> Iterator[np.ndarray]:
+                for path in paths:
+                    try:
+                        image = as_rgb(path)
+                    except (ValueError, OSError) as error:
+                        self._skip(path, error)
+                        bar.update()
+                        continue
+                    read.append(path)
+                    yield image
+
+            for prediction in self._compared(readable()):
+                path = read.popleft()
+                prediction = replace(prediction, source=str(path))
+                found.append({"input": str(path)} | self._write(path.stem, prediction))
+                bar.update()
+        return found
+
+    def video(self, path: Path) -> dict[str, Any] | None:
+        """Predict a video and write its files; None if it cannot be read."""
+        try:
+            reader = VideoReader(path)
+        except ValueError as error:
+            self._skip(path, error)
+            return None
+        predictions = _bar(self._compared(reader, format="BGR"), total=reader.frames, desc=path.stem)
+        return {"input": str(path)} | self._write_video(path.stem, reader.fps, predictions)
+
+    def _compared(self, images: Iterable[np.ndarray], format: str = "RGB") -> Iterator[Prediction]:
+        """Predictions in one colour range."""
+        for prediction in self.stream(images, format=format):
+            self.color_range = self.color_range or robust_range(prediction.score)
+            yield replace(prediction, color_range=self.color_range)
+
+    def _skip(self, path: Path, error: Exception) -> None:
+        self.skipped.append({"input": str(path), "error": str(error)})
+        tqdm.write(f"skipped: {error}", file=sys.stderr)
+
+    def _write(self, name: str, prediction: Prediction) -> dict[str, Any]:
+        """Write all files of one image; returns what was found and where it was written, as plain values."""
+        overlay = self.folder / "overlays" / f"{name}.png"
+        segmentation = self.folder / "segmentation" / f"{name}.png"
+        save_picture(overlay, prediction.overlay())
+        save_segmentation(segmentation, prediction.segmentation, prediction.class_colors)
+        height, width = prediction.score.shape
+        found = {"height": height, "width": width, **_extremes(prediction), "anomalies": None}
+        found |= {"overlay": str(overlay), "segmentation": str(segmentation)}
+        found |= {"score": self._write_score(name, prediction), "components": None}
+        if prediction.threshold is not None:
+            target = self.folder / "components" / f"{name}.json"
+            components = [component.to_json() for component in prediction.components]
+            document = {
+                "image": prediction.source,
+                "size": [height, width],
+                "score": prediction.score_name,
+                "threshold": prediction.threshold,
+                "components": components,
+            }
+            save_json(target, document)
+            found |= {"anomalies": len(components), "components": str(target)}
+        return found
+
+    def _write_video(self, name: str, fps: float, predictions: Iterable[Prediction]) -> dict[str, Any]:
+        """Write a video of one frame or more, and its lines; both appear when the last frame is there."""
+        video, lines = (self.folder / "videos" / f"{name}.{kind}" for kind in ("mp4", "jsonl"))
+        frames = 0
+        anomalous: int | None = None
+        with replacing(lines) as temporary, temporary.open("w") as file, video_writer(video, fps) as append:
+            for prediction in predictions:
+                line: dict[str, Any] = {"frame": frames, "seconds": round(frames / fps, 6)}
+                line |= _extremes(prediction)
+                if prediction.threshold is not None:
+                    line["components"] = [component.to_json() for component in prediction.components]
+                    anomalous = (anomalous or 0) + bool(prediction.components)
+                append(prediction.overlay())
+                file.write(json.dumps(line) + "\n")
+                self._write_score(f"{name}_{frames:06d}", prediction)
+                frames += 1
+        found = {"frames": frames, "fps": fps, "frames_with_anomalies": anomalous}
+        return found | {"overlay": str(video), "lines": str(lines)}
+
+    def _write_score(self, name: str, prediction: Prediction) -> str | None:
+        """The file of the raw score, (H, W) float32; None if none was asked for."""
+        if self.score_format is None:
+            return None
+        extension, save = ("png", save_score_png) if self.score_format == "png16" else ("npy", save_array)
+        target = self.folder / "scores" / f"{name}.{extension}"
+        save(target, prediction.score)
+        return str(target)
+
+
+def _extremes(prediction: Prediction) -> dict[str, float]:
+    score = prediction.score
+    return {"mean_score": float(score.mean(dtype=np.float64)), "max_score": float(score.max())}
+
+
+def save_score_png(target: Path, score: np.ndarray) -> None:
+    """Write a score map as 16-bit PNG whose text chunks say score = pixel · scale + offset.
+
+    The map's own range is spread over the 65536 levels, so the error is at most half of ``scale``.
+
+    Args:
+        score: (H, W) float32.
+
+    Raises:
+        ValueError: a score is infinite or NaN.
+    """
+    if not np.isfinite(score).all():
+        raise ValueError(f"{target}: a 16-bit PNG holds finite scores only; save them as npy")
+    values = score.astype(np.float64)
+    offset = values.min()
+    scale = (values.max() - offset) / 65535 or 1.0
+    text = PngInfo()
+    text.add_text("scale", repr(float(scale)))
+    text.add_text("offset", repr(float(offset)))
+    pixels = np.rint((values - offset) / scale).astype(np.uint16)
+    with replacing(target) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=text)
+
+
+def save_segmentation(target: Path, segmentation: np.ndarray, colors: Sequence[Sequence[int]]) -> None:
+    """Write class ids, (H, W) uint8, as a PNG that looks up its colours in a palette (RGB by class id)."""
+    image = Image.fromarray(segmentation)
+    image.putpalette([channel for color in colors for channel in color])
+    with replacing(target) as temporary:
+        image.save(temporary, format="PNG")
+
+
+@contextmanager
+def video_writer(target: Path, fps: float) -> Iterator[Any]:
+    """A function that appends (H, W, 3) uint8 RGB pictures of one size to an MP4 file.
+
+    The file has its name once it is complete; after an error there is none. H.264 needs a library that
+    OpenCV's wheels lack, so the codec is MPEG-4.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    writer = cv2.VideoWriter()
+    with replacing(target) as temporary:
+        # OpenCV goes by the extension.
+        growing = temporary.with_name(temporary.name + target.suffix)
+
+        def append(picture: np.ndarray) -> None:
+            if not writer.isOpened():
+                size = picture.shape[1], picture.shape[0]
+                if not writer.open(str(growing), cv2.VideoWriter.fourcc(*"mp4v"), fps, size):
+                    raise OSError(f"{target}: OpenCV cannot write an MPEG-4 video there")
+            writer.write(np.ascontiguousarray(picture[..., ::-1]))
+
+        try:
+            yield append
+            writer.release()
+            os.replace(growing, temporary)
+        finally:
+            writer.release()
+            growing.unlink(missing_ok=True)
