@@ -1,24 +1,16 @@
-"""The command tools/export.py."""
+"""The command `gmm-anomaly export`."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gmm_anomaly.compat import silence_import_warnings
 from gmm_anomaly.weight_files import add_trust_argument, trust_pickles
-
-if TYPE_CHECKING:
-    from .job import Exported
-
-FORMATS = ("onnx", "torchscript", "torch-export")
-INPUT_TYPES = ("uint8", "float32")
 
 DESCRIPTION = """Export a trained model: image in, segmentation and anomaly score out.
 
@@ -30,89 +22,78 @@ Exit status: 0; 1 after an error or a refusal; 2 for a bad argument or config.
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    arguments = argparse.ArgumentParser(
-        description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    arguments.add_argument(
-        "--config-file", required=True, metavar="FILE",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes; imports nothing heavy."""
+    add = parser.add_argument
+    add(
+        "--config-file", "--config", required=True, metavar="FILE",
         help="a config of the repository, or the config.yaml beside a trained checkpoint",
     )  # fmt: skip
-    arguments.add_argument("--weights", metavar="FILE", help="default: the config's MODEL.WEIGHTS")
-    arguments.add_argument("--format", choices=FORMATS, default="onnx", help="default: onnx")
-    arguments.add_argument("--out", required=True, type=Path, metavar="FILE", help="the file to write")
-    arguments.add_argument(
-        "--score", metavar="NAME", help="which score of the model; default: the first of TEST.SCORES"
-    )
-    arguments.add_argument(
-        "--size", type=image_size, metavar="HxW",
+    add("--weights", metavar="FILE", help="default: the config's MODEL.WEIGHTS")
+    add("--format", choices=("onnx", "torch-export"), default="onnx", help="default: onnx")
+    add("--out", required=True, type=Path, metavar="FILE", help="the file to write")
+    add("--score", metavar="NAME", help="which score of the model; default: the first of TEST.SCORES")
+    add(
+        "--size", type=_image_size, metavar="HxW",
         help="fix height and width, such as 512x1024; default: any, where the network allows that",
     )  # fmt: skip
-    arguments.add_argument(
-        "--input-type", choices=INPUT_TYPES, default="uint8", help="of the image, 0 to 255 (uint8)"
-    )
-    arguments.add_argument(
-        "--threshold-file", metavar="FILE", help="one that `gmm-anomaly predict --calibrate-on` wrote"
-    )
-    arguments.add_argument(
+    add("--input-type", choices=("uint8", "float32"), default="uint8", help="of the image, 0 to 255 (uint8)")
+    add("--threshold-file", metavar="FILE", help="one that `gmm-anomaly predict --threshold-on` wrote")
+    add(
         "--images", metavar="DIR_OR_DATASET",
         help="what to check with: a folder, file, pattern or registered data set; default: synthetic streets",
     )  # fmt: skip
-    arguments.add_argument("--num-images", type=int, default=4, metavar="N", help="how many of them (4)")
-    arguments.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds of the timing (5)")
-    arguments.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    arguments.add_argument(
+    add("--num-images", type=_positive, default=4, metavar="N", help="how many of them (4)")
+    add("--repeats", type=_positive, default=5, metavar="N", help="rounds of the timing (5)")
+    add("--json", action="store_true", help="print JSON instead of the table")
+    add(
         "--register", action="append", default=[], metavar="FILE.py",
         help="Python file that registers data sets of your own (may be repeated)",
     )  # fmt: skip
-    add_trust_argument(arguments)
-    arguments.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="for the config")
-    return arguments
+    add_trust_argument(parser)
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="for the config")
 
 
-def image_size(text: str) -> tuple[int, int]:
-    """Height and width of "512x1024"."""
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text!r}")
+    return int(text)
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()) or min(int(height), int(width)) < 2:
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 512x1024, found {text!r}")
+    return int(height), int(width)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export what the arguments say, and print what was found.
+
+    Returns:
+        Exit status: 0; 1 after an error or a refusal; 2 for a config that cannot be one.
+    """
+    from gmm_anomaly.engine.config_merge import ConfigError
+
     try:
-        height, width = (int(part) for part in text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 512x1024, found {text!r}") from None
-    if min(height, width) < 2:
-        raise argparse.ArgumentTypeError(f"expected a height and width of 2 or more, found {text!r}")
-    return height, width
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 1 after an error or a refusal, 2 for a config that cannot be one; argparse leaves with
-    2."""
-    arguments = parser()
-    args = arguments.parse_args(argv)
-    if args.num_images < 1 or args.repeats < 1:
-        arguments.error("--num-images and --repeats must be at least 1")
-    silence_import_warnings()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        if args.format == "onnx":
-            # Before a model is built.
-            from .packages import require_onnx
-
-            require_onnx()
-        found = _run(args)
+        found = _export(args)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        from gmm_anomaly.engine.config_merge import ConfigError
-
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
-    print(json.dumps(summary(found), indent=2) if args.json else report(found))
+    print(json.dumps(found, indent=2) if args.json else report(found))
     return 0
 
 
-def _run(args: argparse.Namespace) -> Exported:
+def _export(args: argparse.Namespace) -> dict[str, Any]:
     from gmm_anomaly.evaluation.files import save_json
-    from gmm_anomaly.predictor import AnomalyPredictor
+    from gmm_anomaly.predict.predictor import AnomalyPredictor
 
-    from .images import find_images
-    from .job import export
+    from .formats import require_onnx
+    from .job import export, find_images
 
+    if args.format == "onnx":
+        # Before a model is built.
+        require_onnx()
     trust_pickles(args.trust_pickle)
     for path in args.register:
         runpy.run_path(path)
@@ -125,65 +106,38 @@ def _run(args: argparse.Namespace) -> Exported:
         predictor, args.out, format=args.format, images=images, size=args.size, input_type=args.input_type,
         repeats=args.repeats,
     )  # fmt: skip
-    save_json(args.out.with_name(f"{args.out.name}.json"), summary(found))
+    save_json(args.out.with_name(f"{args.out.name}.json"), found)
     return found
 
 
-def summary(found: Exported) -> dict[str, Any]:
-    """Everything that is known about the file, as plain values."""
-    from dataclasses import asdict
-
-    import torch
-
-    from .checking import MAX_ERROR
-
-    return {
-        "file": str(found.file),
-        "format": found.format,
-        "bytes": found.file.stat().st_size,
-        "metadata": asdict(found.metadata),
-        "fixed_size": found.size,
-        "fixed_because": found.reason,
-        "limit": MAX_ERROR,
-        "max_relative_error": found.worst.relative,
-        "checks": [asdict(comparison) for comparison in found.comparisons],
-        "timed_size": found.timed_size,
-        "threads": torch.get_num_threads(),
-        "milliseconds": {
-            name: {part: 1000 * value for part, value in timing._asdict().items()}
-            for name, timing in found.seconds.items()
-        },
-    }
-
-
-def report(found: Exported) -> str:
-    """The summary for a person."""
-    import torch
-    from tabulate import tabulate
-
-    worst = found.worst
-    size = "any height and width" if found.size is None else f"{found.size[0]}x{found.size[1]} only"
-    lines = [f"{found.file}: {found.file.stat().st_size / 1e6:.1f} MB, {size}, any batch"]
-    if found.reason:
-        lines.append(f"size fixed: {found.reason}")
-    rule = found.metadata.input_rule
-    if rule["resize_shorter_side"]:
+def report(found: dict[str, Any]) -> str:
+    """What was found, for a person."""
+    size, shorter = found["fixed_size"], found["metadata"]["input_rule"]["resize_shorter_side"]
+    sizes = "any height and width" if size is None else f"{size[0]}x{size[1]} only"
+    height, width = found["timed_size"]
+    times = ", ".join(f"{name} {time:.1f} ms" for name, time in found["milliseconds"].items())
+    lines = [
+        f"{found['file']}: {found['bytes'] / 1e6:.1f} MB, {sizes}, any batch",
+        f"largest relative error {found['max_relative_error']:.3g} (limit {found['limit']:g})",
+        f"one image of {height}x{width} on {found['threads']} thread(s): {times}",
+    ]
+    if found["fixed_because"]:
+        lines.append(f"size fixed: {found['fixed_because']}")
+    if shorter:
         lines.append(
-            f"resize images to a shorter side of {rule['resize_shorter_side']} first, as the config does "
-            "(INPUT.MIN_SIZE_TEST): that is not part of the file"
+            f"resize images to a shorter side of {shorter} first, as the config does (INPUT.MIN_SIZE_TEST): "
+            "that is not part of the file"
         )
-    checks = [
-        ["x".join(map(str, check.batch)), check.absolute, check.relative, f"{check.classes:.2%}"]
-        for check in found.comparisons
-    ]
-    lines += ["", tabulate(checks, ["images", "max error", "relative", "other class"], floatfmt=".2e")]
-    times = [[name, *(1000 * seconds for seconds in timing)] for name, timing in found.seconds.items()]
-    threads = torch.get_num_threads()
-    lines += [
-        "",
-        f"milliseconds for one image of {found.timed_size[0]}x{found.timed_size[1]}, {threads} thread(s):",
-        tabulate(times, ["", "median", "shortest", "longest"], floatfmt=".1f"),
-        "",
-        f"max error {worst.absolute:.3g}, relative {worst.relative:.3g} (limit 1e-3)",
-    ]
     return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from gmm_anomaly.compat import silence_import_warnings
+
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    silence_import_warnings()
+    return run(args)

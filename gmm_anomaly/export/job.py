@@ -1,63 +1,41 @@
-"""One export: write the file, check it against PyTorch, time both, and only then let it appear."""
+"""One export: write the file, check it against PyTorch on real images, and only then let it appear."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from torch import Tensor
 
 from gmm_anomaly import __version__
-from gmm_anomaly.benchmark.timing import Timing
 from gmm_anomaly.data.atomic import replacing
+from gmm_anomaly.data.reading import read_image
+from gmm_anomaly.data.registration import get_records
+from gmm_anomaly.data.synthetic import StreetSplit
+from gmm_anomaly.predict.images import as_rgb, is_video, list_sources
+from gmm_anomaly.predict.predictor import AnomalyPredictor
 
-from .checking import Comparison, ExportMismatchError, Network, compare, require_equal, time_networks
-from .exportable import ExportableSegmentor
-from .graph import MAX_BATCH, MAX_SIDE, export_graph
-from .images import check_batches
-from .metadata import ExportMetadata
-from .onnx_format import load_onnx, write_onnx
-from .packages import require_onnx
-from .torch_export_format import load_torch_export, write_torch_export
-from .torchscript_format import load_torchscript, write_torchscript
+from .formats import MAX_BATCH, MAX_SIDE, ONNX, Network, export_graph, load, require_onnx, write
+from .network import ExportableSegmentor
 
-if TYPE_CHECKING:
-    from gmm_anomaly.predictor import AnomalyPredictor
-
-ONNX, TORCHSCRIPT, TORCH_EXPORT = "onnx", "torchscript", "torch-export"
-FORMATS = (ONNX, TORCHSCRIPT, TORCH_EXPORT)
-INPUT_TYPES = {"uint8": torch.uint8, "float32": torch.float32}
+# Largest error of a score relative to the spread of all scores, and largest share of pixels of another class.
+MAX_ERROR = 1e-3
+# Of streets that no data set of the project holds.
+SYNTHETIC_SEED = 4242
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A file that was written, and what its check found.
-
-    Attributes:
-        size: the only height and width that it takes; None: any.
-        reason: why no other size works, where none was asked for; else "".
-        comparisons: one for each batch of the check.
-        seconds: for one image of ``timed_size``, by "PyTorch" and the format's engine.
-    """
-
-    file: Path
-    format: str
-    size: tuple[int, int] | None
-    reason: str
-    metadata: ExportMetadata
-    comparisons: list[Comparison]
-    timed_size: tuple[int, int]
-    seconds: dict[str, Timing]
-
-    @property
-    def worst(self) -> Comparison:
-        return max(self.comparisons, key=lambda comparison: comparison.relative)
+class ExportMismatchError(RuntimeError):
+    """An exported file that does not give what PyTorch gives."""
 
 
 def export(
@@ -69,17 +47,21 @@ def export(
     size: tuple[int, int] | None = None,
     input_type: str = "uint8",
     repeats: int = 5,
-) -> Exported:
+) -> dict[str, Any]:
     """Export a predictor's network and score.
 
     Args:
         predictor: with the score and, if known, the threshold to export.
         out: the file; it appears only if the check succeeds.
-        format: one of :data:`FORMATS`.
+        format: "onnx" or "torch-export".
         images: (H, W, 3) uint8 RGB, to check and time with; resized first if the config says so.
         size: height and width to fix. None: open, or the first image's where the network allows one only.
         input_type: "uint8" or "float32" (0 to 255 too).
         repeats: rounds of the timing.
+
+    Returns:
+        What is known about the file, as plain values: its metadata, the sizes it takes and why, and for each
+        batch of the check what :func:`compare` found.
 
     Raises:
         ValueError: what this format or any cannot hold. ImportError: packages for ONNX are missing.
@@ -87,89 +69,131 @@ def export(
     """
     if format == ONNX:
         require_onnx()
-    module = ExportableSegmentor(predictor.scorer.model, predictor.score, image_format=predictor.image_format)
-    images = [_as_tested(image, predictor) for image in images]
-    reason = ""
-    if size is None:
-        try:
-            return _export(predictor, module, out, format, images, None, "", input_type, repeats)
-        except (ValueError, ExportMismatchError) as error:
-            size = (images[0].shape[0], images[0].shape[1])
-            reason = str(error)
-    return _export(predictor, module, out, format, images, size, reason, input_type, repeats)
+    module = ExportableSegmentor(predictor.model, predictor.score, image_format=predictor.image_format)
+    # As the evaluation resizes them, which is not part of the network.
+    images = [predictor.resize(T.AugInput(image)).apply_image(image) for image in images]
+    reference = normal_inference(predictor)
+    dtype = getattr(torch, input_type)
 
-
-def _export(
-    predictor: AnomalyPredictor,
-    module: ExportableSegmentor,
-    out: Path,
-    format: str,
-    images: Sequence[np.ndarray],
-    size: tuple[int, int] | None,
-    reason: str,
-    input_type: str,
-    repeats: int,
-) -> Exported:
-    dtype = INPUT_TYPES[input_type]
-    metadata = _metadata(predictor, module, size, input_type)
-    with replacing(out) as temporary:
-        if format == TORCHSCRIPT:
-            write_torchscript(temporary, module, metadata, size=size, dtype=dtype)
-            name, exported = "TorchScript", load_torchscript(temporary)
-        elif format == ONNX:
-            write_onnx(temporary, export_graph(module, size, module.min_side, dtype), metadata)
-            name, exported = "onnxruntime", load_onnx(temporary, torch.get_num_threads())
-        else:
-            write_torch_export(temporary, export_graph(module, size, module.min_side, dtype), metadata)
-            name, exported = "torch.export", load_torch_export(temporary)
-        reference = normal_inference(predictor)
+    def attempt(size: tuple[int, int] | None, reason: str) -> dict[str, Any]:
+        metadata = {
+            "class_names": predictor.class_names,
+            "palette": predictor.class_colors,
+            "score": predictor.score,
+            "threshold": predictor.threshold,
+            "input_rule": _input_rule(predictor, module, size, input_type),
+            "version": __version__,
+            "weights_sha256": predictor.weights_sha256,
+        }
         batches = [batch.to(dtype) for batch in check_batches(images, size)]
-        comparisons = compare(reference, exported, batches)
-        require_equal(comparisons)
-        seconds = time_networks({"PyTorch": reference, name: exported}, batches[0], repeats)
-    timed = (int(batches[0].shape[2]), int(batches[0].shape[3]))
-    return Exported(out, format, size, reason, metadata, comparisons, timed, seconds)
+        with replacing(out) as temporary:
+            program = export_graph(module, size, module.min_side, dtype)
+            write(temporary, format, program, {name: json.dumps(value) for name, value in metadata.items()})
+            exported = load(temporary, format, torch.get_num_threads())
+            checks = compare(reference, exported, batches, MAX_ERROR)
+            milliseconds = _timed({"PyTorch": reference, format: exported}, batches[0], repeats)
+        return {
+            "file": str(out),
+            "format": format,
+            "bytes": out.stat().st_size,
+            "metadata": metadata,
+            "fixed_size": size,
+            "fixed_because": reason,
+            "limit": MAX_ERROR,
+            "max_relative_error": max(check["relative"] for check in checks),
+            "checks": checks,
+            "timed_size": list(batches[0].shape[2:]),
+            "threads": torch.get_num_threads(),
+            "milliseconds": milliseconds,
+        }
+
+    if size is not None:
+        return attempt(size, "")
+    try:
+        return attempt(None, "")
+    except (ValueError, ExportMismatchError) as error:
+        return attempt(images[0].shape[:2], str(error))
 
 
 def normal_inference(predictor: AnomalyPredictor) -> Network:
     """The way of the evaluation, on whole images, as a function of a batch."""
-    scorer = predictor.scorer
+    model = predictor.model
     # Large images are cut into windows there; the exported network never does.
-    scorer.model.inference = dataclasses.replace(scorer.model.inference, max_whole_pixels=0)
+    model.inference = dataclasses.replace(model.inference, max_whole_pixels=0)
 
+    @torch.no_grad()
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
         ordered = images if predictor.image_format == "RGB" else images.flip(1)
-        outputs = scorer([{"image": image} for image in ordered])
+        outputs = model([{"image": image} for image in ordered])
         return (
             torch.stack([output["sem_seg"].argmax(dim=0) for output in outputs]).cpu(),
-            torch.stack([output["anomaly_score"] for output in outputs]).float().cpu(),
+            torch.stack([output["anomaly_scores"][predictor.score] for output in outputs]).float().cpu(),
         )
 
     return run
 
 
-def _as_tested(image: np.ndarray, predictor: AnomalyPredictor) -> np.ndarray:
-    """As the evaluation resizes it, which is not part of the network."""
-    inputs = T.AugInput(image)
-    predictor.resize(inputs)
-    return inputs.image
+def compare(
+    reference: Network, exported: Network, batches: Sequence[Tensor], limit: float
+) -> list[dict[str, Any]]:
+    """Both networks on each batch (B, 3, H, W).
+
+    Returns:
+        For each batch its shape (``batch``); the largest difference of a score (``absolute``) and that
+        divided by the spread, largest minus smallest, of PyTorch's scores over all batches (``relative``:
+        scores have no natural zero, so their size is no measure); and the share of the pixels whose class
+        differs (``classes``).
+
+    Raises:
+        ExportMismatchError: an error of scores or of classes above ``limit``, another shape or type of an
+            output, or the exported network fails on a batch.
+    """
+    expected = [reference(batch) for batch in batches]
+    low = min(float(score.amin()) for _, score in expected)
+    high = max(float(score.amax()) for _, score in expected)
+    spread = high - low if high > low else max(abs(high), torch.finfo(torch.float32).tiny)
+    found = []
+    for batch, (segmentation, score) in zip(batches, expected, strict=True):
+        where = f"on a batch {tuple(batch.shape)}"
+        try:
+            with torch.no_grad():
+                got = exported(batch)
+        except Exception as error:  # of a foreign engine
+            raise ExportMismatchError(f"the exported network fails {where}: {error}") from error
+        for name, ours, theirs in zip(("segmentation", "score"), (segmentation, score), got, strict=True):
+            if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+                raise ExportMismatchError(
+                    f"{name} {where}: expected {tuple(ours.shape)} {ours.dtype}, the exported network gives "
+                    f"{tuple(theirs.shape)} {theirs.dtype}"
+                )
+        difference = (got[1].double() - score.double()).abs()
+        # NaN is no small error.
+        absolute = float(difference.amax()) if bool(difference.isfinite().all()) else float("inf")
+        classes = float((got[0] != segmentation).double().mean())
+        for what, error in (("scores", absolute / spread), ("classes", classes)):
+            if not error <= limit:
+                raise ExportMismatchError(
+                    f"the exported network's {what} differ from PyTorch's by {error:.3g} {where}, the limit "
+                    f"is {limit:g}; no file was written"
+                )
+        errors = {"absolute": absolute, "relative": absolute / spread, "classes": classes}
+        found.append({"batch": list(batch.shape), **errors})
+    return found
 
 
-def _metadata(
-    predictor: AnomalyPredictor, module: ExportableSegmentor, size: tuple[int, int] | None, input_type: str
-) -> ExportMetadata:
-    return ExportMetadata(
-        class_names=tuple(predictor.class_names),
-        palette=tuple(predictor.class_colors),
-        score=predictor.score,
-        threshold=predictor.threshold,
-        input_rule=input_rule(predictor, module, size, input_type),
-        version=__version__,
-        weights_sha256=predictor.weights_sha256,
-    )
+def _timed(networks: dict[str, Network], image: Tensor, repeats: int) -> dict[str, float]:
+    """Median milliseconds for one image (1, 3, H, W), measured in turns after one that warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in networks}
+    with torch.no_grad():
+        for _ in range(repeats + 1):
+            for name, network in networks.items():
+                start = time.perf_counter()
+                network(image)
+                taken[name].append(1000 * (time.perf_counter() - start))
+    return {name: median(values[1:]) for name, values in taken.items()}
 
 
-def input_rule(
+def _input_rule(
     predictor: AnomalyPredictor, module: ExportableSegmentor, size: tuple[int, int] | None, input_type: str
 ) -> dict[str, Any]:
     """What an image must be, as plain values.
@@ -193,3 +217,46 @@ def input_rule(
         "resize_shorter_side": int(resize[0].short_edge_length[0]) if resize else None,
         "resize_max_side": int(resize[0].max_size) if resize else None,
     }
+
+
+def find_images(given: str | None, count: int) -> list[np.ndarray]:
+    """Up to ``count`` images to check with, (H, W, 3) uint8 RGB, spread over what was given.
+
+    Args:
+        given: a folder, a file, a pattern, or the name of a registered data set; None: synthetic streets
+            with anomalies, 256 x 512.
+
+    Raises:
+        FileNotFoundError: neither a file, a folder nor a data set. ValueError: no images in it.
+    """
+    if given is None:
+        split = StreetSplit("export check", count, SYNTHETIC_SEED, anomalies=True)
+        return [split[index][0] for index in range(count)]
+    if given in DatasetCatalog:
+        return [read_image(record, "RGB") for record in _spread(get_records(given), count)]
+    paths = [path for path in list_sources([given]) if not is_video(path)]
+    if not paths:
+        raise ValueError(f"--images: expected images in {given}, found videos only")
+    return [as_rgb(path) for path in _spread(paths, count)]
+
+
+def _spread(items: Sequence, count: int) -> list:
+    """``count`` of the items, in equal steps over all of them."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def check_batches(images: Sequence[np.ndarray], size: tuple[int, int] | None) -> list[Tensor]:
+    """Batches (B, 3, H, W) uint8: every image alone; and two of them together, at another size if that is
+    open, else resized to the fixed ``size``."""
+    if size is not None:
+        images = [cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR) for image in images]
+    batches = [torch.from_numpy(image.transpose(2, 0, 1).copy())[None] for image in images]
+    first, last = batches[0], batches[-1]
+    if size is not None:
+        return [*batches, torch.cat((first, last))]
+    # Odd: no stride divides it.
+    height, width = (
+        max(min(a, b) * 2 // 3, 1) | 1 for a, b in zip(first.shape[2:], last.shape[2:], strict=True)
+    )
+    return [*batches, torch.cat([batch[..., -height:, :width] for batch in (first, last)])]
