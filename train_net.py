@@ -22,19 +22,19 @@ from gmm_anomaly.engine import (  # noqa: E402
     Checkpointer,
     Trainer,
     build_config,
-    calibrate,
     check_output_dir,
     evaluate,
+    fit_feature_distance,
     fit_mixture,
     fitting_config,
     inference_config,
 )
+from gmm_anomaly.engine.config import read_config  # noqa: E402
 from gmm_anomaly.engine.config_merge import ConfigError  # noqa: E402
 from gmm_anomaly.engine.held_log import held_log  # noqa: E402
 from gmm_anomaly.engine.launching import config_overrides, launch  # noqa: E402
 from gmm_anomaly.engine.output_folder import require_writable  # noqa: E402
 from gmm_anomaly.engine.restarting import resumes_after_restart  # noqa: E402
-from gmm_anomaly.engine.setup import read_config  # noqa: E402
 from gmm_anomaly.freed_memory import keep_freed_memory  # noqa: E402
 from gmm_anomaly.repository_files import find_config  # noqa: E402
 from gmm_anomaly.weight_files import add_trust_argument, trust_pickles  # noqa: E402
@@ -52,10 +52,10 @@ def parser() -> ArgumentParser:
         help="Python file that registers data sets of your own, run before the config is read; repeatable",
     )
     arguments.add_argument(
-        "--calibrate",
+        "--fit-feature-distance",
         action="store_true",
         help="fit what the scores need to know of the training set (MODEL.FEATURE_DISTANCE) to the network "
-        "in MODEL.WEIGHTS, save it as OUTPUT_DIR/model_calibrated.pth, and evaluate",
+        "in MODEL.WEIGHTS, save it as OUTPUT_DIR/model_with_distances.pth, and evaluate",
     )
     arguments.add_argument(
         "--fit-mixture",
@@ -91,12 +91,12 @@ def main(args: Namespace) -> object:
         model = Trainer.build_model(inference_config(cfg))
         Checkpointer(model, cfg.OUTPUT_DIR).load_for_evaluation(cfg.MODEL.WEIGHTS)
         return evaluate(cfg, model)
-    if args.calibrate:
+    if args.fit_feature_distance:
         model = Trainer.build_model(cfg)
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process())
-        checkpointer.load_for_evaluation(cfg.MODEL.WEIGHTS, calibrated=False)
-        calibrate(cfg, model)
-        checkpointer.save_weights("model_calibrated")
+        checkpointer.load_for_evaluation(cfg.MODEL.WEIGHTS, distances=False)
+        fit_feature_distance(cfg, model)
+        checkpointer.save_weights("model_with_distances")
         return evaluate(cfg, model)
     resume = resumes_after_restart(cfg.OUTPUT_DIR) or args.resume
     if args.fit_mixture:

@@ -166,8 +166,9 @@ def _add_feature_distance(cfg: CN) -> None:
     # all known pixels.
     cfg.MODEL.FEATURE_DISTANCE.GAUSSIANS = "class"
     # What "hybrid" adds them to: the classifier's "density", where it has one, or the "energy" of its logits.
-    cfg.MODEL.FEATURE_DISTANCE.EVIDENCE = "density"
-    # Training images, and labelled pixels of each image and level, on which they are fitted after training.
+    cfg.MODEL.FEATURE_DISTANCE.HYBRID_WITH = "density"
+    # Training images, and labelled pixels of each image and level, on which they are fitted after training;
+    # on as many images the score "sml" measures the largest logit of each class.
     cfg.MODEL.FEATURE_DISTANCE.NUM_IMAGES = 100
     cfg.MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE = 600
 
@@ -260,8 +261,9 @@ def _add_solver(cfg: CN) -> None:
 
 
 def _add_test(cfg: CN) -> None:
-    # Anomaly scores computed from one forward pass; the first one is the model's "anomaly_score".
-    cfg.TEST.SCORES = ["gmm_density", "msp", "max_logit", "energy", "entropy"]
+    # Anomaly scores computed from one forward pass; the first one is the model's "anomaly_score". Empty: what
+    # the model can give, its classifier's own score first.
+    cfg.TEST.SCORES = []
     # NaN or infinity in a score ends the evaluation ("stop"), or counts as the largest finite score of its
     # map ("anomalous").
     cfg.TEST.NON_FINITE_SCORES = "stop"
@@ -270,8 +272,6 @@ def _add_test(cfg: CN) -> None:
     # ("min"); "": none do.
     cfg.TEST.BEST_METRIC = ""
     cfg.TEST.BEST_MODE = "max"
-    # Training images on which the score "sml" measures the largest logit of each class, after training.
-    cfg.TEST.SML_IMAGES = 100
     # Post-processes of every score, in the order they are applied ("boundary_suppression",
     # "dilated_smoothing", "gaussian_smoothing"); each score is reported without and with them.
     cfg.TEST.POSTPROCESS = []

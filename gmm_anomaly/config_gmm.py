@@ -38,10 +38,6 @@ def add_gmm_config(cfg: CN) -> None:
     # At an EM step a component that no pixel was ever assigned to (an empty memory) keeps its state ("keep",
     # the paper) or splits the most spread component of its class ("reseed").
     cfg.MODEL.GMM.EMPTY_COMPONENTS = "keep"
-    # Classes whose mixture was never fitted, because too few of their pixels were seen: inference refuses to
-    # score anything and names them ("refuse"), or neither predicts nor scores them ("exclude"). Evaluations
-    # before the end of a training, and what is calibrated after it, exclude them.
-    cfg.MODEL.GMM.UNSEEN_CLASSES = "refuse"
     # How components combine into a class density: "max" (the released code) or "logsumexp" (the mixture).
     cfg.MODEL.GMM.REDUCTION = "max"
     # Where the logits of an inference come from: "density" (the mixtures) or "softmax" (the classifier of

@@ -87,6 +87,6 @@ def tiny_streets() -> list[str]:
         "DATASETS.SYNTHETIC.NUM_ANOMALY", "2", "DATASETS.SYNTHETIC.CACHE_DIR", "",
         "INPUT.CROP.SIZE", "[64, 64]", "INPUT.MIN_SIZE_TEST", "0", "MODEL.TIMM.WEIGHTS", "",
         "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0",
-        "MODEL.GMM.WARM_START_FEATURES", "20", "MODEL.GMM.UNSEEN_CLASSES", "exclude",
+        "MODEL.GMM.WARM_START_FEATURES", "20",
         "TEST.NUM_VISUALIZATIONS", "0",
     ]  # fmt: skip

@@ -18,9 +18,9 @@ ALLOWED = {
     "scores": {"gmm"},
     "postprocess": {"gmm", "scores"},
     "metrics": {"gmm", "scores", "postprocess"},
-    "modeling": {"gmm", "metrics", "compat", "config", "weight_files"},
+    "modeling": {"gmm", "scores", "postprocess", "metrics", "compat", "config", "weight_files"},
     "data": {"metrics", "compat", "config"},
-    "evaluation": {"gmm", "scores", "postprocess", "metrics", "data", "compat", "visualization"},
+    "evaluation": {"gmm", "scores", "postprocess", "metrics", "modeling", "data", "compat", "visualization"},
     "engine": {
         "gmm",
         "scores",

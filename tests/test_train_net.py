@@ -35,7 +35,6 @@ def command_line(
         "MODEL.TIMM.WEIGHTS": "",
         "MODEL.GMM.WARM_START_FEATURES": 20,
         # So short a training may not have seen the rarest class.
-        "MODEL.GMM.UNSEEN_CLASSES": "exclude",
         "SOLVER.IMS_PER_BATCH": 4,
         "SOLVER.MAX_ITER": 6,
         "SOLVER.CHECKPOINT_PERIOD": 2,
@@ -96,13 +95,13 @@ def test_tensorboard_has_scalars_and_pictures(trained):
     assert any(tag.startswith("synthetic_street_anomaly/") for tag in tags["images"])
 
 
-@pytest.mark.parametrize("mode", ["--eval-only", "--calibrate"])
+@pytest.mark.parametrize("mode", ["--eval-only", "--fit-feature-distance"])
 def test_evaluation_and_calibration_afterwards_give_the_same_numbers(trained, train_net, tmp_path, mode):
     weights = trained / "model_final.pth"
     output = tmp_path / "again"
-    if mode == "--calibrate":
+    if mode == "--fit-feature-distance":
         state = torch.load(weights, weights_only=True)["model"]
-        weights = tmp_path / "uncalibrated.pth"
+        weights = tmp_path / "without_distances.pth"
         bare = {key: value for key, value in state.items() if not key.startswith("feature_distance.")}
         assert len(bare) < len(state)
         torch.save({"model": bare}, weights)
@@ -112,7 +111,7 @@ def test_evaluation_and_calibration_afterwards_give_the_same_numbers(trained, tr
             flags=(mode,),
         )
     )  # fmt: skip
-    assert (output / "model_calibrated.pth").is_file() == (mode == "--calibrate")
+    assert (output / "model_with_distances.pth").is_file() == (mode == "--fit-feature-distance")
     first, again = (
         json.loads((folder / "results.json").read_text())["datasets"] for folder in (trained, output)
     )

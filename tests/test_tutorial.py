@@ -29,7 +29,6 @@ TINY = {
     "MODEL.GMM.HEALTH_PERIOD": 0,
     "MODEL.GMM.WARM_START_FEATURES": 20,
     # So short a training may not see the rarest class.
-    "MODEL.GMM.UNSEEN_CLASSES": "exclude",
     "DATALOADER.NUM_WORKERS": 0,
     "TEST.NUM_VISUALIZATIONS": 1,
     "TEST.NUM_BEST_WORST": 1,

@@ -86,7 +86,6 @@ def held_out(name: str) -> tuple[str, ...]:
     tests = f"['camvid_val_without_{name}', 'camvid_val_unknown_{name}']"
     return (
         "DATASETS.TRAIN", f"['camvid_train_without_{name}']", "DATASETS.TEST", tests,
-        "MODEL.GMM.UNSEEN_CLASSES", "exclude",
     )  # fmt: skip
 
 

@@ -21,10 +21,10 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from tabulate import tabulate
+from torch import nn
 
 from gmm_anomaly.data import SegmentationMapper
 from gmm_anomaly.engine import Checkpointer, Trainer, build_config, inference_config
-from gmm_anomaly.evaluation.scoring import AnomalyScorer
 from gmm_anomaly.evaluation.submission import Frame, Submission, file_digest, file_problem, list_frames
 from gmm_anomaly.weight_files import add_trust_argument, trust_pickles
 
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def predictions(
-    cfg: CfgNode, scorer: AnomalyScorer, score: str, records: Sequence[Mapping[str, Any]]
+    cfg: CfgNode, scorer: nn.Module, score: str, records: Sequence[Mapping[str, Any]]
 ) -> Iterator[np.ndarray]:
     """Score maps of the records, in their order."""
     loader = build_detection_test_loader(
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
 
     model = Trainer.build_model(inference_config(cfg))
     Checkpointer(model).load_for_evaluation(cfg.MODEL.WEIGHTS)
-    scorer = AnomalyScorer.from_config(cfg, model.eval())
+    scorer = model.eval()
     report = {}
     for name, group in frames.items():
         predict = partial(predictions, cfg, scorer, score)

@@ -14,7 +14,6 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from gmm_anomaly.engine import inference_config
-from gmm_anomaly.evaluation.scoring import AnomalyScorer
 from gmm_anomaly.freed_memory import keep_freed_memory
 
 from .device import clock
@@ -43,10 +42,8 @@ class Inference:
     def __init__(self, args: argparse.Namespace, cfg: CfgNode, *, half: bool) -> None:
         torch.manual_seed(0)
         model = build_model(inference_config(cfg)).eval()
-        if cfg.MODEL.CHANNELS_LAST:
-            model = model.to(memory_format=torch.channels_last)
         make_ready(model)
-        self.scorer = AnomalyScorer.from_config(cfg, model)
+        self.model = model
         self.batch = [{"image": random_image(args.size, seed)} for seed in range(args.batch)]
         self.device, self.half = torch.device(cfg.MODEL.DEVICE).type, half
 
@@ -55,10 +52,10 @@ class Inference:
 
         @torch.no_grad()
         def call() -> None:
-            model = self.scorer.model
+            model = self.model
             model.inference = dataclasses.replace(model.inference, score_on=score_on)
             with torch.autocast(self.device, enabled=self.half):
-                self.scorer(self.batch)
+                self.model(self.batch)
 
         return call
 

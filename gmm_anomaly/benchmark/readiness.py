@@ -7,8 +7,7 @@ from torch import nn
 
 from gmm_anomaly.gmm import GaussianMixtures, TiedGaussians
 from gmm_anomaly.modeling.classifiers import RunningMeanPrototypes
-from gmm_anomaly.modeling.feature_distance import FeatureDistance
-from gmm_anomaly.modeling.max_logit_moments import MaxLogitMoments
+from gmm_anomaly.modeling.feature_distance import FeatureDistance, MaxLogitMoments
 
 # Pretrained weights change no cost, and need not be there.
 NO_WEIGHTS = [
@@ -28,6 +27,6 @@ def make_ready(model: nn.Module) -> None:
             module.seen.fill_(True)
         elif isinstance(module, FeatureDistance):
             module.log_std.fill_(1)
-            module.evidence_moments()[1].fill_(1)
+            module.hybrid_moments[1].fill_(1)
         elif isinstance(module, MaxLogitMoments):
             module.std.fill_(1)

@@ -49,8 +49,6 @@ class Iteration:
     def __init__(self, args: argparse.Namespace, cfg: CfgNode) -> None:
         torch.manual_seed(0)
         model = build_model(cfg)
-        if cfg.MODEL.CHANNELS_LAST:
-            model = model.to(memory_format=torch.channels_last)
         classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
         batch = [
             {"image": random_image(args.size, seed), "sem_seg": block_label(args.size, classes, seed)}

@@ -32,7 +32,7 @@ FINAL = "_final"
 # Stored features, which last checkpoints go without: they are many, and nothing but training reads them.
 RING = ("memory.ring", "memory.slot_state")
 # State that is fitted after training.
-CALIBRATION = ("feature_distance.", "max_logit_moments.")
+FITTED = ("feature_distance.", "max_logit_moments.")
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -127,9 +127,9 @@ class Checkpointer(DetectionCheckpointer):
             raise FileNotFoundError(f"MODEL.WEIGHTS: no file {path}")
         return super().load(path, *args, **kwargs)
 
-    def load_for_evaluation(self, path: str, *, calibrated: bool = True) -> None:
-        """Load weights that must be complete, without what calibration fits if not ``calibrated``; none are
-        needed by a model that was built ``pretrained``.
+    def load_for_evaluation(self, path: str, *, distances: bool = True) -> None:
+        """Load weights that must be complete, without fitted distances and moments if not ``distances``; none
+        are needed by a model that was built ``pretrained``.
 
         Raises:
             ValueError: no path, or a checkpoint that lacks tensors of the model.
@@ -142,7 +142,7 @@ class Checkpointer(DetectionCheckpointer):
                 "MODEL.WEIGHTS: evaluation needs the weights of a trained model; add MODEL.WEIGHTS FILE to "
                 "the command"
             )
-        self._dispensable = self._training_state() + (() if calibrated else CALIBRATION)
+        self._dispensable = self._training_state() + (() if distances else FITTED)
         try:
             self.load(path)
         finally:
@@ -180,10 +180,10 @@ class Checkpointer(DetectionCheckpointer):
         if self._dispensable is None and fill_backbone(self.model, checkpoint, self._source):
             return None
         self._check_classes(checkpoint["model"])
-        if self._dispensable is not None and set(CALIBRATION) <= set(self._dispensable):
-            # An earlier calibration may be of other features.
+        if self._dispensable is not None and set(FITTED) <= set(self._dispensable):
+            # Those in the file may be of other features.
             checkpoint["model"] = {
-                name: value for name, value in checkpoint["model"].items() if not name.startswith(CALIBRATION)
+                name: value for name, value in checkpoint["model"].items() if not name.startswith(FITTED)
             }
         self._drop_other_rings(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
@@ -194,8 +194,8 @@ class Checkpointer(DetectionCheckpointer):
                 f"{name}: {tuple(found)} in the checkpoint, {tuple(wanted)} in the model"
                 for name, found, wanted in incompatible.incorrect_shapes[:5]
             )
-            only_calibration = all(name.startswith(CALIBRATION) for name, *_ in incompatible.incorrect_shapes)
-            cure = ", or fit the new distances with train_net.py --calibrate" if only_calibration else ""
+            only_fitted = all(name.startswith(FITTED) for name, *_ in incompatible.incorrect_shapes)
+            cure = ", or fit new distances with train_net.py --fit-feature-distance" if only_fitted else ""
             raise ValueError(
                 f"the checkpoint does not fit the model, {len(incompatible.incorrect_shapes)} shapes differ: "
                 f"{listed}. Use the config it was trained with{cure}"
@@ -204,12 +204,12 @@ class Checkpointer(DetectionCheckpointer):
             check_backbone_filled(incompatible.missing_keys, self._source)
             return incompatible
         missing = [name for name in incompatible.missing_keys if not name.startswith(self._dispensable)]
-        if missing and all(name.startswith(CALIBRATION) for name in missing):
+        if missing and all(name.startswith(FITTED) for name in missing):
             raise ValueError(
                 "MODEL.WEIGHTS: the checkpoint lacks what some scores know of the training set "
                 f"({', '.join(sorted({name.split('.')[0] for name in missing}))}); fit it with train_net.py "
-                "--calibrate MODEL.WEIGHTS FILE, or do without (MODEL.FEATURE_DISTANCE.FEATURES [], no "
-                '"sml" in TEST.SCORES)'
+                "--fit-feature-distance MODEL.WEIGHTS FILE, or do without (MODEL.FEATURE_DISTANCE.FEATURES "
+                '[], no "sml" in TEST.SCORES)'
             )
         if missing:
             raise ValueError(

@@ -41,6 +41,7 @@ class EMHook(HookBase):
         if check_ranks_every < 0:
             raise ValueError(f"MODEL.GMM.CHECK_RANKS_EVERY: expected at least 0, found {check_ranks_every}")
         self.bank = bank
+        bank.em_attached = True
         self.interval = interval
         self.start_momentum = start_momentum
         self.ramp = ramp

@@ -13,7 +13,7 @@ from detectron2.engine import HookBase
 from gmm_anomaly.gmm import GaussianMixtureBank
 from gmm_anomaly.gmm.collectives import sum_over_ranks
 
-from .calibration import calibrate
+from .feature_distance import fit_feature_distance
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class PassEnd(HookBase):
         if done == trainer.max_iter:
             bank.update(bank.fitted.any(dim=1))
             self._warn_of_unseen_classes(bank)
-            calibrate(trainer.cfg, trainer.model)
+            fit_feature_distance(trainer.cfg, trainer.model)
 
     def _warn_of_unseen_classes(self, bank: GaussianMixtureBank) -> None:
         unseen = (~bank.fitted.any(dim=1)).nonzero().flatten().tolist()

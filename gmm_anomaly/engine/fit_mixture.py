@@ -22,12 +22,12 @@ from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, component_lo
 from gmm_anomaly.gmm.collectives import sum_over_ranks
 
 from .em_hook import EMHook
+from .evaluation import evaluate
+from .feature_distance import TrainingImages
 from .fit_hooks import FitProgress, PassEnd
 from .frozen_network import FrozenNetworkCheckpointer
 from .health_hook import health_hooks
 from .labelled_embedding import labelled_embedding
-from .testing import evaluate
-from .training_images import TrainingImages
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +94,6 @@ class MixtureFitter(TrainerBase):
             )
         self.cfg = cfg
         self.model = build_model(cfg).requires_grad_(False).eval()
-        if cfg.MODEL.CHANNELS_LAST:
-            self.model = self.model.to(memory_format=torch.channels_last)
         self.images = TrainingImages(cfg)
         self.per_pass = math.ceil(len(self.images) / cfg.SOLVER.IMS_PER_BATCH)
         self.max_iter = self.per_pass * cfg.MODEL.GMM.FIT_PASSES

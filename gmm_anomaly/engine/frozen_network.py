@@ -9,7 +9,7 @@ from detectron2.utils.file_io import PathManager
 
 from gmm_anomaly.weight_files import read_weights
 
-from .checkpoint import CALIBRATION, GUIDE, Checkpointer
+from .checkpoint import FITTED, GUIDE, Checkpointer
 
 MIXTURES = "classifier.bank."
 SOFTMAX, SOFTMAX_BIAS = "classifier.predictor.", "classifier.predictor.bias"
@@ -104,7 +104,7 @@ class FrozenNetworkCheckpointer(Checkpointer):
         unfitted: tuple[str, ...] = (MIXTURES,)
         if trained_classifier(path).name != "gmm":
             unfitted += ("classifier.feature_norm.", "classifier.class_norm.")
-        self._dispensable = (*self._training_state(), *CALIBRATION, *unfitted)
+        self._dispensable = (*self._training_state(), *FITTED, *unfitted)
         self._adapting = True
         try:
             self.load(path, checkpointables=[])

@@ -15,8 +15,8 @@ from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.rendezvous import rendezvous
 
+from .config import read_config
 from .round_store import round_store
-from .setup import read_config
 
 Job = Callable[[Namespace], object]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import weakref
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,19 @@ from gmm_anomaly.compat import wrap_distributed
 from gmm_anomaly.data import build_test_loader, build_train_loader
 from gmm_anomaly.data.build import run_seed
 from gmm_anomaly.data.loader import lost_workers_explained
-from gmm_anomaly.modeling.classifiers.gmm_unseen_classes import excluding_unseen_classes
 
 from .best_checkpoint import BestCheckpoint
-from .calibration import CalibrationHook, needs_calibration
 from .checkpoint import Checkpointer
 from .checkpoint_hook import CheckpointHook
 from .em_hook import EMHook
+from .evaluation import evaluate
+from .feature_distance import FeatureDistanceHook, needs_fitting
 from .health_hook import health_hooks
 from .interruption import Interrupted, Interruption
 from .optimizer import build_optimizer, build_scheduler
 from .prototype_hook import prototype_hooks
 from .sampled_contrast_hook import sampled_contrast_hooks
 from .step_seeds import StepSeeds
-from .testing import evaluate
 from .train_loop import TrainLoop
 
 logger = logging.getLogger(__name__)
@@ -52,8 +50,6 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
-        if cfg.MODEL.CHANNELS_LAST:
-            model = model.to(memory_format=torch.channels_last)
         optimizer = self.build_optimizer(cfg, model)
         # Until a checkpoint that is resumed tells another one.
         self.seeds = StepSeeds.from_config(cfg, run_seed(cfg))
@@ -86,8 +82,8 @@ class Trainer(DefaultTrainer):
         built += prototype_hooks(self.segmentor) + sampled_contrast_hooks(cfg, self.segmentor)
         built += health_hooks(cfg, self.segmentor)
         built.append(hooks.LRScheduler())
-        if needs_calibration(self.segmentor):
-            built.append(CalibrationHook(cfg, self.segmentor))
+        if needs_fitting(self.segmentor):
+            built.append(FeatureDistanceHook(cfg, self.segmentor))
         self._checkpoints = CheckpointHook(
             self.checkpointer,
             self.interruption,
@@ -124,10 +120,8 @@ class Trainer(DefaultTrainer):
     def _evaluate(self) -> dict[str, Any]:
         # After the last step Detectron2 has already counted it.
         done = min(self.iter + 1, self.max_iter)
-        # A class may still wait for its pixels: no reason to end a training, but one not to trust its result.
-        early = excluding_unseen_classes(self.segmentor) if done < self.max_iter else nullcontext()
         try:
-            with early, self.interruption.at_once():
+            with self.interruption.at_once():
                 results = evaluate(self.cfg, self.segmentor, iteration=done)
         except Interrupted:
             self._checkpoints.save()

@@ -271,7 +271,7 @@ def _score_map(output: Mapping[str, Any], name: str, shape: tuple[int, ...], whe
     if name not in maps:
         raise ValueError(
             f"{where}: the model's output has no score {name!r}, only {', '.join(sorted(maps)) or 'none'}; "
-            'it must give "anomaly_scores" {name: (H, W)}, as evaluation.scoring.AnomalyScorer does'
+            'it must give "anomaly_scores" {name: (H, W)}'
         )
     score = torch.as_tensor(maps[name]).detach().float().cpu().numpy()
     if score.shape != shape:

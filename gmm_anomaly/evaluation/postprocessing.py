@@ -7,6 +7,7 @@ from detectron2.data import MetadataCatalog
 
 from gmm_anomaly.data.label_rule import CLOSED_SET
 from gmm_anomaly.data.registration import require_known
+from gmm_anomaly.modeling.scoring import score_names
 from gmm_anomaly.postprocess import chain_name, get_postprocesses
 
 
@@ -19,8 +20,8 @@ def postprocesses_for(cfg: CfgNode, dataset_name: str) -> list[str]:
 
 
 def reported_scores(cfg: CfgNode, dataset_name: str) -> list[str]:
-    """Names of the scores reported on a data set: ``TEST.SCORES``, then each after the post-processes."""
-    names = list(cfg.TEST.SCORES)
+    """Names of the scores reported on a data set: the model's, then each after the post-processes."""
+    names = score_names(cfg)
     chain = postprocesses_for(cfg, dataset_name)
     return names + [chain_name(name, chain) for name in names] if chain else names
 

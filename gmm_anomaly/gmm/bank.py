@@ -125,6 +125,8 @@ class GaussianMixtureBank(GaussianMixtures):
             WarmStartBuffer(num_classes, warm_start_features, dim) if warm_start_features else None
         )
         self._all_started = warm_start_features == 0
+        # Whether a hook (gmm_anomaly.engine.EMHook) will commit what is recorded.
+        self.em_attached = False
         self._recorded: list[_Recorded] = []
         self.register_load_state_dict_post_hook(GaussianMixtureBank._after_loading)
 

@@ -1,4 +1,4 @@
-"""How far a pixel's features lie from those of the known classes."""
+"""What scores know of the training set: distances of features to the known classes, moments of logits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class FeatureDistance(nn.Module):
     the embedding, and on the embedding: log-distances, standardised on the training set, summed over the
     levels.
 
-    Everything is fitted after training (``gmm_anomaly.engine.calibration``), nothing here learns by gradient.
+    Everything is fitted after training (``gmm_anomaly.engine.feature_distance``); nothing here learns by
+    gradient.
 
     Args:
         shapes: the features to use, by name, with channels and strides.
@@ -31,7 +32,7 @@ class FeatureDistance(nn.Module):
         gaussians: distances from the nearest of "class" Gaussians, one a class with one covariance (Lee et
             al., NeurIPS 2018), or from a "single" Gaussian of all known pixels. The known classes' features
             leave directions of the embedding unused, and the single one measures in these too.
-        evidence: what of the classifier the score "hybrid" adds: its "density", where it has one, or the
+        hybrid_with: what of the classifier the score "hybrid" adds: its "density", where it has one, or the
             "energy" of its logits.
     """
 
@@ -44,47 +45,48 @@ class FeatureDistance(nn.Module):
         num_classes: int,
         *,
         gaussians: str = "class",
-        evidence: str = "density",
+        hybrid_with: str = "density",
     ) -> None:
         super().__init__()
         if gaussians not in ("class", "single"):
             raise ValueError(
                 f'MODEL.FEATURE_DISTANCE.GAUSSIANS: expected "class" or "single", found {gaussians!r}'
             )
-        if evidence not in ("density", "energy"):
+        if hybrid_with not in ("density", "energy"):
             raise ValueError(
-                f'MODEL.FEATURE_DISTANCE.EVIDENCE: expected "density" or "energy", found {evidence!r}'
+                f'MODEL.FEATURE_DISTANCE.HYBRID_WITH: expected "density" or "energy", found {hybrid_with!r}'
             )
-        self.single, self.evidence = gaussians == "single", evidence
+        self.single, self.hybrid_with = gaussians == "single", hybrid_with
         self.names = list(shapes)
         self.finest = min(shapes, key=lambda name: shapes[name].stride)
         means = 1 if self.single else num_classes
         self.levels = nn.ModuleDict(
             {name: TiedGaussians(means, shape.channels) for name, shape in shapes.items()}
         )
-        # Moments over the training set's labelled pixels: of each level's log-distance, and of the
-        # classifier's own evidence, so that a score can add what has different units.
+        # Moments over the training set's labelled pixels: of each level's log-distance, and of what "hybrid"
+        # takes from the classifier, so that a score can add what has different units.
         self.register_buffer("log_mean", torch.zeros(len(shapes)))
         self.register_buffer("log_std", torch.zeros(len(shapes)))
         # Under a name of its own, so that moments of the density are missing, and not taken for the energy's.
-        self._moments = "energy" if evidence == "energy" else "evidence"
-        self.register_buffer(f"{self._moments}_mean", torch.zeros(()))
-        self.register_buffer(f"{self._moments}_std", torch.zeros(()))
+        self.register_buffer(f"{hybrid_with}_mean", torch.zeros(()))
+        self.register_buffer(f"{hybrid_with}_std", torch.zeros(()))
 
     @property
     def is_fitted(self) -> bool:
-        return bool((self.log_std > 0).all() and self.evidence_moments()[1] > 0)
+        return bool((self.log_std > 0).all() and self.hybrid_moments[1] > 0)
 
-    def evidence_moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, scalars, of the classifier's evidence over the training set."""
-        return getattr(self, f"{self._moments}_mean"), getattr(self, f"{self._moments}_std")
+    @property
+    def hybrid_moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, scalars, over the training set of what "hybrid" takes from the
+        classifier."""
+        return getattr(self, f"{self.hybrid_with}_mean"), getattr(self, f"{self.hybrid_with}_std")
 
     def require_fitted(self) -> None:
-        """Raise UnfittedMixtureError before calibration."""
+        """Raise UnfittedMixtureError before they are fitted."""
         if not self.is_fitted:
             raise UnfittedMixtureError(
                 "the distances of backbone features (MODEL.FEATURE_DISTANCE.FEATURES) are not fitted; fit "
-                "them with train_net.py --calibrate MODEL.WEIGHTS FILE"
+                "them with train_net.py --fit-feature-distance MODEL.WEIGHTS FILE"
             )
 
     def statistics(self, name: str) -> TiedGaussianStatistics:
@@ -108,7 +110,7 @@ class FeatureDistance(nn.Module):
         level's resolution, in standard deviations, higher = farther.
 
         Raises:
-            UnfittedMixtureError: before calibration.
+            UnfittedMixtureError: before they are fitted.
         """
         self.require_fitted()
         features = features_by_name(self.names, pyramid, embedding)
@@ -158,5 +160,66 @@ def build_feature_distance(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> Featur
         {name: shapes[name] for name in names},
         cfg.MODEL.CLASSIFIER.NUM_CLASSES,
         gaussians=keys.GAUSSIANS,
-        evidence=keys.EVIDENCE,
+        hybrid_with=keys.HYBRID_WITH,
     )
+
+
+class UnfittedMomentsError(RuntimeError):
+    """Moments of the training set were asked for before they were measured."""
+
+
+class MaxLogitMoments(nn.Module):
+    """Mean and standard deviation of the largest logit, for each predicted class.
+
+    Attributes:
+        mean, std: (C,) float32; zero until measured (``gmm_anomaly.engine.feature_distance``).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_classes))
+        self.register_buffer("std", torch.zeros(num_classes))
+
+    @torch.no_grad()
+    def fit(self, count: Tensor, total: Tensor, square: Tensor) -> None:
+        """Set the moments; a class that is hardly ever predicted, or always alike, gets those of all pixels.
+
+        Args:
+            count, total, square: (C,) float64: pixels predicted as each class, sum of their largest logits
+                and of the squares of these.
+
+        Raises:
+            ValueError: no pixel at all, or all with the same largest logit.
+        """
+        overall = [part.sum() for part in (count, total, square)]
+        mean, std = _moments(*overall)
+        if not float(overall[0]) or not float(std) > 0:
+            raise ValueError(
+                "the moments of the largest logit need labelled training pixels with different logits, found "
+                f"{int(overall[0])} pixels with a standard deviation of {float(std):g}"
+            )
+        own_mean, own_std = _moments(count, total, square)
+        usable = (count >= 2) & (own_std > 0)
+        self.mean.copy_(torch.where(usable, own_mean, mean))
+        self.std.copy_(torch.where(usable, own_std, std))
+
+    def require_fitted(self) -> None:
+        """Raise UnfittedMomentsError before :meth:`fit`."""
+        if not bool((self.std > 0).all()):
+            raise UnfittedMomentsError(
+                'the score "sml" needs moments of the training set that were not measured yet: run '
+                "train_net.py --fit-feature-distance MODEL.WEIGHTS FILE with it in TEST.SCORES"
+            )
+
+
+def _moments(count: Tensor, total: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+    mean = total / count.clamp(min=1)
+    return mean, (square / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
+
+
+def build_max_logit_moments(cfg: CfgNode) -> MaxLogitMoments | None:
+    """The module, if ``TEST.SCORES`` has "sml"; else None."""
+    return MaxLogitMoments(cfg.MODEL.CLASSIFIER.NUM_CLASSES) if "sml" in cfg.TEST.SCORES else None

@@ -1,16 +1,24 @@
-"""Training losses of a pixel classifier."""
+"""Training losses of a pixel classifier, and labels at the resolution of features."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor
 from torch.nn import functional as F
 
 # Not 255: a component's index (class * M + component) may be 255 itself.
 IGNORED_COMPONENT = -100
+IGNORE_LABEL = 255
+
+
+def resized_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """labels: (B, H, W) integer -> (B, h, w) int64 of another size, by nearest sampling."""
+    return F.interpolate(labels[:, None].float(), size=tuple(size), mode="nearest")[:, 0].long()
 
 
 def pixel_cross_entropy(
-    logits: Tensor, labels: Tensor, *, ignore_label: int = 255, average: str = "valid"
+    logits: Tensor, labels: Tensor, *, ignore_label: int = IGNORE_LABEL, average: str = "valid"
 ) -> Tensor:
     """Cross-entropy of class logits, upsampled bilinearly to the labels' size.
 

@@ -12,8 +12,11 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gmm_anomaly.scores import LOGITS, MASKS, MaskOutputs, PixelOutputs, semantic_map
+
+from .losses import IGNORE_LABEL
 from .mask2former import build_mask2former
-from .segmentor import IGNORE_LABEL
+from .scoring import Scoring
 
 # Mask2Former's coarsest features have this stride.
 SIZE_DIVISIBILITY = 32
@@ -28,13 +31,11 @@ class MaskAnomalySegmentor(nn.Module):
         pixel_mean, pixel_std: per channel, in the order and units of the input images (0 to 255).
         anomaly_queries, road_queries: queries that Maskomaly's score treats apart, of this very checkpoint.
         pretrained: the network's weights need no checkpoint to be evaluated.
+        scoring: the anomaly scores of a prediction; by default ``mask_void``.
 
     Raises:
         ValueError: a query that the network does not have.
     """
-
-    # What its scores may work on, beside class evidence.
-    gives_masks = True
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -49,6 +50,7 @@ class MaskAnomalySegmentor(nn.Module):
         anomaly_queries: Sequence[int] = (),
         road_queries: Sequence[int] = (),
         pretrained: bool = False,
+        scoring: Scoring | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -57,10 +59,21 @@ class MaskAnomalySegmentor(nn.Module):
         self.anomaly_queries = _checked(anomaly_queries, "ANOMALY_QUERIES", network.config.num_queries)
         self.road_queries = _checked(road_queries, "ROAD_QUERIES", network.config.num_queries)
         self.pretrained = pretrained
+        self.scoring = scoring or Scoring(["mask_void"], given=(LOGITS, MASKS))
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         keys = cfg.MODEL.MASK2FORMER
+        for key, value, needed in (
+            ("TEST.SLIDING_WINDOW.ENABLED", cfg.TEST.SLIDING_WINDOW.ENABLED, False),
+            ("TEST.AUG.ENABLED", cfg.TEST.AUG.ENABLED, False),
+            ("TEST.SCORE_ON", cfg.TEST.SCORE_ON, "logits"),
+        ):
+            if value != needed:
+                raise ValueError(
+                    f"{key}: expected {needed!r}, found {value!r}: a mask model (MODEL.META_ARCHITECTURE "
+                    f"{cfg.MODEL.META_ARCHITECTURE!r}) looks at whole images once, and scores its masks there"
+                )
         return {
             "network": build_mask2former(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -68,6 +81,7 @@ class MaskAnomalySegmentor(nn.Module):
             "anomaly_queries": keys.ANOMALY_QUERIES,
             "road_queries": keys.ROAD_QUERIES,
             "pretrained": bool(keys.WEIGHTS) and not keys.REPLACE_CLASSES,
+            "scoring": Scoring.from_config(cfg, given=(LOGITS, MASKS)),
         }
 
     @property
@@ -83,15 +97,15 @@ class MaskAnomalySegmentor(nn.Module):
         Returns:
             Training: Mask2Former's weighted losses ``loss_class``, ``loss_mask`` and ``loss_dice``, each
             summed over the decoder's layers. Inference: one dict per image with ``sem_seg`` (C, height,
-            width), the evidence ``sum_i p_i(c) m_i``; ``anomaly_score`` (height, width), 1 minus the evidence
-            of the best class; ``mask_logits`` (Q, height, width), ``class_logits`` (Q, C + 1), the last "no
-            object"; ``anomaly_queries`` and ``road_queries``, indices.
+            width), the semantic map ``sum_i p_i(c) m_i``; ``anomaly_scores`` and ``anomaly_score`` as
+            :class:`AnomalySegmentor` gives them; ``mask_logits`` (Q, height, width) and ``class_logits``
+            (Q, C + 1), the last "no object".
         """
         images = self.preprocess(batched_inputs)
         if self.training:
             return self._losses(images, batched_inputs)
         outputs = self.network(images.tensor)
-        return [self._postprocess(outputs, images, index, item) for index, item in enumerate(batched_inputs)]
+        return [self._prediction(outputs, images, index, item) for index, item in enumerate(batched_inputs)]
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images and pad them to one size that the network can take."""
@@ -134,7 +148,7 @@ class MaskAnomalySegmentor(nn.Module):
         height, width = images.tensor.shape[-2:]
         return 0, width - label.shape[1], 0, height - label.shape[0]
 
-    def _postprocess(
+    def _prediction(
         self, outputs: Any, images: ImageList, index: int, item: dict[str, Any]
     ) -> dict[str, Any]:
         height, width = images.image_sizes[index]
@@ -146,17 +160,11 @@ class MaskAnomalySegmentor(nn.Module):
         if output_size != (height, width):
             mask_logits = F.interpolate(mask_logits, size=output_size, mode="bilinear", align_corners=False)
         mask_logits, class_logits = mask_logits[0], outputs.class_queries_logits[index].float()
-        known = class_logits.softmax(dim=-1)[:, :-1]
-        with torch.autocast(self.device.type, enabled=False):
-            evidence = torch.einsum("qc,qhw->chw", known, mask_logits.sigmoid())
-        return {
-            "sem_seg": evidence,
-            "anomaly_score": 1 - evidence.amax(dim=0),
-            "mask_logits": mask_logits,
-            "class_logits": class_logits,
-            "anomaly_queries": self.anomaly_queries,
-            "road_queries": self.road_queries,
-        }
+        sem_seg = semantic_map(mask_logits, class_logits)
+        masks = MaskOutputs(mask_logits, class_logits, self.anomaly_queries, self.road_queries)
+        maps = self.scoring.stacked(PixelOutputs(logits=sem_seg, masks=masks))
+        own = {"mask_logits": mask_logits, "class_logits": class_logits}
+        return self.scoring.result(item, sem_seg, maps) | own
 
 
 def _checked(queries: Sequence[int], key: str, number: int) -> tuple[int, ...]:
@@ -164,6 +172,6 @@ def _checked(queries: Sequence[int], key: str, number: int) -> tuple[int, ...]:
     if wrong:
         raise ValueError(
             f"MODEL.MASK2FORMER.{key}: the network has {number} queries, 0 to {number - 1}; found {wrong}. "
-            "Query sets hold for one checkpoint: tools/find_anomaly_queries.py finds this one's"
+            "Query sets hold for one checkpoint: `gmm-anomaly find-queries` finds this one's"
         )
     return tuple(queries)

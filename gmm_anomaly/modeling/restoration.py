@@ -1,76 +1,113 @@
-"""From maps at the resolution of the features back to the pixels of the output.
+"""From maps at the resolution of the features back to the pixels of the output, and there to scores.
 
 A look at an image (at some scale, mirrored or not) goes through the network in one or more windows, and each
 window leaves a tile: maps at the features' resolution. A tile is enlarged to its padded window and loses the
 padding; tiles that overlap are averaged; the look is resized to the output and mirrored back; looks are
-averaged. All of it is linear and needs few rows at a time.
+averaged. All of it is linear, needs few rows at a time and is done in strips of rows: densities and temporary
+maps of all classes of a large image never exist as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .interpolation import interpolate_rows, source_rows
-from .sliding_window import Window
+from gmm_anomaly.scores import PixelOutputs
+
+from .inference import FEATURES, Look, Seen
 
 # Values of one map set in a strip of rows: 16 MB in float32, which a processor's cache still serves well.
 STRIP_VALUES = 1 << 22
 
 
-class Look(NamedTuple):
-    """Geometry of one look, as (height, width): the scaled image, its windows, and what each is padded to."""
-
-    size: tuple[int, int]
-    windows: Sequence[Window]
-    padded: tuple[int, int]
-    mirrored: bool
-
-
-class Restoration:
-    """Restores and averages the tiles of one image.
+def restore(
+    seen: Seen, output_size: tuple[int, int], score_on: str, score: Callable[[PixelOutputs], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Logits and scores of one image at the output's size.
 
     Args:
-        looks: geometry of the looks. output_size: height and width of the result.
+        seen: what the network said, from :meth:`InferenceMode.see`.
+        output_size: height and width.
+        score_on: see :class:`InferenceMode`.
+        score: from outputs (logits (C, h, w), ...), all maps at one resolution, to (S, h, w).
+
+    Returns:
+        (C, height, width) logits; (S, height, width) scores.
     """
+    tiles, looks = seen
+    logits = [tile.logits for tile in tiles]
+    scored = [score(aligned(tile)) for tile in tiles] if score_on == FEATURES else None
+    sem_seg = scores = None
+    for rows in strips(len(logits[0]), output_size):
+        strip = _rows(looks, logits, rows, output_size)
+        if scored is None:
+            part = score(
+                replace(
+                    tiles[0],
+                    logits=strip,
+                    log_density=_field_rows(seen, "log_density", rows, output_size),
+                    feature_distance=_field_rows(seen, "feature_distance", rows, output_size),
+                    embedding=None,
+                )
+            )
+        else:
+            part = _rows(looks, scored, rows, output_size)
+        if len(rows) == output_size[0]:
+            return strip, part
+        if sem_seg is None or scores is None:
+            sem_seg = strip.new_empty(len(strip), *output_size)
+            scores = part.new_empty(len(part), *output_size)
+        sem_seg[:, rows.start : rows.stop] = strip
+        scores[:, rows.start : rows.stop] = part
+    assert sem_seg is not None and scores is not None
+    return sem_seg, scores
 
-    def __init__(self, looks: Sequence[Look], output_size: tuple[int, int]) -> None:
-        self.looks = list(looks)
-        self.output_size = output_size
 
-    def strips(self, channels: int) -> Iterator[range]:
-        """Output rows in strips that keep ``channels`` maps within a fixed size."""
-        height, width = self.output_size
-        step = max(1, STRIP_VALUES // (channels * width))
-        for start in range(0, height, step):
-            yield range(start, min(start + step, height))
+def aligned(outputs: PixelOutputs) -> PixelOutputs:
+    """With the distances at the resolution of the logits: a tile's may have another one."""
+    distance, size = outputs.feature_distance, outputs.logits.shape[-2:]
+    if distance is None or distance.shape[-2:] == size:
+        return outputs
+    resized = F.interpolate(distance[None, None], size=size, mode="bilinear", align_corners=False)
+    return replace(outputs, feature_distance=resized[0, 0])
 
-    def rows(self, tiles: Sequence[Tensor], rows: range) -> Tensor:
-        """Some rows of the result.
 
-        Args:
-            tiles: (K, h, w) floating point each, one for every window of every look, in their order.
-            rows: consecutive output rows.
+def strips(channels: int, size: tuple[int, int]) -> Iterator[range]:
+    """Rows of a map of this height and width, in strips that keep ``channels`` maps within a fixed size."""
+    height, width = size
+    step = max(1, STRIP_VALUES // (channels * width))
+    for start in range(0, height, step):
+        yield range(start, min(start + step, height))
 
-        Returns:
-            (K, len(rows), width), the mean over the looks.
-        """
-        remaining = iter(tiles)
-        total: Tensor | None = None
-        for look in self.looks:
-            part = self._look_rows(look, [next(remaining) for _ in look.windows], rows)
-            total = part if total is None else total + part
-        assert total is not None
-        return total / len(self.looks) if len(self.looks) > 1 else total
 
-    def _look_rows(self, look: Look, tiles: list[Tensor], rows: range) -> Tensor:
-        needed = source_rows(rows, look.size[0], self.output_size[0])
-        part = _merged_rows(look, tiles, needed)
+def _field_rows(seen: Seen, field: str, rows: range, output_size: tuple[int, int]) -> Tensor | None:
+    maps = [getattr(tile, field) for tile in seen.tiles]
+    if maps[0] is None:
+        return None
+    if maps[0].dim() == 2:
+        return _rows(seen.looks, [part[None] for part in maps], rows, output_size)[0]
+    return _rows(seen.looks, maps, rows, output_size)
+
+
+def _rows(
+    looks: Sequence[Look], tiles: Sequence[Tensor], rows: range, output_size: tuple[int, int]
+) -> Tensor:
+    """tiles: (K, h, w) of every window of every look -> (K, len(rows), width), the mean over the looks."""
+    remaining = iter(tiles)
+    total: Tensor | None = None
+    for look in looks:
+        needed = source_rows(rows, look.size[0], output_size[0])
+        part = _merged_rows(look, [next(remaining) for _ in look.windows], needed)
         # Mirrored back before it is resized: as the image was resized before it was mirrored.
         part = part.flip(-1) if look.mirrored else part
-        return interpolate_rows(part, self.output_size, rows, source_height=look.size[0], first=needed.start)
+        part = interpolate_rows(part, output_size, rows, source_height=look.size[0], first=needed.start)
+        total = part if total is None else total + part
+    assert total is not None
+    return total / len(looks) if len(looks) > 1 else total
 
 
 def _merged_rows(look: Look, tiles: list[Tensor], rows: range) -> Tensor:
@@ -89,3 +126,46 @@ def _merged_rows(look: Look, tiles: list[Tensor], rows: range) -> Tensor:
         total[:, down, across] += part[..., : window.width]
         count[down, across] += 1
     return total / count
+
+
+def source_rows(rows: range, source_height: int, height: int) -> range:
+    """Rows of a map of ``source_height`` rows that ``rows`` of its enlargement to ``height`` depend on."""
+    if source_height == height:
+        return rows
+    below, above, _ = _neighbours(rows, source_height, height)
+    return range(int(below[0]), int(above[-1]) + 1)
+
+
+def interpolate_rows(
+    maps: Tensor, size: tuple[int, int], rows: range, *, source_height: int | None = None, first: int = 0
+) -> Tensor:
+    """``F.interpolate(maps, size, mode="bilinear", align_corners=False)``, and of that ``rows`` alone.
+
+    Args:
+        maps: (K, h, w) floating point; a whole map, or its rows from ``first`` on.
+        size: height and width after interpolation.
+        rows: consecutive rows of the result, at least one.
+        source_height: rows of the whole map; default: h.
+        first: row of the whole map that ``maps`` begins with.
+
+    Returns:
+        (K, len(rows), width), equal to the rows of the whole but for rounding.
+    """
+    source_height = maps.shape[1] if source_height is None else source_height
+    if source_height == size[0]:
+        strip = maps[:, rows.start - first : rows.stop - first]
+    else:
+        below, above, weight = _neighbours(rows, source_height, size[0])
+        lower, upper = ((index - first).to(maps.device) for index in (below, above))
+        strip = torch.lerp(maps[:, lower], maps[:, upper], weight.to(maps)[:, None])
+    if strip.shape[2] == size[1]:
+        return strip
+    return F.interpolate(strip[None], size=(len(rows), size[1]), mode="bilinear", align_corners=False)[0]
+
+
+def _neighbours(rows: range, source_height: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Source rows on both sides of each row, int64, and the share of the second, float32; on the CPU."""
+    position = (torch.arange(rows.start, rows.stop) + 0.5) * (source_height / height) - 0.5
+    position.clamp_(min=0)
+    below = position.long().clamp_(max=source_height - 1)
+    return below, (below + 1).clamp(max=source_height - 1), position - below

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,37 +10,46 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gmm_anomaly.gmm import GaussianMixtureBank
+from gmm_anomaly.scores import FEATURE_DISTANCE, LOG_DENSITY, LOGITS, MAX_LOGIT_MOMENTS, PixelOutputs
 
 from .backbones import build_backbone
 from .classifiers import PixelClassifier, build_classifier
 from .compiled_network import check_compiler, compiled_pixel_features, pixel_features
 from .decoders import build_decoder
 from .decoders.base import Decoded
-from .evidence import ImageEvidence, PixelEvidence
-from .feature_distance import FeatureDistance, build_feature_distance, feature_shapes
-from .inference_mode import InferenceMode, scaled_size
-from .max_logit_moments import MaxLogitMoments, build_max_logit_moments
-from .restoration import Look, Restoration
-
-IGNORE_LABEL = 255
+from .feature_distance import (
+    FeatureDistance,
+    MaxLogitMoments,
+    build_feature_distance,
+    build_max_logit_moments,
+    feature_shapes,
+)
+from .inference import InferenceMode
+from .losses import IGNORE_LABEL
+from .restoration import restore
+from .scoring import Scoring, postprocess_chains, score_names
 
 
 @META_ARCH_REGISTRY.register()
 class AnomalySegmentor(nn.Module):
-    """Semantic segmentation with an anomaly score, under Detectron2's input and output contract.
+    """Semantic segmentation with anomaly scores, under Detectron2's input and output contract.
 
     Args:
         backbone: images to a pyramid of features.
         decoder: the pyramid to pixel features; has ``in_features`` and ``out_channels``.
         classifier: pixel features to class evidence.
-        feature_distance: distances on backbone features, fitted after training; or None.
+        feature_distance: distances on features, fitted after training; or None.
         max_logit_moments: how large logits are on the training set, measured after training; or None.
         pixel_mean, pixel_std: per channel, in the order and units of the input images (0 to 255).
         inference: how test images are looked at; by default whole, once.
-        compiled: whether ``forward`` and ``evidence`` run backbone and decoder compiled.
+        scores, chains, non_finite: the anomaly scores of a prediction, see :class:`Scoring`.
+        compiled: whether ``forward`` runs backbone and decoder compiled.
+        channels_last: whether weights and images are in channels-last order.
+
+    Raises:
+        ValueError: a score that the model cannot give.
     """
 
     pixel_mean: Tensor
@@ -58,7 +67,11 @@ class AnomalySegmentor(nn.Module):
         feature_distance: FeatureDistance | None = None,
         max_logit_moments: MaxLogitMoments | None = None,
         inference: InferenceMode | None = None,
+        scores: Sequence[str] = ("msp",),
+        chains: Sequence[Sequence[str]] = (),
+        non_finite: str = "stop",
         compiled: bool = False,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -67,7 +80,22 @@ class AnomalySegmentor(nn.Module):
         self.feature_distance = feature_distance
         self.max_logit_moments = max_logit_moments
         self.inference = inference or InferenceMode()
+        given = {
+            LOGITS: True,
+            LOG_DENSITY: classifier.generative,
+            FEATURE_DISTANCE: feature_distance is not None,
+            MAX_LOGIT_MOMENTS: max_logit_moments is not None,
+        }
+        self.scoring = Scoring(
+            scores,
+            given=[kind for kind, there in given.items() if there],
+            chains=chains,
+            non_finite=non_finite,
+        )
         self.compiled = compiled
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -88,7 +116,11 @@ class AnomalySegmentor(nn.Module):
             "feature_distance": build_feature_distance(cfg, shapes),
             "max_logit_moments": build_max_logit_moments(cfg),
             "inference": InferenceMode.from_config(cfg),
+            "scores": score_names(cfg),
+            "chains": postprocess_chains(cfg),
+            "non_finite": cfg.TEST.NON_FINITE_SCORES,
             "compiled": cfg.MODEL.COMPILE,
+            "channels_last": cfg.MODEL.CHANNELS_LAST,
         }
 
     @property
@@ -100,7 +132,7 @@ class AnomalySegmentor(nn.Module):
         """The mixtures that EM fits, if the classifier has some."""
         return getattr(self.classifier, "bank", None)
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses while training, predictions otherwise.
 
         Args:
@@ -110,67 +142,62 @@ class AnomalySegmentor(nn.Module):
 
         Returns:
             Training: named scalar losses. Inference: one dict per image with ``sem_seg`` (C, height, width)
-            logits, ``anomaly_score`` (height, width), the classifier's own score, higher = more anomalous;
-            from a generative classifier ``log_density`` (C, height, width), class log-densities in nats; and
-            ``feature_distance`` (height, width) where the model measures it.
+            logits; ``anomaly_scores`` {name: (height, width) float32}, higher = more anomalous, for every
+            name of ``TEST.SCORES``, without and with the post-processes asked for; ``anomaly_score``, the
+            first of them.
 
         Raises:
-            UnfittedMixtureError: inference with mixtures that were never fitted.
+            UnfittedMixtureError, UnfittedMomentsError: inference with mixtures, distances or moments that
+                were never fitted.
+            FloatingPointError: a score that is NaN or infinite (``TEST.NON_FINITE_SCORES`` "stop").
         """
-        if not self.training:
-            return [self._predict(evidence) for evidence in self.evidence(batched_inputs)]
-        images = self.preprocess(batched_inputs)
-        labels = self._labels(batched_inputs, images)
-        _, decoded = self._pixel_features(images.tensor, labels)
-        return self.classifier.losses(decoded.features, labels) | decoded.losses
-
-    def evidence(self, batched_inputs: list[dict[str, Any]]) -> list[ImageEvidence]:
-        """What the network says about each image, not yet enlarged to the output's size.
-
-        Args:
-            batched_inputs: as :meth:`forward` takes them at inference.
-
-        Raises:
-            UnfittedMixtureError: with mixtures that were never fitted.
-        """
-        mode = self.inference
-        images = [self._normalised(item) for item in batched_inputs]
-        tiles: list[list[PixelEvidence]] = [[] for _ in images]
-        looks: list[list[Look]] = [[] for _ in images]
-        for scale, mirrored in mode.looks:
-            seen = [_transformed(image, scale, mirrored) for image in images]
-            windows = [mode.windows(_size(image)) for image in seen]
-            cuts = [(index, window) for index, grid in enumerate(windows) for window in grid]
-            # Whole images go through the network together, windows one after the other.
-            step = len(cuts) if mode.window is None and len(cuts) == len(seen) else 1
-            padded: dict[int, tuple[int, int]] = {}
-            for start in range(0, len(cuts), step):
-                batch = cuts[start : start + step]
-                found, padded_size = self._tiles([window.cut(seen[index]) for index, window in batch])
-                for (index, _), tile in zip(batch, found, strict=True):
-                    tiles[index].append(tile)
-                    padded[index] = padded_size
-            for index, image in enumerate(seen):
-                looks[index].append(Look(_size(image), windows[index], padded[index], mirrored))
+        if self.training:
+            images = self.preprocess(batched_inputs)
+            labels = self._labels(batched_inputs, images)
+            _, decoded = self._pixel_features(images.tensor, labels)
+            return self.classifier.losses(decoded.features, labels) | decoded.losses
+        if "sml" in self.scoring.scores and self.max_logit_moments is not None:
+            self.max_logit_moments.require_fitted()
+        found = self.infer(batched_inputs, self.scoring.stacked)
         return [
-            ImageEvidence(tiles[index], Restoration(looks[index], _output_size(item, image)), mode.score_on)
-            for index, (item, image) in enumerate(zip(batched_inputs, images, strict=True))
+            self.scoring.result(item, sem_seg, maps)
+            for item, (sem_seg, maps) in zip(batched_inputs, found, strict=True)
         ]
+
+    def infer(
+        self, batched_inputs: list[dict[str, Any]], score: Callable[[PixelOutputs], Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Logits (C, height, width) and scores (S, height, width) of each image, for any function of
+        :class:`PixelOutputs` (maps at one resolution) to (S, h, w)."""
+        images = [self.normalised(item) for item in batched_inputs]
+        seen = self.inference.see(images, self._tiles)
+        return [
+            restore(found, _output_size(item, image), self.inference.score_on, score)
+            for found, item, image in zip(seen, batched_inputs, images, strict=True)
+        ]
+
+    def normalised(self, item: dict[str, Any]) -> Tensor:
+        """The image of an input, (3, H, W) float32 in units of the pixels' standard deviation."""
+        return (item["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images and pad them to one size that the backbone can take."""
-        return self._padded([self._normalised(item) for item in batched_inputs])
+        return self.padded([self.normalised(item) for item in batched_inputs])
+
+    def outputs(self, images: Tensor) -> tuple[dict[str, Tensor], PixelOutputs]:
+        """images: (B, 3, H, W) normalised and padded -> the backbone's pyramid, and the classifier's outputs,
+        without distances."""
+        pyramid, decoded = self._pixel_features(images)
+        return pyramid, self.classifier(decoded.features)
 
     def _pixel_features(
         self, images: Tensor, labels: Tensor | None = None
     ) -> tuple[dict[str, Tensor], Decoded]:
         run = compiled_pixel_features() if self.compiled else pixel_features
-        return run(self.backbone, self.decoder, images, labels)
+        return run(self.backbone, self.decoder, images.contiguous(memory_format=self.memory_format), labels)
 
-    def _normalised(self, item: dict[str, Any]) -> Tensor:
-        return (item["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std
-
-    def _padded(self, images: list[Tensor]) -> ImageList:
+    def padded(self, images: list[Tensor]) -> ImageList:
+        """Normalised images (3, H, W), padded to one size that the backbone can take."""
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
     def _labels(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> Tensor:
@@ -179,44 +206,30 @@ class AnomalySegmentor(nn.Module):
         assert padded.shape[-2:] == images.tensor.shape[-2:], "images and labels must have the same size"
         return padded
 
-    def _tiles(self, images: list[Tensor]) -> tuple[list[PixelEvidence], tuple[int, int]]:
-        """Evidence of normalised images (3, H, W), and the one size that they were padded to."""
-        padded = self._padded(images).tensor
-        pyramid, decoded = self._pixel_features(padded)
-        classified = self.classifier(decoded.features)
-        distance = (
-            None if self.feature_distance is None else self.feature_distance(pyramid, classified.embedding)
-        )
+    def _tiles(self, images: list[Tensor]) -> tuple[list[PixelOutputs], tuple[int, int]]:
+        """Outputs of normalised images (3, H, W), and the one size that they were padded to."""
+        padded = self.padded(images).tensor
+        pyramid, outputs = self.outputs(padded)
+        common: dict[str, Any] = {}
+        distance: Tensor | None = None
+        if self.feature_distance is not None:
+            distance = self.feature_distance(pyramid, outputs.embedding)
+            common["hybrid_with"] = self.feature_distance.hybrid_with
+            common["hybrid_moments"] = self.feature_distance.hybrid_moments
+        if self.max_logit_moments is not None:
+            common["max_logit_moments"] = (self.max_logit_moments.mean, self.max_logit_moments.std)
         tiles = [
-            PixelEvidence(
-                classified.logits[index].contiguous(),
-                None if classified.log_density is None else classified.log_density[index].contiguous(),
-                None if distance is None else distance[index, 0],
+            PixelOutputs(
+                logits=outputs.logits[index].contiguous(),
+                log_density=None if outputs.log_density is None else outputs.log_density[index].contiguous(),
+                feature_distance=None if distance is None else distance[index, 0],
+                **common,
             )
             for index in range(len(images))
         ]
-        return tiles, _size(padded)
-
-    def _predict(self, evidence: ImageEvidence) -> dict[str, Tensor]:
-        given = [field for field, maps in evidence.tiles[0]._asdict().items() if maps is not None]
-        kept, scores = evidence.restore(
-            lambda part: self.classifier.anomaly_score(part.classified), keep=given
-        )
-        return {"sem_seg": kept.pop("logits"), "anomaly_score": scores[0], **kept}
-
-
-def _transformed(image: Tensor, scale: float, mirrored: bool) -> Tensor:
-    """image: (3, H, W), resized as training images are, and mirrored."""
-    if scale != 1:
-        size = scaled_size(_size(image), scale)
-        image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
-    return image.flip(-1) if mirrored else image
-
-
-def _size(image: Tensor) -> tuple[int, int]:
-    return image.shape[-2], image.shape[-1]
+        return tiles, (padded.shape[-2], padded.shape[-1])
 
 
 def _output_size(item: dict[str, Any], image: Tensor) -> tuple[int, int]:
-    height, width = _size(image)
+    height, width = image.shape[-2:]
     return int(item.get("height", height)), int(item.get("width", width))

@@ -22,8 +22,8 @@ from gmm_anomaly.data.mapper import test_augmentations
 from gmm_anomaly.data.reading import read_image, read_label
 from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.engine.checkpoint import Checkpointer
+from gmm_anomaly.engine.config import build_config
 from gmm_anomaly.engine.inference_config import inference_config
-from gmm_anomaly.engine.setup import build_config
 from gmm_anomaly.evaluation.overlays import distinct_colors
 from gmm_anomaly.evaluation.submission import file_digest
 
@@ -131,12 +131,11 @@ class AnomalyPredictor:
         # Without the list of tensors that only training needs; what is missing is an error of its own.
         with quiet("fvcore.common.checkpoint", "detectron2"):
             Checkpointer(model).load_for_evaluation(cfg.MODEL.WEIGHTS)
-        from gmm_anomaly.evaluation.scoring import AnomalyScorer  # XXX until forward gives the scores
-
-        device, model = model.device, AnomalyScorer.from_config(cfg, model.eval())
-        model.device = device
-        name = name or next(iter(model.scores))
-        model.scores = {name: model.scores[name]}
+        # Nothing is computed but the one that is asked for.
+        scoring = model.scoring
+        name = name or next(iter(scoring.scores))
+        scoring.scores = {name: scoring.scores[name]}
+        scoring.chains = scoring.chains[:1] if chain else []
         names, colors = _class_names_and_colors(cfg)
         predictor = cls(
             model,

@@ -1,11 +1,18 @@
 """Anomaly scores. Importing this package registers all of them; it needs torch and fvcore only."""
 
 from . import density, hybrid, prototype, sml, softmax  # noqa: F401  (registration)
-from .mask_outputs import MaskOutputs, semantic_evidence
-from .mask_void import mask_void_score
 from .maskomaly import maskomaly_score
-from .outputs import FEATURE_DISTANCE, LOG_DENSITY, LOGITS, MASKS, MAX_LOGIT_MOMENTS, PixelOutputs
-from .rba import rba_score
+from .outputs import (
+    FEATURE_DISTANCE,
+    LOG_DENSITY,
+    LOGITS,
+    MASKS,
+    MAX_LOGIT_MOMENTS,
+    MaskOutputs,
+    PixelOutputs,
+    semantic_map,
+)
+from .rba import mask_void_score, rba_score
 from .registry import SCORE_REGISTRY, get_scores, known_scores, register_score
 from .sml import sml_score
 
@@ -24,6 +31,6 @@ __all__ = [
     "maskomaly_score",
     "rba_score",
     "register_score",
-    "semantic_evidence",
+    "semantic_map",
     "sml_score",
 ]

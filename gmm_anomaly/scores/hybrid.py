@@ -1,4 +1,4 @@
-"""Scores on distances of backbone features, alone and together with the classifier's own evidence."""
+"""Scores on distances of backbone features, alone and together with the classifier's own."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def feature_distance(outputs: PixelOutputs) -> Tensor:
 
 @register_score("hybrid", needs=FEATURE_DISTANCE)
 def hybrid(outputs: PixelOutputs) -> Tensor:
-    """The classifier's own evidence, standardised on the training set, plus ``feature_distance``.
+    """The classifier's own score, standardised on the training set, plus ``feature_distance``.
 
     What was trained to tell the known classes apart and what was not err on different pixels.
     """
-    assert outputs.feature_distance is not None and outputs.evidence_moments is not None
-    mean, std = outputs.evidence_moments
-    return (own_evidence(outputs) - mean) / std + outputs.feature_distance
+    assert outputs.feature_distance is not None and outputs.hybrid_moments is not None
+    mean, std = outputs.hybrid_moments
+    return (hybrid_part(outputs) - mean) / std + outputs.feature_distance
 
 
-def own_evidence(outputs: PixelOutputs) -> Tensor:
-    """What the classifier itself says against all classes: ``gmm_density``, or ``energy`` where that is asked
-    for or there are no densities. (..., H, W)."""
-    if outputs.log_density is None or outputs.evidence == "energy":
+def hybrid_part(outputs: PixelOutputs) -> Tensor:
+    """What "hybrid" takes from the classifier, (..., H, W): ``gmm_density``, or ``energy`` where that is
+    asked for or there are no densities."""
+    if outputs.log_density is None or outputs.hybrid_with == "energy":
         return energy(outputs)
     return gmm_density(outputs)

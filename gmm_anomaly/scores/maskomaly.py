@@ -9,8 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .mask_outputs import check_shapes
-from .outputs import MASKS, PixelOutputs
+from .outputs import MASKS, PixelOutputs, check_shapes
 from .registry import register_score
 
 logger = logging.getLogger(__name__)
@@ -94,7 +93,7 @@ def maskomaly(outputs: PixelOutputs) -> Tensor:
 def _warn_without_queries() -> None:
     logger.warning(
         "the score 'maskomaly' has no anomaly queries, so it is its rejection map alone (at most %g). They "
-        "hold for one checkpoint only: find this one's with tools/find_anomaly_queries.py and set "
+        "hold for one checkpoint only: find this one's with `gmm-anomaly find-queries` and set "
         "MODEL.MASK2FORMER.ANOMALY_QUERIES",
         REJECTION_WEIGHT,
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gmm_anomaly.engine import build_config
+from gmm_anomaly.engine.config import read_config
 from gmm_anomaly.engine.config_merge import ConfigError
-from gmm_anomaly.engine.setup import read_config
 from gmm_anomaly.export import command as export_command
 from gmm_anomaly.predict import command as predict_command
 

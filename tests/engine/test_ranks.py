@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from gmm_anomaly.compat import wrap_distributed
 from gmm_anomaly.data.build import build_train_loader, run_seed
 from gmm_anomaly.data.sampler import ClassBalancedSampler
-from gmm_anomaly.engine import EMHook, build_config, calibrate, evaluate, fit_mixture, fitting_config
+from gmm_anomaly.engine import EMHook, build_config, evaluate, fit_feature_distance, fit_mixture, fitting_config
 from gmm_anomaly.engine.optimizer import build_optimizer
 from gmm_anomaly.engine.prototype_hook import prototype_hooks
 from gmm_anomaly.engine.sampled_contrast_hook import sampled_contrast_hooks
@@ -126,7 +126,7 @@ def check_perturbed(rank: int) -> str:
     return "not noticed"
 
 
-def calibrate_and_evaluate(rank: int, folder: Path) -> dict[str, Any]:
+def fit_distances_and_evaluate(rank: int, folder: Path) -> dict[str, Any]:
     cfg = config(
         folder, "softmax", "MODEL.FEATURE_DISTANCE.FEATURES", ["level1", "level3"],
         "TEST.SCORES", ["hybrid", "sml"],
@@ -137,7 +137,7 @@ def calibrate_and_evaluate(rank: int, folder: Path) -> dict[str, Any]:
         if name.endswith("running_mean"):
             # As after a training whose batch norms are not synchronised.
             buffer += 0.1 * rank
-    calibrate(cfg, model)
+    fit_feature_distance(cfg, model)
     fitted = ("feature_distance.", "max_logit_moments.")
     state = {name: value for name, value in model.state_dict().items() if name.startswith(fitted)}
     results = evaluate(cfg, model)
@@ -191,7 +191,7 @@ def run_rank(rank: int, folder: Path) -> None:
         name: train(rank, folder / "trained", *keys) for name, keys in TRAININGS.items()
     }
     results["perturbed"] = check_perturbed(rank)
-    results["calibrated"] = calibrate_and_evaluate(rank, folder / "calibrated")
+    results["distances"] = fit_distances_and_evaluate(rank, folder / "distances")
     results["fitted"] = fit(folder / "fitted", folder / "softmax.pth")
     results["drawn"] = draw(folder / "drawn", 3)
     torch.save(results, folder / f"rank{rank}.pt")
@@ -256,15 +256,15 @@ def test_a_rank_whose_mixtures_were_changed_is_named_on_both(ranks):
 
 
 def test_calibration_and_evaluation_give_the_numbers_of_one_process(ranks, tmp_path):
-    alone = calibrate_and_evaluate(0, tmp_path)
+    alone = fit_distances_and_evaluate(0, tmp_path)
     assert len(alone["state"]) > 5 and len(alone["numbers"]) > 10
     for rank in ranks:
-        found = rank["calibrated"]
+        found = rank["distances"]
         assert found["state"].keys() == alone["state"].keys()
         for name, value in alone["state"].items():
             torch.testing.assert_close(found["state"][name], value, rtol=1e-5, atol=1e-6, msg=name)
-    assert ranks[0]["calibrated"]["numbers"] == pytest.approx(alone["numbers"], rel=1e-4, nan_ok=True)
-    assert ranks[1]["calibrated"]["numbers"] == {}
+    assert ranks[0]["distances"]["numbers"] == pytest.approx(alone["numbers"], rel=1e-4, nan_ok=True)
+    assert ranks[1]["distances"]["numbers"] == {}
 
 
 def test_fitted_mixtures_are_those_of_one_process(ranks, folder, tmp_path):

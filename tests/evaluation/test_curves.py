@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
-from gmm_anomaly.engine.testing import build_evaluator
+from gmm_anomaly.engine.evaluation import build_evaluator
 from gmm_anomaly.evaluation import AnomalyEvaluator
 from gmm_anomaly.evaluation.frame_scores import FrameScores, frame_average_precision
 from gmm_anomaly.evaluation.kept_scores import KeptScores

@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from gmm_anomaly.config import add_gmm_anomaly_config
-from gmm_anomaly.evaluation.scoring import AnomalyScorer
+from gmm_anomaly.engine import EMHook
 from gmm_anomaly.modeling import AnomalySegmentor, SoftmaxClassifier, restoration
 from gmm_anomaly.modeling.decoders.base import Decoded
-from gmm_anomaly.modeling.inference_mode import InferenceMode
-from gmm_anomaly.modeling.interpolation import interpolate_rows, source_rows
-from gmm_anomaly.modeling.sliding_window import window_grid
+from gmm_anomaly.modeling.inference import InferenceMode, window_grid
+from gmm_anomaly.modeling.restoration import interpolate_rows, source_rows
+from gmm_anomaly.modeling.scoring import Scoring
 
 CLASSES = 4
 SCORES = {
@@ -65,6 +65,8 @@ def model(request):
     torch.manual_seed(0)
     model = build_model(config("MODEL.CLASSIFIER.NAME", request.param))
     labelled = [{**item, "sem_seg": torch.randint(0, CLASSES, (64, 96))} for item in images((64, 96))]
+    if model.bank is not None:
+        EMHook(model.bank)
     model.train()(labelled)
     if model.bank is not None:
         model.bank.update()
@@ -74,15 +76,17 @@ def model(request):
 @pytest.fixture
 def look(model):
     """Runs the model under a mode and gives it its own back afterwards."""
-    before = model.inference
+    before = model.inference, model.scoring
 
     def run(mode, inputs, scores=None):
+        given = ["logits", "log_density"] if model.classifier.generative else ["logits"]
         model.inference = mode
+        model.scoring = Scoring(scores, given=given) if scores else before[1]
         with torch.no_grad():
-            return AnomalyScorer(model, scores)(inputs) if scores else model(inputs)
+            return model(inputs)
 
     yield run
-    model.inference = before
+    model.inference, model.scoring = before
 
 
 def resized(maps, size):
@@ -140,16 +144,17 @@ def brute_force(model, mode, item, output_size, maps_of, beside=(0, 0)):
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_evidence_is_the_mean_over_windows_and_looks(model, look, mode):
+def test_outputs_are_the_mean_over_windows_and_looks(model, look, mode):
     first, second = images((70, 90), (101, 83))
     second |= {"height": 57, "width": 121}
     found = look(mode, [first, second])[1]
     expected = brute_force(model, mode, second, (57, 121), lambda got: got.logits[0], beside=(70, 90))
     np.testing.assert_allclose(found["sem_seg"].numpy(), expected, rtol=1e-3, atol=1e-3)
-    assert ("log_density" in found) == model.classifier.generative
     if model.classifier.generative:
+        # Restored before the largest is taken.
         density = brute_force(model, mode, second, (57, 121), lambda got: got.log_density[0], beside=(70, 90))
-        np.testing.assert_allclose(found["log_density"].numpy(), density, rtol=1e-3, atol=2e-2)
+        score = found["anomaly_scores"]["gmm_density"].numpy()
+        np.testing.assert_allclose(score, -density.max(0), rtol=1e-3, atol=2e-2)
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
@@ -188,8 +193,8 @@ def test_one_window_over_the_image_is_the_whole_image(model, look):
     inputs = [{**images((70, 90))[0], "height": 80, "width": 60}]
     whole = look(InferenceMode(), inputs)[0]
     windowed = look(InferenceMode(window=(200, 100), stride=(50, 50)), inputs)[0]
-    assert whole.keys() == windowed.keys()
-    assert all(torch.equal(whole[key], windowed[key]) for key in whole)
+    assert torch.equal(whole["sem_seg"], windowed["sem_seg"])
+    assert torch.equal(whole["anomaly_score"], windowed["anomaly_score"])
 
 
 def test_strips_do_not_show(model, look, monkeypatch):
@@ -236,35 +241,34 @@ def pixelwise_model(**options):
         pixel_mean=[100.0] * 3,
         pixel_std=[10.0] * 3,
         inference=InferenceMode(**options),
+        scores=["msp", "max_logit"],
     ).eval()
 
 
 @torch.no_grad()
 def test_a_model_of_single_pixels_is_the_same_in_windows_mirrored_and_on_features():
     inputs = images((37, 53))
-    expected = AnomalyScorer(pixelwise_model(), ["msp", "max_logit"])(inputs)[0]
+    expected = pixelwise_model()(inputs)[0]
     for options in (
         {"flip": True},
         {"window": (16, 20), "stride": (10, 13)},
         {"window": (16, 20), "stride": (10, 13), "flip": True},
     ):
-        found = AnomalyScorer(pixelwise_model(**options), ["msp", "max_logit"])(inputs)[0]
+        found = pixelwise_model(**options)(inputs)[0]
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    on_features = AnomalyScorer(pixelwise_model(score_on="features"), ["msp", "max_logit"])(inputs)[0]
+    on_features = pixelwise_model(score_on="features")(inputs)[0]
     assert torch.equal(on_features["anomaly_score"], expected["anomaly_score"])
     assert torch.equal(on_features["sem_seg"], expected["sem_seg"])
 
 
 def test_linear_scores_do_not_depend_on_where_they_are_computed(model, look):
-    def mean_logit(part):
-        return part.logits.mean(0, keepdim=True)
-
-    model.inference = MODES["windows and looks"]
-    with torch.no_grad():
-        evidence = model.evidence([{**images((75, 90))[0], "height": 60, "width": 99}])[0]
-    on_logits = evidence.restore(mean_logit)[1]
-    on_features = dataclasses.replace(evidence, score_on="features").restore(mean_logit)[1]
-    torch.testing.assert_close(on_features, on_logits, rtol=1e-5, atol=1e-5)
+    found = []
+    for score_on in ("logits", "features"):
+        model.inference = dataclasses.replace(MODES["windows and looks"], score_on=score_on)
+        item = {**images((75, 90))[0], "height": 60, "width": 99}
+        with torch.no_grad():
+            found += [model.infer([item], lambda part: part.logits.mean(-3, keepdim=True))[0][1]]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -347,14 +351,3 @@ def test_passes_through_the_network_are_counted(model, look, monkeypatch):
 def test_wrong_keys_are_named(overrides, message):
     with pytest.raises(ValueError, match=message):
         InferenceMode.from_config(config(*overrides))
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [["TEST.AUG.ENABLED", True], ["TEST.SLIDING_WINDOW.ENABLED", True], ["TEST.SCORE_ON", "features"]],
-)
-def test_mask_models_refuse_what_they_would_ignore(overrides):
-    model = nn.Identity()
-    model.gives_masks = True
-    with pytest.raises(ValueError, match=rf"{overrides[0]}: .*mask model"):
-        AnomalyScorer.from_config(config(*overrides), model)

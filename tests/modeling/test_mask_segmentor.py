@@ -13,8 +13,7 @@ from gmm_anomaly.compat import add_upstream_keys
 from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.engine import Checkpointer
 from gmm_anomaly.engine.optimizer import build_optimizer
-from gmm_anomaly.evaluation.scoring import AnomalyScorer
-from gmm_anomaly.scores import mask_void_score, maskomaly_score, rba_score, semantic_evidence
+from gmm_anomaly.scores import mask_void_score, maskomaly_score, rba_score, semantic_map
 
 pytest.importorskip("transformers")
 
@@ -77,10 +76,9 @@ def test_inference_gives_maps_of_the_images_size(model):
         assert result["anomaly_score"].shape == size
         assert result["mask_logits"].shape == (QUERIES, *size)
         assert result["class_logits"].shape == (QUERIES, CLASSES + 1)
-        assert result["anomaly_queries"] == result["road_queries"] == ()
         # What the pure package computes from the masks.
         pair = result["mask_logits"], result["class_logits"]
-        torch.testing.assert_close(result["sem_seg"], semantic_evidence(*pair))
+        torch.testing.assert_close(result["sem_seg"], semantic_map(*pair))
         torch.testing.assert_close(result["anomaly_score"], mask_void_score(*pair))
 
 
@@ -179,11 +177,11 @@ def test_backbone_learns_at_its_own_rate(model):
     assert {rate for key, rate in rates.items() if key not in encoder} == {1.0}
 
 
-def test_scorer_gives_every_score_with_the_configs_queries():
-    model = build("MODEL.MASK2FORMER.ANOMALY_QUERIES", [3, 1], "MODEL.MASK2FORMER.ROAD_QUERIES", [0]).eval()
-    scorer = AnomalyScorer(model, ["maskomaly", "rba", "mask_void", "energy"])
+def test_every_score_is_given_with_the_configs_queries():
+    queries = ["MODEL.MASK2FORMER.ANOMALY_QUERIES", [3, 1], "MODEL.MASK2FORMER.ROAD_QUERIES", [0]]
+    model = build(*queries, "TEST.SCORES", ["maskomaly", "rba", "mask_void", "energy"]).eval()
     with torch.no_grad():
-        result = scorer(batch())[1]
+        result = model(batch())[1]
     pair = result["mask_logits"], result["class_logits"]
     found = result["anomaly_scores"]
     torch.testing.assert_close(found["maskomaly"], maskomaly_score(*pair, (3, 1), (0,)))
@@ -191,7 +189,16 @@ def test_scorer_gives_every_score_with_the_configs_queries():
     torch.testing.assert_close(found["energy"], -result["sem_seg"].logsumexp(0))
     assert result["anomaly_score"] is found["maskomaly"]
     with pytest.raises(ValueError, match="'gmm_density' needs class densities"):
-        AnomalyScorer(model, ["gmm_density"])
+        build("TEST.SCORES", ["gmm_density"])
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("TEST.AUG.ENABLED", True), ("TEST.SLIDING_WINDOW.ENABLED", True), ("TEST.SCORE_ON", "features")],
+)
+def test_what_would_be_ignored_is_refused(key, value):
+    with pytest.raises(ValueError, match=rf"{key}: .*mask model"):
+        build(key, value)
 
 
 def test_weights_of_a_folder_are_loaded_whole(model, weights):

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.engine.prototype_hook import prototype_hooks
 from gmm_anomaly.modeling.classifiers import (
-    Classified,
     PrototypeClassifier,
     RunningMeanPrototypes,
     UnfittedPrototypesError,
@@ -33,6 +32,8 @@ from gmm_anomaly.modeling.cosine import CosinePrototypes, cosine_logits
 from gmm_anomaly.scores import PixelOutputs, get_scores
 
 CLASSES, CHANNELS = 4, 6
+
+SCORE = get_scores(["prototype_distance"], given={"logits"})["prototype_distance"]
 
 
 def config(*overrides):
@@ -84,7 +85,7 @@ def pans(golden):
 def test_logits_and_score_are_those_of_pans(golden, pans, index):
     classified = pans(torch.from_numpy(golden[f"feat_{index}"]))
     np.testing.assert_allclose(classified.logits.detach(), golden[f"logits_{index}"], atol=1e-5)
-    score = pans.anomaly_score(classified).detach()
+    score = SCORE(classified).detach()
     np.testing.assert_allclose(score, 1 - golden[f"conf_{index}"], atol=1e-5)
     registered = get_scores(["prototype_distance"], given={"logits"})["prototype_distance"]
     assert torch.equal(registered(PixelOutputs(classified.logits)).detach(), score)
@@ -99,7 +100,7 @@ def test_upsampled_scores_and_predictions_are_those_of_pans(golden, pans):
     with torch.no_grad():
         for index in range(3):
             classified = pans(torch.from_numpy(golden[f"feat_{index}"]))
-            scores.append(up(pans.anomaly_score(classified)[:, None])[0, 0])
+            scores.append(up(SCORE(classified)[:, None])[0, 0])
             probabilities.append(up(classified.logits)[0].softmax(0))
     np.testing.assert_allclose(scores[0], golden["single_anomaly"], atol=1e-5)
     np.testing.assert_allclose(torch.stack(scores).mean(0), golden["multi_anomaly"], atol=1e-5)
@@ -112,7 +113,7 @@ def test_score_is_zero_at_a_prototype_one_opposite_and_half_across():
     classifier.predictor.weight.data = torch.tensor([0.0, 0.0, 3.0]).view(1, 3, 1, 1)
     # Toward, opposite, across, and without any direction.
     pixels = torch.tensor([[0.0, 0.0, 7.0], [0.0, 0.0, -0.1], [2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    score = classifier.anomaly_score(classifier(pixels.T.reshape(1, 3, 1, 4)))
+    score = SCORE(classifier(pixels.T.reshape(1, 3, 1, 4)))
     torch.testing.assert_close(score[0, 0], torch.tensor([0.0, 1.0, 0.5, 0.5]))
 
 
@@ -251,7 +252,7 @@ def test_score_takes_any_resolution():
     classifier = PrototypeClassifier(CosinePrototypes(CHANNELS, CLASSES), CLASSES)
     logits = torch.full((1, CLASSES, 9, 11), -10.0)
     logits[:, 1] = 5.0
-    score = classifier.anomaly_score(Classified(logits, None))
+    score = SCORE(PixelOutputs(logits))
     torch.testing.assert_close(score, torch.full((1, 9, 11), 0.25))
 
 

@@ -7,11 +7,12 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
-from torch.nn import functional as F
 
 from gmm_anomaly.config import add_gmm_anomaly_config
+from gmm_anomaly.engine import EMHook
 from gmm_anomaly.gmm import UnfittedMixtureError
 from gmm_anomaly.modeling import DeepLabV3PlusDecoder, TimmBackbone, build_backbone
+from gmm_anomaly.modeling.losses import resized_labels
 
 CLASSES = 5
 
@@ -41,6 +42,7 @@ def batch(sizes=((64, 96), (70, 90))):
 
 
 def fitted(model):
+    EMHook(model.bank)
     model.train()
     model(batch())
     model.bank.update()
@@ -50,6 +52,8 @@ def fitted(model):
 @pytest.mark.parametrize("classifier", ["gmm", "softmax"])
 def test_training_gives_losses_and_inference_gives_maps(classifier):
     model = build_model(config("MODEL.CLASSIFIER.NAME", classifier))
+    if classifier == "gmm":
+        EMHook(model.bank)
     losses = model(batch())
     assert set(losses) == ({"loss_ce", "loss_contrast", "loss_guide"} if classifier == "gmm" else {"loss_ce"})
     sum(losses.values()).backward()
@@ -61,11 +65,37 @@ def test_training_gives_losses_and_inference_gives_maps(classifier):
         small, resized = model([batch()[1], {**batch()[0], "height": 33, "width": 47}])
     assert small["sem_seg"].shape == (CLASSES, 70, 90) and small["anomaly_score"].shape == (70, 90)
     assert resized["sem_seg"].shape == (CLASSES, 33, 47) and resized["anomaly_score"].shape == (33, 47)
-    assert ("log_density" in small) == (classifier == "gmm")
-    if classifier == "gmm":
-        torch.testing.assert_close(small["anomaly_score"], -small["log_density"].amax(0))
-    else:
-        torch.testing.assert_close(small["anomaly_score"], 1 - small["sem_seg"].softmax(0).amax(0))
+    own = ["gmm_density"] if classifier == "gmm" else []
+    assert list(small["anomaly_scores"]) == [*own, "msp", "max_logit", "energy", "entropy"]
+    assert small["anomaly_score"] is next(iter(small["anomaly_scores"].values()))
+    torch.testing.assert_close(small["anomaly_scores"]["msp"], 1 - small["sem_seg"].softmax(0).amax(0))
+
+
+def test_training_without_the_em_hook_says_so_once_and_keeps_nothing(caplog):
+    model = build_model(config())
+    with caplog.at_level("WARNING", logger="gmm_anomaly"):
+        for _ in range(3):
+            model(batch())
+    (message,) = [record.message for record in caplog.records]
+    assert "without EMHook" in message and "EMHook.from_config(cfg, model.bank)" in message
+    model.bank.update()
+    assert not model.bank.is_fitted and not model.bank.memory.count.any()
+
+
+def test_channels_last_acts_wherever_a_model_is_built():
+    torch.manual_seed(0)
+    plain = build_model(config("MODEL.CLASSIFIER.NAME", "softmax")).eval()
+    other = build_model(config("MODEL.CLASSIFIER.NAME", "softmax", "MODEL.CHANNELS_LAST", True)).eval()
+    other.load_state_dict(plain.state_dict())
+    layer = other.classifier.predictor
+    formats = []
+    layer.register_forward_hook(
+        lambda _, inputs, __: formats.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    with torch.no_grad():
+        found, expected = other(batch())[0], plain(batch())[0]
+    assert formats == [True]
+    torch.testing.assert_close(found["sem_seg"], expected["sem_seg"], rtol=1e-3, atol=1e-4)
 
 
 def test_images_of_a_batch_do_not_influence_each_other():
@@ -122,7 +152,7 @@ def test_density_stays_float32_under_autocast():
         model.eval()
         result = model(batch())[0]
     assert losses["loss_contrast"].dtype == torch.float32
-    assert result["log_density"].dtype == result["sem_seg"].dtype == torch.float32
+    assert result["anomaly_score"].dtype == result["sem_seg"].dtype == torch.float32
 
 
 def test_paper_rules_start_without_waiting():
@@ -245,35 +275,6 @@ def test_decoder_upsamples_to_its_finest_feature():
 
 
 def test_labels_at_feature_resolution_are_the_sampled_ones():
-    # F.interpolate(nearest) at stride 4 takes every fourth pixel, as the released code's resizing does.
-    labels = torch.randint(0, 255, (1, 1, 64, 80)).float()
-    assert torch.equal(F.interpolate(labels, size=(16, 20), mode="nearest"), labels[..., ::4, ::4])
-
-
-def test_without_the_mixtures_gradient_the_network_is_its_softmax_twins():
-    """Three steps of both, digit by digit: backbone, decoder, and the classifier that guides."""
-
-    def trained(*overrides):
-        torch.manual_seed(3)
-        model = build_model(config(*overrides)).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        for step in range(3):
-            # As each step of a training is seeded.
-            torch.manual_seed(step)
-            optimizer.zero_grad()
-            sum(model(batch()).values()).backward()
-            optimizer.step()
-            if model.bank is not None:
-                model.bank.update()
-        return model
-
-    mixtures = trained("MODEL.GMM.FEATURE_GRADIENT", 0.0)
-    assert mixtures.bank.is_fitted
-    twin = trained("MODEL.CLASSIFIER.NAME", "softmax").state_dict()
-    own = {
-        name.replace("classifier.guide", "classifier"): value for name, value in mixtures.state_dict().items()
-    }
-    assert all(torch.equal(own[name], value) for name, value in twin.items())
-    # Which is not so when the mixtures train the network.
-    guided = trained("MODEL.GMM.FEATURE_GRADIENT", 1.0).state_dict()
-    assert any(not torch.equal(guided[name], value) for name, value in twin.items() if "decoder" in name)
+    # Nearest sampling at stride 4 takes every fourth pixel, as the released code's resizing does.
+    labels = torch.randint(0, 255, (1, 64, 80))
+    assert torch.equal(resized_labels(labels, (16, 20)), labels[..., ::4, ::4])

@@ -1,4 +1,4 @@
-"""Classes whose mixture was never fitted: refused by name, or left out as if the model did not have them."""
+"""Classes whose mixture was never fitted are left out, as if the model did not have them, and named."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from torch.nn import functional as F
 from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.gmm import GaussianMixtureBank, UnfittedMixtureError
 from gmm_anomaly.modeling.classifiers import GMMClassifier, build_classifier
-from gmm_anomaly.modeling.classifiers.gmm_unseen_classes import excluding_unseen_classes
-from gmm_anomaly.modeling.evidence import ImageEvidence, PixelEvidence
-from gmm_anomaly.modeling.restoration import Look, Restoration
-from gmm_anomaly.modeling.sliding_window import Window
+from gmm_anomaly.modeling.inference import Look, Seen, Window
+from gmm_anomaly.modeling.restoration import restore
 from gmm_anomaly.scores import PixelOutputs, get_scores
 
 CLASSES, UNSEEN = 5, 3
@@ -55,7 +53,7 @@ def with_unseen(**options) -> GMMClassifier:
 
 @torch.no_grad()
 def test_excluding_a_class_is_not_having_it():
-    found, expected = with_unseen(unseen_classes="exclude")(features()), classifier(KNOWN)(features())
+    found, expected = with_unseen()(features()), classifier(KNOWN)(features())
     torch.testing.assert_close(found.logits[:, KNOWN], expected.logits)
     torch.testing.assert_close(found.log_density[:, KNOWN], expected.log_density)
     assert not (found.logits.argmax(1) == UNSEEN).any()
@@ -73,10 +71,10 @@ def test_scores_without_the_class_are_those_of_a_model_without_it():
         classified = model(features())
         return PixelOutputs(
             logits=classified.logits, log_density=classified.log_density,
-            feature_distance=distance, evidence_moments=moments,
+            feature_distance=distance, hybrid_moments=moments,
         )  # fmt: skip
 
-    found, expected = outputs(with_unseen(unseen_classes="exclude")), outputs(classifier(KNOWN))
+    found, expected = outputs(with_unseen()), outputs(classifier(KNOWN))
     for name, score in scores.items():
         # The entropy is divided by log C, of all the classes that the model has.
         factor = math.log(len(KNOWN)) / math.log(CLASSES) if name == "entropy" else 1.0
@@ -86,39 +84,28 @@ def test_scores_without_the_class_are_those_of_a_model_without_it():
 @torch.no_grad()
 def test_nothing_becomes_nan_on_the_way_to_the_image():
     # An enlargement by a whole factor and two windows: weights of 0, and a mean over overlapping tiles.
-    classified = with_unseen(unseen_classes="exclude")(features())
-    tiles = [PixelEvidence(classified.logits[i], classified.log_density[i], None) for i in range(2)]
+    classified = with_unseen()(features())
+    tiles = [PixelOutputs(classified.logits[i], classified.log_density[i]) for i in range(2)]
     windows = [Window(top=0, left=0, height=20, width=24), Window(top=0, left=8, height=20, width=24)]
-    evidence = ImageEvidence(
-        tiles, Restoration([Look((20, 32), windows, (20, 24), False)], (40, 64)), "logits"
-    )
+    seen = Seen(tiles, [Look((20, 32), windows, (20, 24), False)])
     score = get_scores(["entropy"], given={"logits"})["entropy"]
-    kept, maps = evidence.restore(lambda part: score(PixelOutputs(part.logits))[None])
-    assert kept["logits"].isfinite().all() and maps.isfinite().all()
-    assert maps.shape == (1, 40, 64) and not (kept["logits"].argmax(0) == UNSEEN).any()
+    logits, maps = restore(seen, (40, 64), "logits", lambda part: score(part)[None])
+    assert logits.isfinite().all() and maps.isfinite().all()
+    assert maps.shape == (1, 40, 64) and not (logits.argmax(0) == UNSEEN).any()
 
 
-def test_default_refuses_and_names_the_classes():
-    with pytest.raises(UnfittedMixtureError, match=r"of 1 of 5 classes .* \(3\).*UNSEEN_CLASSES exclude"):
-        with_unseen()(features())
-    with pytest.raises(UnfittedMixtureError, match=r"\(tram\)"):
-        with_unseen(class_names=["road", "car", "sky", "tram", "tree"])(features())
+def test_the_classes_are_named_once(caplog):
+    model = with_unseen(class_names=["road", "car", "sky", "tram", "tree"])
+    with caplog.at_level("WARNING", logger="gmm_anomaly"):
+        for _ in range(2):
+            model(features())
+    (message,) = [record.message for record in caplog.records]
+    assert "mixtures of 1 of 5 classes were never fitted" in message and "leave them out: tram." in message
     # Nothing fitted at all is the bank's own refusal; training needs no mixture.
-    model = with_unseen()
     model.bank.fitted.fill_(False)
     with pytest.raises(UnfittedMixtureError, match="never been fitted"):
         model(features())
     assert model.train().losses(features(), torch.zeros(2, 5, 6, dtype=torch.int64))
-
-
-def test_context_excludes_for_a_while():
-    model = with_unseen()
-    with excluding_unseen_classes(torch.nn.Sequential(model)):
-        assert model(features()).logits.isfinite().all()
-    assert model.unseen_classes == "refuse"
-    with pytest.raises(RuntimeError, match="inside"), excluding_unseen_classes(model):
-        raise RuntimeError("inside")
-    assert model.unseen_classes == "refuse"
 
 
 def test_keys_reach_the_classifier():
@@ -127,16 +114,13 @@ def test_keys_reach_the_classifier():
     MetadataCatalog.get("four_classes").set(stuff_classes=["a", "b", "c", "d"])
     cfg.merge_from_list(
         [
-            "MODEL.CLASSIFIER.NUM_CLASSES", 4, "MODEL.GMM.UNSEEN_CLASSES", "exclude",
+            "MODEL.CLASSIFIER.NUM_CLASSES", 4,
             "MODEL.GMM.EMPTY_COMPONENTS", "reseed", "DATASETS.TRAIN", ("four_classes",),
             "MODEL.GMM.MEMORY_SIZE", 30, "MODEL.DEVICE", "cpu",
         ]
     )  # fmt: skip
     model = build_classifier(cfg, 8)
-    assert (model.unseen_classes, model.class_names) == ("exclude", ["a", "b", "c", "d"])
+    assert model.class_names == ["a", "b", "c", "d"]
     assert model.bank.empty_components == "reseed"
     cfg.MODEL.CLASSIFIER.NUM_CLASSES = 3
     assert build_classifier(cfg, 8).class_names is None, "another number of names than of classes"
-    cfg.MODEL.GMM.UNSEEN_CLASSES = "ignore"
-    with pytest.raises(ValueError, match=r"MODEL\.GMM\.UNSEEN_CLASSES: .* refuse, exclude, found 'ignore'"):
-        build_classifier(cfg, 8)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from gmm_anomaly.engine import build_config
 from gmm_anomaly.evaluation.postprocessing import postprocesses_for, reported_scores
-from gmm_anomaly.evaluation.scoring import AnomalyScorer
+from gmm_anomaly.modeling.scoring import Scoring
 from gmm_anomaly.postprocess import apply_chain, get_postprocesses
+from gmm_anomaly.scores import PixelOutputs
 
 CHAIN = ["boundary_suppression", "dilated_smoothing"]
 CONFIG = "configs/synthetic/effnetlite0_deeplabv3plus_softmax.yaml"
@@ -66,35 +66,37 @@ def test_wrong_names_are_found_before_training(tmp_path, overrides, pairs, messa
         config(tmp_path, overrides, *pairs)
 
 
-class MaskModel(nn.Module):
-    """Gives fixed outputs, as a mask model does."""
-
-    gives_masks = True
-
-    def forward(self, batched_inputs):
-        generator = torch.Generator().manual_seed(0)
-        return [
-            {
-                "sem_seg": torch.rand(4, 40, 50, generator=generator),
-                "mask_logits": torch.randn(3, 40, 50, generator=generator),
-                "class_logits": torch.randn(3, 5, generator=generator),
-                "anomaly_queries": (), "road_queries": (),
-            }
-            for _ in batched_inputs
-        ]  # fmt: skip
-
-
-def test_scorer_gives_both_and_uses_the_models_own_prediction():
-    plain = AnomalyScorer(MaskModel(), ["rba", "msp"])([{}])[0]
-    both = AnomalyScorer(MaskModel(), ["rba", "msp"], CHAIN)([{}])[0]
-    assert list(both["anomaly_scores"]) == [
-        "rba", "msp", *(f"{name}+boundary_suppression+dilated_smoothing" for name in ("rba", "msp"))
-    ]  # fmt: skip
+def test_a_model_gives_both_and_uses_its_own_prediction():
+    names = ["msp", "energy"]
+    logits = torch.rand(4, 40, 50, generator=torch.Generator().manual_seed(0))
+    plain = Scoring(names, given={"logits"})
+    both = Scoring(names, given={"logits"}, chains=[CHAIN, ["gaussian_smoothing"]])
+    maps = plain.stacked(PixelOutputs(logits))
+    plain, both = plain.result({}, logits, maps), both.result({}, logits, maps)
+    chains = [get_postprocesses(CHAIN), get_postprocesses(["gaussian_smoothing"])]
+    assert list(both["anomaly_scores"]) == names + [
+        "+".join([name, *chain]) for chain in chains for name in names
+    ]
     assert torch.equal(both["anomaly_score"], plain["anomaly_score"])
-    prediction = plain["sem_seg"].argmax(0)
     for name, score in plain["anomaly_scores"].items():
         assert torch.equal(both["anomaly_scores"][name], score)
-        expected = apply_chain(score, prediction, get_postprocesses(CHAIN))
-        torch.testing.assert_close(
-            both["anomaly_scores"][f"{name}+boundary_suppression+dilated_smoothing"], expected
-        )
+        for chain in chains:
+            expected = apply_chain(score, logits.argmax(0), chain)
+            torch.testing.assert_close(both["anomaly_scores"]["+".join([name, *chain])], expected)
+
+
+def test_scores_that_are_not_finite_stop_or_count_as_anomalous():
+    logits = torch.rand(3, 4, 5)
+    logits[:, 1, 2] = torch.nan
+    logits[:, 2, 2] = torch.inf
+    options = {"given": {"logits"}, "non_finite": "anomalous"}
+    scoring = Scoring(["max_logit"], **options)
+    maps = scoring.stacked(PixelOutputs(logits))
+    found = scoring.result({}, logits, maps)["anomaly_score"]
+    finite = maps[0].isfinite()
+    assert torch.equal(found[finite], maps[0][finite])
+    assert found[~finite].tolist() == [float(maps[0][finite].max())] * 2
+    with pytest.raises(FloatingPointError, match=r"image 'a'.*'max_logit' .* at 2 of 20 pixels; .*anomalous"):
+        Scoring(["max_logit"], given={"logits"}).result({"image_id": "a"}, logits, maps)
+    with pytest.raises(ValueError, match='NON_FINITE_SCORES: expected "stop" or "anomalous", found \'skip\''):
+        Scoring(["msp"], given={"logits"}, non_finite="skip")

@@ -18,7 +18,7 @@ from gmm_anomaly.postprocess import (
     known_postprocesses,
 )
 from gmm_anomaly.postprocess.boundary_suppression import class_boundary, suppress_boundaries
-from gmm_anomaly.postprocess.dilated_smoothing import dilated_smoothing
+from gmm_anomaly.postprocess.smoothing import dilated_smoothing
 
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 

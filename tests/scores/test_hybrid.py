@@ -1,4 +1,4 @@
-"""The score that adds the classifier's evidence and the distances of backbone features, by hand."""
+"""The score that adds the classifier's own and the distances of backbone features, by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOMENTS = (torch.tensor(2.0), torch.tensor(4.0))
 def outputs(log_density=None):
     # One pixel, two classes: the energy is -log(1 + 3).
     logits = torch.tensor([0.0, math.log(3.0)]).view(2, 1, 1)
-    return PixelOutputs(logits, log_density, feature_distance=torch.tensor([[1.5]]), evidence_moments=MOMENTS)
+    return PixelOutputs(logits, log_density, feature_distance=torch.tensor([[1.5]]), hybrid_moments=MOMENTS)
 
 
 def test_generative_evidence_is_standardised_and_added():
@@ -28,7 +28,7 @@ def test_generative_evidence_is_standardised_and_added():
 def test_the_energy_of_a_generative_classifier_where_that_is_asked_for():
     hybrid = get_scores(["hybrid"], given={LOGITS, LOG_DENSITY, FEATURE_DISTANCE})["hybrid"]
     density = torch.tensor([-30.0, -10.0]).view(2, 1, 1)
-    asked = replace(outputs(density), evidence="energy")
+    asked = replace(outputs(density), hybrid_with="energy")
     assert float(hybrid(asked)) == pytest.approx((-math.log(4) - 2) / 4 + 1.5)
 
 

@@ -19,7 +19,7 @@ from gmm_anomaly.scores import (
     mask_void_score,
     maskomaly_score,
     rba_score,
-    semantic_evidence,
+    semantic_map,
 )
 from gmm_anomaly.scores import maskomaly as maskomaly_module
 
@@ -54,12 +54,12 @@ def test_maskomaly_is_the_reference(golden, name, anomaly, road):
 
 
 def test_rba_and_evidence_are_the_reference(golden):
-    close(semantic_evidence(*inputs(golden)), golden["semantic_map"])
+    close(semantic_map(*inputs(golden)), golden["semantic_map"])
     close(rba_score(*inputs(golden)), golden["rba_score"])
 
 
 def test_energy_of_the_evidence_is_the_reference(golden):
-    evidence = PixelOutputs(semantic_evidence(*inputs(golden)))
+    evidence = PixelOutputs(semantic_map(*inputs(golden)))
     close(SCORE_REGISTRY.get("energy")(evidence), golden["energy_of_semantic_map"])
 
 
@@ -109,7 +109,7 @@ def test_maskomaly_by_hand(queries, anomaly, road, expected):
 def test_scores_by_hand():
     masks, classes = one_pixel((0.9, 0, 0.7), (0.5, VOID, 0.7))
     evidence = [0.9 * 0.7 + 0.5 * 0.1, 0.9 * 0.1 + 0.5 * 0.1, 0.9 * 0.1 + 0.5 * 0.1]
-    assert semantic_evidence(masks, classes).flatten().tolist() == pytest.approx(evidence, abs=1e-5)
+    assert semantic_map(masks, classes).flatten().tolist() == pytest.approx(evidence, abs=1e-5)
     assert float(rba_score(masks, classes)) == pytest.approx(-np.tanh(evidence).sum(), abs=1e-5)
     assert float(mask_void_score(masks, classes)) == pytest.approx(1 - max(evidence), abs=1e-5)
 
@@ -150,7 +150,7 @@ def test_queries_that_do_not_exist_are_named(golden, position, name):
 
 
 def outputs(golden, **sets):
-    return PixelOutputs(semantic_evidence(*inputs(golden)), masks=MaskOutputs(*inputs(golden), **sets))
+    return PixelOutputs(semantic_map(*inputs(golden)), masks=MaskOutputs(*inputs(golden), **sets))
 
 
 def test_registered_scores_are_the_functions_on_a_models_masks(golden):
@@ -171,7 +171,7 @@ def test_maskomaly_without_queries_warns_once(golden, caplog):
         for _ in range(2):
             close(score(outputs(golden)), golden["maskomaly_noidx"])
     assert len(caplog.records) == 1
-    assert "tools/find_anomaly_queries.py and set MODEL.MASK2FORMER.ANOMALY_QUERIES" in caplog.text
+    assert "`gmm-anomaly find-queries` and set MODEL.MASK2FORMER.ANOMALY_QUERIES" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["maskomaly", "rba", "mask_void"])

@@ -9,9 +9,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from gmm_anomaly.data import get_records, read_image, read_label
-from gmm_anomaly.engine import build_config, calibrate
-from gmm_anomaly.evaluation.scoring import AnomalyScorer
-from gmm_anomaly.modeling.max_logit_moments import MaxLogitMoments, UncalibratedError
+from gmm_anomaly.engine import build_config, fit_feature_distance
+from gmm_anomaly.modeling.feature_distance import MaxLogitMoments, UnfittedMomentsError
 from gmm_anomaly.scores import LOGITS, MAX_LOGIT_MOMENTS, PixelOutputs, get_scores, sml_score
 
 CLASSES = 10
@@ -41,12 +40,12 @@ def test_classes_of_unequal_confidence_come_to_one_scale():
 
 def test_classes_hardly_predicted_share_the_moments_of_all():
     moments = MaxLogitMoments(4)
-    with pytest.raises(UncalibratedError, match="--calibrate"):
-        moments.moments()
+    with pytest.raises(UnfittedMomentsError, match="--fit-feature-distance"):
+        moments.require_fitted()
     values = [np.array([1.0, 2, 6]), np.array([4.0]), np.array([]), np.array([3.0, 3.0])]
     sums = [torch.tensor([float((v**power).sum()) for v in values]).double() for power in range(3)]
     moments.fit(*sums)
-    mean, std = moments.moments()
+    mean, std = moments.mean, moments.std
     everything = np.concatenate(values)
     torch.testing.assert_close(mean, torch.tensor([3.0] + [everything.mean()] * 3).float())
     torch.testing.assert_close(std, torch.tensor([values[0].std()] + [everything.std()] * 3).float())
@@ -60,7 +59,7 @@ def test_moments_are_those_of_every_labelled_pixel(tmp_path):
         [
             "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.FEATURE_DISTANCE.FEATURES", [],
             "MODEL.CHANNELS_LAST", False, "INPUT.MIN_SIZE_TEST", 0,
-            "TEST.SCORES", ["sml", "energy"], "TEST.SML_IMAGES", 7,
+            "TEST.SCORES", ["sml", "energy"], "MODEL.FEATURE_DISTANCE.NUM_IMAGES", 7,
             "DATASETS.SYNTHETIC.NUM_TRAIN", 3, "DATASETS.SYNTHETIC.HEIGHT", 64,
             "DATASETS.SYNTHETIC.WIDTH", 128, "DATASETS.SYNTHETIC.CACHE_DIR", "", "OUTPUT_DIR", str(tmp_path),
         ],
@@ -69,9 +68,9 @@ def test_moments_are_those_of_every_labelled_pixel(tmp_path):
     model = build_model(cfg)
     # Some classes are predicted, others are not.
     model.classifier.predictor.weight.data.mul_(100)
-    with pytest.raises(UncalibratedError, match=r'"sml" needs moments .* train_net.py --calibrate'):
-        AnomalyScorer.from_config(cfg, model.eval())([{"image": torch.zeros(3, 64, 128)}])
-    calibrate(cfg, model.train())
+    with pytest.raises(UnfittedMomentsError, match=r'"sml" needs .* --fit-feature-distance'):
+        model.eval()([{"image": torch.zeros(3, 64, 128)}])
+    fit_feature_distance(cfg, model.train())
     assert model.training
     model.eval()
 
@@ -80,21 +79,21 @@ def test_moments_are_those_of_every_labelled_pixel(tmp_path):
     for record in get_records("synthetic_street_train"):
         image = torch.from_numpy(read_image(record, cfg.INPUT.FORMAT).transpose(2, 0, 1).copy())
         with torch.no_grad():
-            logits = model([{"image": image}])[0]["sem_seg"].double().numpy()
+            found = model([{"image": image}])[0]
+        logits = found["sem_seg"].double().numpy()
         known = read_label(record, metadata) < CLASSES
         largest.append(logits.max(0)[known])
         predicted.append(logits.argmax(0)[known])
     largest, predicted = np.concatenate(largest), np.concatenate(predicted)
     seen = np.unique(predicted)
     assert 2 <= len(seen) < CLASSES
-    mean, std = (part.numpy() for part in model.max_logit_moments.moments())
+    mean, std = model.max_logit_moments.mean.numpy(), model.max_logit_moments.std.numpy()
     for label in range(CLASSES):
         own = largest[predicted == label] if label in seen else largest
         np.testing.assert_allclose([mean[label], std[label]], [own.mean(), own.std()], rtol=1e-3)
-    with torch.no_grad():
-        found = AnomalyScorer.from_config(cfg, model)([{"image": image}])[0]["anomaly_scores"]["sml"]
     best = logits.argmax(0)
-    np.testing.assert_allclose(found.numpy(), -(logits.max(0) - mean[best]) / std[best], rtol=1e-3, atol=1e-3)
+    score = found["anomaly_scores"]["sml"].numpy()
+    np.testing.assert_allclose(score, -(logits.max(0) - mean[best]) / std[best], rtol=1e-3, atol=1e-3)
 
 
 def test_models_without_moments_are_named():

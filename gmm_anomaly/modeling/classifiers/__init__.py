@@ -8,15 +8,15 @@ from ..registry import CLASSIFIER_REGISTRY, look_up
 from . import gmm as _gmm
 from . import prototype as _prototype
 from . import softmax as _softmax
-from .base import Classified, PixelClassifier
-from .running_prototypes import RunningMeanPrototypes, UnfittedPrototypesError
+from .base import PixelClassifier
 
 GMMClassifier = _gmm.GMMClassifier
 PrototypeClassifier = _prototype.PrototypeClassifier
+RunningMeanPrototypes = _prototype.RunningMeanPrototypes
+UnfittedPrototypesError = _prototype.UnfittedPrototypesError
 SoftmaxClassifier = _softmax.SoftmaxClassifier
 
 __all__ = [
-    "Classified",
     "GMMClassifier",
     "PixelClassifier",
     "PrototypeClassifier",

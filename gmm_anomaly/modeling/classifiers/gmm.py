@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, own_class_log_prob, sinkhorn_assign_all
 from gmm_anomaly.gmm.mixture import EXCLUDED
+from gmm_anomaly.scores import PixelOutputs
 
-from ..losses import IGNORED_COMPONENT, component_contrast, pixel_cross_entropy
+from ..losses import IGNORED_COMPONENT, component_contrast, pixel_cross_entropy, resized_labels
 from ..norm import usable_norm
 from ..registry import CLASSIFIER_REGISTRY
 from ..sampled_contrast import SampledContrast
-from .base import Classified, PixelClassifier
-from .gmm_unseen_classes import check_rule, refuse_unseen, training_class_names
+from .base import PixelClassifier
 from .softmax import SoftmaxClassifier
+
+logger = logging.getLogger(__name__)
 
 MEMORY_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -28,7 +32,9 @@ class GMMClassifier(PixelClassifier):
     """Projection to D dimensions, LayerNorm, unit length; class densities; LayerNorm over classes: logits.
 
     Everything from the embedding on is float32, whatever autocast says. While training, a forward pass only
-    *records* pixels in the bank; the EM hook updates it.
+    *records* pixels in the bank; the EM hook updates it. Without that hook nothing is recorded, and a warning
+    says so once. At inference a class whose mixture was never fitted is left out of predictions and scores,
+    as if the model did not have it, and a warning names it.
 
     Args:
         in_channels: channels of the pixel features.
@@ -45,8 +51,7 @@ class GMMClassifier(PixelClassifier):
             weights do; 0 (the paper) has no such classifier.
         feature_gradient: factor of the gradient of this classifier's own losses where it enters the pixel
             features: 1 (the paper) trains the network for the mixtures. With 0 only the embedding learns
-            from the mixtures, and the network is its softmax twin's, to the last digit: the guide draws its
-            random numbers, first weights and dropout, before everything else, as the twin does.
+            from the mixtures, and the network from the guide alone.
         logits_from: where the logits of an inference come from: "density" (the generative classifier) or
             "softmax" (the softmax classifier beside it, which learns only with a ``guide_weight``).
         sampled_contrast: contrast with vectors drawn from the mixtures; None (GMMSeg): none.
@@ -54,12 +59,7 @@ class GMMClassifier(PixelClassifier):
             the component of the largest responsibility).
         sinkhorn_iterations, sinkhorn_epsilon: see :func:`sinkhorn_assign`.
         loss_average: see :func:`pixel_cross_entropy`.
-        unseen_classes: what inference does while a class's mixture was never fitted: "refuse" it, or
-            "exclude" the class from predictions and scores, as if the model did not have it.
         class_names: of the C classes, for messages; None: their indices.
-
-    Attributes:
-        unseen_classes: may be changed; :func:`excluding_unseen_classes` does so for a while.
     """
 
     generative = True
@@ -82,11 +82,9 @@ class GMMClassifier(PixelClassifier):
         sinkhorn_iterations: int = 3,
         sinkhorn_epsilon: float = 0.05,
         loss_average: str = "valid",
-        unseen_classes: str = "refuse",
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(bank.num_classes, bank.dim)
-        self.unseen_classes = check_rule(unseen_classes)
         self.class_names = None if class_names is None else list(class_names)
         if logits_from not in ("density", "softmax"):
             raise ValueError(f'MODEL.GMM.LOGITS: expected "density" or "softmax", found {logits_from!r}')
@@ -102,8 +100,6 @@ class GMMClassifier(PixelClassifier):
         self.guide_weight = guide_weight
         self.feature_gradient = feature_gradient
         self.logits_from = logits_from
-        if feature_gradient == 0:
-            self.guide = self._new_guide(in_channels, dropout, loss_average)
         self.bank = bank
         layers = _projection(projection, in_channels, bank.dim, norm)
         self.project = nn.Sequential(nn.Dropout2d(dropout), *layers)
@@ -116,12 +112,13 @@ class GMMClassifier(PixelClassifier):
         self.sinkhorn_iterations = sinkhorn_iterations
         self.sinkhorn_epsilon = sinkhorn_epsilon
         self.loss_average = loss_average
-        if feature_gradient > 0 and (guide_weight or logits_from == "softmax"):
-            self.guide = self._new_guide(in_channels, dropout, loss_average)
-
-    def _new_guide(self, in_channels: int, dropout: float, loss_average: str) -> SoftmaxClassifier:
-        guide = SoftmaxClassifier(in_channels, self.num_classes, dropout=dropout, loss_average=loss_average)
-        return guide.requires_grad_(bool(self.guide_weight))
+        self._left_out: list[int] = []
+        self._warned_without_hook = False
+        if guide_weight or logits_from == "softmax":
+            guide = SoftmaxClassifier(
+                in_channels, bank.num_classes, dropout=dropout, loss_average=loss_average
+            )
+            self.guide = guide.requires_grad_(bool(guide_weight))
 
     def embed(self, features: Tensor) -> Tensor:
         """features: (B, F, h, w) -> (B*h*w, D) float32 of unit length, pixels in (b, h, w) order."""
@@ -144,24 +141,22 @@ class GMMClassifier(PixelClassifier):
         )
         return torch.full_like(density, EXCLUDED).index_copy(1, known.nonzero()[:, 0], of_known)
 
-    def forward(self, features: Tensor) -> Classified:
-        if not self.training and self.unseen_classes == "refuse":
-            refuse_unseen(self.bank.known_classes, self.class_names)
+    def forward(self, features: Tensor) -> PixelOutputs:
+        if not self.training:
+            self._warn_of_unseen_classes()
         batch, _, height, width = features.shape
         embedding = self.embed(features)
         with torch.autocast(device_type=features.device.type, enabled=False):
             density = self.bank.class_log_density(embedding)
-            maps = [
+            logits, log_density, embedding = (
                 values.view(batch, height, width, -1).permute(0, 3, 1, 2)
                 for values in (self.logits(density), density, embedding)
-            ]
+            )
         if self.logits_from == "softmax":
-            maps[0] = self.guide(features).logits
-        return Classified(*maps)
+            logits = self.guide(features).logits
+        return PixelOutputs(logits, log_density, embedding)
 
     def losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        if self.feature_gradient == 0:
-            return self._guide_loss(features, labels) | self._mixture_losses(features, labels)
         return self._mixture_losses(features, labels) | self._guide_loss(features, labels)
 
     def _guide_loss(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -177,9 +172,7 @@ class GMMClassifier(PixelClassifier):
         with torch.autocast(device_type=features.device.type, enabled=False):
             log_prob = self.bank.log_prob(embedding)
             logits = self.logits(class_log_density(log_prob, self.bank.reduction))
-            small = (
-                F.interpolate(labels[:, None].float(), size=(height, width), mode="nearest").long().flatten()
-            )
+            small = resized_labels(labels, (height, width)).flatten()
             correct = logits.argmax(1) == small
             target = self._record(embedding, log_prob, correct, small)
             maps = logits.view(batch, height, width, -1).permute(0, 3, 1, 2)
@@ -214,14 +207,40 @@ class GMMClassifier(PixelClassifier):
         known = (labels >= 0) & (labels < self.num_classes)
         index = torch.where(known, labels, 0)
         assignment = self.assign(own_class_log_prob(log_prob.detach(), index), labels)
-        self.bank.record(embedding, labels, assignment, correct)
+        if self.bank.em_attached:
+            self.bank.record(embedding, labels, assignment, correct)
+        elif not self._warned_without_hook:
+            self._warned_without_hook = True
+            logger.warning(
+                "the GMM classifier is trained without EMHook, so its mixtures will never be fitted and the "
+                "pixels of this training are not recorded; register "
+                "gmm_anomaly.engine.EMHook.from_config(cfg, model.bank) among the trainer's hooks"
+            )
         # A class that waits for its warm start has no components worth contrasting yet.
         contrasted = known & self.bank.started[index]
         return torch.where(contrasted, index * self.bank.num_components + assignment, IGNORED_COMPONENT)
 
-    def anomaly_score(self, classified: Classified) -> Tensor:
-        assert classified.log_density is not None
-        return -classified.log_density.amax(1)
+    def _warn_of_unseen_classes(self) -> None:
+        """Name the classes that predictions leave out, whenever these change. Without any fitted class the
+        bank itself refuses."""
+        known = self.bank.known_classes
+        left_out = (~known).nonzero()[:, 0].tolist() if bool(known.any()) else []
+        if left_out and left_out != self._left_out:
+            names = [self.class_names[index] if self.class_names else str(index) for index in left_out]
+            logger.warning(
+                "the mixtures of %d of %d classes were never fitted, for too few of their pixels were seen; "
+                "predictions and scores leave them out: %s. Train longer or with images that have them, or "
+                "lower MODEL.GMM.WARM_START_FEATURES",
+                len(left_out), self.num_classes, ", ".join(names),
+            )  # fmt: skip
+        self._left_out = left_out
+
+
+def _class_names(cfg: CfgNode) -> list[str] | None:
+    """The classes of the training set, where it is registered and has as many as the model."""
+    name = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None
+    names = MetadataCatalog.get(name).get("stuff_classes") if name in MetadataCatalog else None
+    return list(names) if names and len(names) == cfg.MODEL.CLASSIFIER.NUM_CLASSES else None
 
 
 def _projection(kind: str, in_channels: int, dim: int, norm: str) -> list[nn.Module]:
@@ -261,25 +280,23 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
         raise ValueError(
             f"MODEL.GMM.MEMORY_DTYPE: expected one of {', '.join(MEMORY_DTYPES)}, found {keys.MEMORY_DTYPE!r}"
         )
-    # The guide is to draw the numbers that the twin would.
-    with torch.random.fork_rng(devices=[], enabled=keys.FEATURE_GRADIENT == 0):
-        bank = GaussianMixtureBank(
-            cfg.MODEL.CLASSIFIER.NUM_CLASSES,
-            keys.NUM_COMPONENTS,
-            in_channels if keys.PROJECTION == "none" else keys.EMBED_DIM,
-            keys.MEMORY_SIZE,
-            keys.SAMPLES_PER_UPDATE,
-            keys.MOMENTUM_MEAN,
-            keys.MOMENTUM_SCALE,
-            keys.VARIANCE_FLOOR,
-            reduction=keys.REDUCTION,
-            fill_slots=keys.WARM_START_FILL if keys.WARM_START else 0,
-            warm_start_features=keys.WARM_START_FEATURES if keys.WARM_START else 0,
-            kmeans_rounds=keys.WARM_START_KMEANS_ROUNDS,
-            memory_dtype=MEMORY_DTYPES[keys.MEMORY_DTYPE],
-            save_memory=keys.SAVE_MEMORY,
-            empty_components=keys.EMPTY_COMPONENTS,
-        )
+    bank = GaussianMixtureBank(
+        cfg.MODEL.CLASSIFIER.NUM_CLASSES,
+        keys.NUM_COMPONENTS,
+        in_channels if keys.PROJECTION == "none" else keys.EMBED_DIM,
+        keys.MEMORY_SIZE,
+        keys.SAMPLES_PER_UPDATE,
+        keys.MOMENTUM_MEAN,
+        keys.MOMENTUM_SCALE,
+        keys.VARIANCE_FLOOR,
+        reduction=keys.REDUCTION,
+        fill_slots=keys.WARM_START_FILL if keys.WARM_START else 0,
+        warm_start_features=keys.WARM_START_FEATURES if keys.WARM_START else 0,
+        kmeans_rounds=keys.WARM_START_KMEANS_ROUNDS,
+        memory_dtype=MEMORY_DTYPES[keys.MEMORY_DTYPE],
+        save_memory=keys.SAVE_MEMORY,
+        empty_components=keys.EMPTY_COMPONENTS,
+    )
     return GMMClassifier(
         in_channels,
         bank,
@@ -296,6 +313,5 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
         sinkhorn_iterations=keys.SINKHORN_ITERATIONS,
         sinkhorn_epsilon=keys.SINKHORN_EPSILON,
         loss_average=cfg.MODEL.CLASSIFIER.LOSS_AVERAGE,
-        unseen_classes=keys.UNSEEN_CLASSES,
-        class_names=training_class_names(cfg),
+        class_names=_class_names(cfg),
     )

@@ -1,15 +1,115 @@
-"""The cosine classifier of PAnS (Fontanel et al., CVPR workshops 2021): nearest class prototype by angle."""
+"""The cosine classifier of PAnS (Fontanel et al., CVPR workshops 2021): nearest class prototype by angle.
+
+Prototypes are learned with the features, or are running means of the classes' pixel directions.
+"""
 
 from __future__ import annotations
 
+import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..cosine import COSINE_SCALE, CosinePrototypes
-from ..losses import pixel_cross_entropy
+from gmm_anomaly.gmm import collectives
+from gmm_anomaly.scores import PixelOutputs
+
+from ..cosine import COSINE_SCALE, CosinePrototypes, cosine_logits
+from ..losses import pixel_cross_entropy, resized_labels
 from ..registry import CLASSIFIER_REGISTRY
-from .base import Classified, PixelClassifier
-from .running_prototypes import RunningMeanPrototypes
+from .base import PixelClassifier
+
+
+class UnfittedPrototypesError(RuntimeError):
+    """Running-mean prototypes that have seen no pixel were asked for logits outside training."""
+
+
+class RunningMeanPrototypes(nn.Module):
+    """One prototype a class: the running mean of its labelled pixels' directions, of unit length.
+
+    ``record`` sums up a batch, ``update`` moves the prototypes: a forward pass never changes them. With
+    several ranks ``update`` and ``broadcast`` are collective, and only sums and counts travel.
+
+    Args:
+        in_channels: F. num_classes: C.
+        momentum: ``prototype <- m * prototype + (1 - m) * mean direction``, normalised again. The first mean
+            direction of a class becomes its prototype as it is.
+
+    Attributes:
+        weight: (C, F, 1, 1) float32, unit vectors; zero where a class has no prototype yet.
+        fitted: (C,) bool, the classes that have one.
+
+    Raises:
+        ValueError: a momentum out of range.
+    """
+
+    weight: Tensor
+    fitted: Tensor
+    total: Tensor
+
+    def __init__(self, in_channels: int, num_classes: int, *, momentum: float = 0.99) -> None:
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise ValueError(f"MODEL.PROTOTYPE.MOMENTUM: expected a number in [0, 1), found {momentum}")
+        self.momentum = momentum
+        self.register_buffer("weight", torch.zeros(num_classes, in_channels, 1, 1))
+        self.register_buffer("fitted", torch.zeros(num_classes, dtype=torch.bool))
+        # Recorded since the last update: sums of unit features, and the number of pixels.
+        self.register_buffer("total", torch.zeros(num_classes, in_channels + 1), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (B, F, h, w) -> logits (B, C, h, w); -10 for a class without a prototype.
+
+        Raises:
+            UnfittedPrototypesError: outside training, when no class has a prototype.
+        """
+        if not self.training and not bool(self.fitted.any()):
+            raise UnfittedPrototypesError(
+                "the running-mean prototypes have never been fitted, so there is nothing to compare pixels "
+                "with: load a checkpoint of a model trained so (MODEL.WEIGHTS, MODEL.PROTOTYPE.RUNNING_MEAN "
+                "True), or train first"
+            )
+        logits = cosine_logits(features, self.weight)
+        return logits.masked_fill(~self.fitted[:, None, None], -COSINE_SCALE)
+
+    @torch.no_grad()
+    def record(self, features: Tensor, labels: Tensor) -> None:
+        """Sum up the directions of the labelled pixels for the next ``update``.
+
+        Args:
+            features: (B, F, h, w) floating point; a pixel with NaN or infinity in it is ignored.
+            labels: (B, H, W) integer, taken at the features' size by nearest sampling; anything outside
+                ``0 .. C-1`` is ignored.
+        """
+        labels = resized_labels(labels, features.shape[-2:]).flatten()
+        pixels = features.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
+        known = (labels >= 0) & (labels < len(self.total)) & pixels.isfinite().all(dim=1)
+        # Masked, not selected: the number of labelled pixels never has to leave the device.
+        entries = F.pad(F.normalize(pixels, dim=1), (0, 1), value=1.0)
+        entries = torch.where(known[:, None], entries, 0.0)
+        self.total.index_add_(0, torch.where(known, labels, 0), entries)
+
+    def discard_recorded(self) -> None:
+        """Forget what was recorded since the last ``update``: the batches of a step that is left out."""
+        self.total.zero_()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the prototypes of the classes recorded on any rank since the last update."""
+        total = collectives.sum_over_ranks(self.total)
+        moved = total[:, -1] > 0
+        direction = F.normalize(total[:, :-1], dim=1)[..., None, None]
+        blended = self.momentum * self.weight + (1 - self.momentum) * direction
+        moving = F.normalize(torch.where(self.fitted[:, None, None, None], blended, direction), dim=1)
+        self.weight.copy_(torch.where(moved[:, None, None, None], moving, self.weight))
+        self.fitted |= moved
+        self.total.zero_()
+
+    @torch.no_grad()
+    def broadcast(self) -> None:
+        """Give every rank the prototypes of rank 0; call it once the model is built, wrapped and loaded."""
+        collectives.broadcast_from_first(self.weight)
+        collectives.broadcast_from_first(self.fitted)
+        self.total.zero_()
 
 
 class PrototypeClassifier(PixelClassifier):
@@ -37,18 +137,14 @@ class PrototypeClassifier(PixelClassifier):
         self.predictor = predictor
         self.loss_average = loss_average
 
-    def forward(self, features: Tensor) -> Classified:
-        return Classified(self.predictor(self.dropout(features)), None, features)
+    def forward(self, features: Tensor) -> PixelOutputs:
+        return PixelOutputs(self.predictor(self.dropout(features)), embedding=features)
 
     def losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         if isinstance(self.predictor, RunningMeanPrototypes):
             # Without dropout: the means of what the prototypes are compared with at inference.
             self.predictor.record(features, labels)
         return {"loss_ce": pixel_cross_entropy(self(features).logits, labels, average=self.loss_average)}
-
-    def anomaly_score(self, classified: Classified) -> Tensor:
-        """``(1 - max_c cos) / 2``, in [0, 1]."""
-        return 1 - (classified.logits.amax(1) + COSINE_SCALE) / (2 * COSINE_SCALE)
 
 
 @CLASSIFIER_REGISTRY.register()

@@ -5,13 +5,15 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from gmm_anomaly.scores import PixelOutputs
+
 from ..losses import pixel_cross_entropy
 from ..registry import CLASSIFIER_REGISTRY
-from .base import Classified, PixelClassifier
+from .base import PixelClassifier
 
 
 class SoftmaxClassifier(PixelClassifier):
-    """1x1 convolution to class logits; its own anomaly score is ``1 - max softmax``.
+    """1x1 convolution to class logits.
 
     Args:
         in_channels: channels of the pixel features.
@@ -30,14 +32,11 @@ class SoftmaxClassifier(PixelClassifier):
         nn.init.zeros_(self.predictor.bias)
         self.loss_average = loss_average
 
-    def forward(self, features: Tensor) -> Classified:
-        return Classified(self.predictor(self.dropout(features)).float(), None, features)
+    def forward(self, features: Tensor) -> PixelOutputs:
+        return PixelOutputs(self.predictor(self.dropout(features)).float(), embedding=features)
 
     def losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {"loss_ce": pixel_cross_entropy(self(features).logits, labels, average=self.loss_average)}
-
-    def anomaly_score(self, classified: Classified) -> Tensor:
-        return 1 - (classified.logits.amax(1) - classified.logits.logsumexp(1)).exp()
 
 
 @CLASSIFIER_REGISTRY.register()

@@ -17,7 +17,6 @@ from torch import nn
 from gmm_anomaly.data import build_test_loader
 from gmm_anomaly.evaluation import AnomalyEvaluator, ClosedSetEvaluator, format_results, write_results
 from gmm_anomaly.evaluation.postprocessing import reported_scores
-from gmm_anomaly.evaluation.scoring import AnomalyScorer
 from gmm_anomaly.modeling.norm import share_statistics
 
 logger = logging.getLogger(__name__)
@@ -56,8 +55,7 @@ def evaluate(cfg: CfgNode, model: nn.Module, *, iteration: int | None = None) ->
     share_statistics(model)
     results: dict[str, Any] = OrderedDict()
     for name in cfg.DATASETS.TEST:
-        scorer = AnomalyScorer.from_config(cfg, model, name)
-        found = inference_on_dataset(scorer, build_test_loader(cfg, name), build_evaluator(cfg, name))
+        found = inference_on_dataset(model, build_test_loader(cfg, name), build_evaluator(cfg, name))
         if comm.is_main_process():
             results[name] = found
     if results:

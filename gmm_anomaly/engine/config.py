@@ -16,6 +16,7 @@ from gmm_anomaly.evaluation.anomaly import check_component_track
 from gmm_anomaly.evaluation.postprocessing import check_postprocesses
 from gmm_anomaly.modeling.norm import usable_norm
 from gmm_anomaly.modeling.registry import look_up
+from gmm_anomaly.modeling.scoring import score_names
 from gmm_anomaly.repository_files import find_config
 from gmm_anomaly.scores import (
     FEATURE_DISTANCE,
@@ -88,7 +89,7 @@ def _check(cfg: CfgNode) -> None:
             given.add(LOG_DENSITY)
         if cfg.MODEL.FEATURE_DISTANCE.FEATURES:
             given.add(FEATURE_DISTANCE)
-    get_scores(cfg.TEST.SCORES, given=given)
+    get_scores(score_names(cfg), given=given)
     check_postprocesses(cfg)
     check_component_track(cfg.TEST.COMPONENT_TRACK)
     check_num_classes(cfg)

@@ -1,4 +1,4 @@
-"""Calibration against explicit float64 formulas on every labelled pixel of every training image."""
+"""Fitting distances against explicit float64 formulas on every labelled pixel of every training image."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from detectron2.modeling import build_model
 from torch.nn import functional as F
 
 from gmm_anomaly.data import read_image, read_label
-from gmm_anomaly.engine import Checkpointer, build_config, calibrate
-from gmm_anomaly.evaluation.scoring import AnomalyScorer
+from gmm_anomaly.engine import Checkpointer, build_config, fit_feature_distance
 from gmm_anomaly.gmm import UnfittedMixtureError
 from gmm_anomaly.gmm.tied_gaussians import SHRINKAGE
 
@@ -28,7 +27,7 @@ def cfg(tmp_path_factory, request):
             "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.CLASSIFIER.NAME", "softmax",
             "MODEL.FEATURE_DISTANCE.FEATURES", levels, "MODEL.FEATURE_DISTANCE.GAUSSIANS", gaussians,
             "MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE", 10**6,
-            "MODEL.CHANNELS_LAST", False, "TEST.SCORES", ["hybrid", "feature_distance", "energy"],
+            "TEST.SCORES", ["hybrid", "feature_distance", "energy"],
             "DATASETS.SYNTHETIC.NUM_TRAIN", 3, "DATASETS.SYNTHETIC.HEIGHT", 64,
             "DATASETS.SYNTHETIC.WIDTH", 128, "INPUT.MIN_SIZE_TEST", 0, "DATASETS.SYNTHETIC.CACHE_DIR", "",
             "OUTPUT_DIR", str(tmp_path_factory.mktemp("run")),
@@ -41,7 +40,7 @@ def model(cfg):
     torch.manual_seed(0)
     model = build_model(cfg).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    calibrate(cfg, model)
+    fit_feature_distance(cfg, model)
     assert model.training, "the mode is as it was"
     after = model.state_dict()
     changed = [name for name in before if not torch.equal(before[name], after[name])]
@@ -89,7 +88,7 @@ def log_distances(features, labels, queries):
 def test_scores_are_the_formula(cfg, model):
     image, _ = next(images(cfg))
     with torch.no_grad():
-        found = AnomalyScorer.from_config(cfg, model)([{"image": image}])[0]["anomaly_scores"]
+        found = model([{"image": image}])[0]["anomaly_scores"]
     expected = 0
     levels = cfg.MODEL.FEATURE_DISTANCE.FEATURES
     maps = {level: features_of(model, image, level) for level in levels}
@@ -117,30 +116,30 @@ def test_scores_are_the_formula(cfg, model):
     )
 
 
-def test_weights_without_calibration_are_refused_with_the_cure(cfg, model, tmp_path):
+def test_weights_without_distances_are_refused_with_the_cure(cfg, model, tmp_path):
     bare = build_model(cfg)
     bare.load_state_dict(model.state_dict())
     state = {key: value for key, value in bare.state_dict().items() if "feature_distance" not in key}
     path = tmp_path / "trained.pth"
     torch.save({"model": state}, path)
     fresh = build_model(cfg)
-    with pytest.raises(ValueError, match="train_net.py --calibrate"):
+    with pytest.raises(ValueError, match="train_net.py --fit-feature-distance"):
         Checkpointer(fresh).load_for_evaluation(str(path))
-    Checkpointer(fresh).load_for_evaluation(str(path), calibrated=False)
-    with torch.no_grad(), pytest.raises(UnfittedMixtureError, match="train_net.py --calibrate"):
+    Checkpointer(fresh).load_for_evaluation(str(path), distances=False)
+    with torch.no_grad(), pytest.raises(UnfittedMixtureError, match="train_net.py --fit-feature-distance"):
         fresh.eval()([{"image": next(images(cfg))[0]}])
 
 
-def test_calibration_of_other_features_is_replaced(cfg, model, tmp_path):
-    path = tmp_path / "calibrated.pth"
+def test_distances_of_other_features_are_replaced(cfg, model, tmp_path):
+    path = tmp_path / "fitted.pth"
     torch.save({"model": model.state_dict()}, path)
     other = cfg.clone()
     other.defrost()
     other.MODEL.FEATURE_DISTANCE.FEATURES = ["level1", "level4", "embedding"]
     changed = build_model(other)
-    with pytest.raises(ValueError, match="does not fit the model.*train_net.py --calibrate"):
+    with pytest.raises(ValueError, match="does not fit the model.*train_net.py --fit-feature-distance"):
         Checkpointer(changed).load_for_evaluation(str(path))
-    Checkpointer(changed).load_for_evaluation(str(path), calibrated=False)
+    Checkpointer(changed).load_for_evaluation(str(path), distances=False)
     assert not changed.feature_distance.is_fitted
     torch.testing.assert_close(changed.classifier.predictor.weight, model.classifier.predictor.weight)
 
@@ -150,7 +149,7 @@ def test_calibration_of_other_features_is_replaced(cfg, model, tmp_path):
     [
         ("FEATURES", ["level9"], "expected .*level1.*embedding.*found level9"),
         ("GAUSSIANS", "classes", 'expected "class" or "single", found \'classes\''),
-        ("EVIDENCE", "msp", 'expected "density" or "energy", found \'msp\''),
+        ("HYBRID_WITH", "msp", 'expected "density" or "energy", found \'msp\''),
     ],
 )
 def test_wrong_keys_are_named(cfg, key, value, message):
@@ -161,7 +160,7 @@ def test_wrong_keys_are_named(cfg, key, value, message):
         build_model(other)
 
 
-def test_evidence_of_a_generative_classifier_is_chosen_by_key(cfg, tmp_path):
+def test_what_hybrid_takes_of_a_generative_classifier_is_chosen_by_key(cfg, tmp_path):
     """Moments of the density, and of the energy of the logits, over all labelled pixels."""
     generative = cfg.clone()
     generative.defrost()
@@ -179,18 +178,18 @@ def test_evidence_of_a_generative_classifier_is_chosen_by_key(cfg, tmp_path):
             maps["energy"].append(-found.logits.logsumexp(1)[0][small < CLASSES])
     states = {}
     for kind, values in maps.items():
-        generative.MODEL.FEATURE_DISTANCE.EVIDENCE = kind
+        generative.MODEL.FEATURE_DISTANCE.HYBRID_WITH = kind
         state = model.state_dict()
         model = build_model(generative).eval()
         model.load_state_dict(state, strict=False)
-        calibrate(generative, model)
+        fit_feature_distance(generative, model)
         states[kind] = model.state_dict()
         values = torch.cat(values).double()
-        mean, std = model.feature_distance.evidence_moments()
+        mean, std = model.feature_distance.hybrid_moments
         torch.testing.assert_close(mean.double(), values.mean(), rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(std.double(), values.std(correction=0), rtol=1e-4, atol=1e-5)
     # Moments of the one are never taken for those of the other.
-    path = tmp_path / "calibrated_on_density.pth"
+    path = tmp_path / "fitted_on_density.pth"
     torch.save({"model": states["density"]}, path)
-    with pytest.raises(ValueError, match="train_net.py --calibrate"):
+    with pytest.raises(ValueError, match="train_net.py --fit-feature-distance"):
         Checkpointer(model).load_for_evaluation(str(path))

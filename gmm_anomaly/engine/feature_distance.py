@@ -1,0 +1,207 @@
+"""Fit what a trained network's scores need to know of the training set: Gaussians of its features, moments
+that put scores of different units on one scale, and how large logits are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from gmm_anomaly.data import SegmentationMapper
+from gmm_anomaly.data.build import train_records
+from gmm_anomaly.data.mapper import test_augmentations
+from gmm_anomaly.gmm.collectives import sum_over_ranks
+from gmm_anomaly.modeling.feature_distance import features_by_name
+from gmm_anomaly.modeling.inference import transformed
+from gmm_anomaly.modeling.losses import IGNORE_LABEL, resized_labels
+from gmm_anomaly.modeling.norm import share_statistics
+from gmm_anomaly.scores import PixelOutputs
+from gmm_anomaly.scores.hybrid import hybrid_part
+
+
+class TrainingImages(Dataset[dict[str, Any]]):
+    """The training set as it is tested: inputs with ``image`` and ``sem_seg`` of one size, that of
+    ``INPUT.MIN_SIZE_TEST``, without augmentation, for every record of ``DATASETS.TRAIN``.
+
+    Raises:
+        ValueError, FileNotFoundError: as ``build_train_loader``.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.records = [record for part in train_records(cfg).values() for record in part]
+        options = SegmentationMapper.from_config(cfg, True) | {"augmentations": test_augmentations(cfg)}
+        self.mapper = SegmentationMapper(**options)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def evenly_spaced(self, count: int) -> list[int]:
+        """This rank's share of at most ``count`` evenly spaced images, by index."""
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
+        return chosen[comm.get_rank() :: comm.get_world_size()].tolist()
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        mapped = self.mapper(self.records[index])
+        # The size as stored would enlarge a model's outputs beyond its labels again.
+        del mapped["height"], mapped["width"]
+        return mapped
+
+
+class RunningMoments:
+    """Mean and standard deviation of values that come in parts, over all ranks. float64."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def add(self, values: Tensor) -> None:
+        values = values.double()
+        self.sums += torch.stack([values.new_tensor(values.numel()), values.sum(), values.square().sum()])
+
+    def reduce(self) -> tuple[Tensor, Tensor]:
+        """Collective. Returns the mean and the standard deviation."""
+        count, total, squares = sum_over_ranks(self.sums)
+        mean = total / count
+        return mean, (squares / count - mean.square()).clamp(min=0).sqrt()
+
+
+def needs_fitting(model: nn.Module) -> bool:
+    """Whether :func:`fit_feature_distance` has something to do."""
+    return any(getattr(model, name, None) is not None for name in ("feature_distance", "max_logit_moments"))
+
+
+@torch.no_grad()
+def fit_feature_distance(cfg: CfgNode, model: nn.Module) -> None:
+    """Fit the model's :class:`FeatureDistance` and :class:`MaxLogitMoments`, where it has them, and keep them
+    in the model.
+
+    ``MODEL.FEATURE_DISTANCE.NUM_IMAGES`` evenly spaced images of ``DATASETS.TRAIN``, unaugmented, in
+    evaluation mode, at the sizes, scales and in the windows that test images are seen in;
+    ``PIXELS_PER_IMAGE`` labelled pixels of each for the distances, all of them for the logits.
+    Deterministic. Collective: every rank must call, each takes its share of the images.
+
+    Raises:
+        ValueError: ``NUM_IMAGES`` is not positive; no labelled pixel in those images.
+    """
+    if cfg.MODEL.FEATURE_DISTANCE.NUM_IMAGES < 1:
+        raise ValueError(
+            "MODEL.FEATURE_DISTANCE.NUM_IMAGES: expected at least 1, found "
+            f"{cfg.MODEL.FEATURE_DISTANCE.NUM_IMAGES}"
+        )
+    share_statistics(model)
+    training = model.training
+    model.eval()
+    try:
+        if model.feature_distance is not None:
+            _fit_distances(cfg, model)
+        # Its forward passes give the distances too.
+        if model.max_logit_moments is not None:
+            _fit_max_logits(cfg, model)
+    finally:
+        model.train(training)
+
+
+def _fit_distances(cfg: CfgNode, model: nn.Module) -> None:
+    distance = model.feature_distance
+    statistics = {name: distance.statistics(name) for name in distance.names}
+    for sample in _samples(cfg, model, "Gaussians of the features"):
+        for name, feature in sample.features(distance.names).items():
+            values, labels = sample.labelled(feature[0])
+            statistics[name].add(values, distance.means_of(labels))
+    for name, statistic in statistics.items():
+        statistic.reduce()
+        distance.levels[name].fit(statistic)
+
+    moments = {name: RunningMoments(model.device) for name in (*distance.names, "hybrid")}
+    for sample in _samples(cfg, model, "their distances"):
+        for name, feature in sample.features(distance.names).items():
+            moments[name].add(sample.labelled(distance.log_distance(name, feature))[0])
+        own = hybrid_part(replace(sample.outputs, hybrid_with=distance.hybrid_with))
+        moments["hybrid"].add(sample.labelled(own)[0])
+    for index, name in enumerate(distance.names):
+        distance.log_mean[index], distance.log_std[index] = moments[name].reduce()
+    for kept, found in zip(distance.hybrid_moments, moments["hybrid"].reduce(), strict=True):
+        kept.copy_(found)
+
+
+def _fit_max_logits(cfg: CfgNode, model: nn.Module) -> None:
+    classes = model.classifier.num_classes
+    sums = torch.zeros(3, classes, dtype=torch.float64, device=model.device)
+    for item in _training_items(cfg, "Measuring largest logits"):
+
+        def largest(outputs: PixelOutputs) -> Tensor:
+            return outputs.logits.amax(dim=-3)[None]
+
+        logits, values = model.infer([{"image": item["image"]}], largest)[0]
+        known = item["sem_seg"].to(model.device) < classes
+        found, where = values[0][known].double(), logits.argmax(dim=0)[known]
+        for row, part in zip(sums, (torch.ones_like(found), found, found.square()), strict=True):
+            row.index_add_(0, where, part)
+    model.max_logit_moments.fit(*sum_over_ranks(sums))
+
+
+class _Sample:
+    """One window of a training image: its features, and its labelled pixels at any resolution."""
+
+    def __init__(self, model: nn.Module, image: Tensor, label: Tensor, pixels: int) -> None:
+        images = model.padded([image]).tensor
+        # Padding has no label.
+        missing = (0, images.shape[-1] - label.shape[1], 0, images.shape[-2] - label.shape[0])
+        self.label = F.pad(label, missing, value=IGNORE_LABEL)
+        self.num_classes = model.classifier.num_classes
+        self.pixels = pixels
+        self.pyramid, self.outputs = model.outputs(images)
+
+    def features(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """{name: (1, F, h, w)}."""
+        return features_by_name(names, self.pyramid, self.outputs.embedding)
+
+    def labelled(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """feature: (F, h, w) -> at most ``pixels`` evenly spaced labelled pixels (n, F), and labels (n,)."""
+        small = resized_labels(self.label[None], feature.shape[-2:]).flatten()
+        known = torch.nonzero(small < self.num_classes)[:, 0]
+        if len(known) > self.pixels:
+            known = known[torch.linspace(0, len(known) - 1, self.pixels, device=known.device).long()]
+        return feature.flatten(1).T[known], small[known]
+
+
+def _samples(cfg: CfgNode, model: nn.Module, what: str) -> Iterator[_Sample]:
+    for item in _training_items(cfg, f"Fitting {what}"):
+        image, label = model.normalised(item), item["sem_seg"].to(model.device)
+        views = [transformed(image, scale) for scale in model.inference.scales]
+        grids = [model.inference.windows((view.shape[-2], view.shape[-1])) for view in views]
+        pixels = max(1, cfg.MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE // sum(map(len, grids)))
+        for view, windows in zip(views, grids, strict=True):
+            small = resized_labels(label[None], view.shape[-2:])[0]
+            for window in windows:
+                yield _Sample(model, window.cut(view), window.cut(small), pixels)
+
+
+def _training_items(cfg: CfgNode, what: str) -> Iterator[dict[str, Any]]:
+    images = TrainingImages(cfg)
+    mine = images.evenly_spaced(cfg.MODEL.FEATURE_DISTANCE.NUM_IMAGES)
+    for index in tqdm(mine, desc=what, unit="image", disable=not comm.is_main_process()):
+        yield images[index]
+
+
+class FeatureDistanceHook(HookBase):
+    """Fits before each evaluation, and before the last checkpoint is written."""
+
+    def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
+        self.cfg = cfg
+        self.model = model
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        period = self.cfg.TEST.EVAL_PERIOD
+        if done == self.trainer.max_iter or (period > 0 and done % period == 0):
+            fit_feature_distance(self.cfg, self.model)
