@@ -22,7 +22,7 @@ from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.data.reading import read_image
 from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.data.synthetic import StreetSplit
-from gmm_anomaly.predict.images import as_rgb, is_video, list_sources
+from gmm_anomaly.predict.images import is_video, list_sources
 from gmm_anomaly.predict.predictor import AnomalyPredictor
 
 from .formats import MAX_BATCH, MAX_SIDE, ONNX, Network, export_graph, load, require_onnx, write
@@ -74,6 +74,7 @@ def export(
     images = [predictor.resize(T.AugInput(image)).apply_image(image) for image in images]
     reference = normal_inference(predictor)
     dtype = getattr(torch, input_type)
+    resize = [step for step in predictor.resize.augs if isinstance(step, T.ResizeShortestEdge)]
 
     def attempt(size: tuple[int, int] | None, reason: str) -> dict[str, Any]:
         metadata = {
@@ -81,7 +82,22 @@ def export(
             "palette": predictor.class_colors,
             "score": predictor.score,
             "threshold": predictor.threshold,
-            "input_rule": _input_rule(predictor, module, size, input_type),
+            "input_rule": {
+                "layout": "(B, 3, H, W)",
+                "channels": "RGB",
+                "type": input_type,
+                "values": [0, 255],
+                "max_batch": MAX_BATCH,
+                "min_side": module.min_side,
+                "max_side": MAX_SIDE,
+                # None: any.
+                "height": None if size is None else size[0],
+                "width": None if size is None else size[1],
+                "padded_inside_to": module.divisor,
+                # What the evaluation does before the network; None: it takes images as they are.
+                "resize_shorter_side": int(resize[0].short_edge_length[0]) if resize else None,
+                "resize_max_side": int(resize[0].max_size) if resize else None,
+            },
             "version": __version__,
             "weights_sha256": predictor.weights_sha256,
         }
@@ -193,32 +209,6 @@ def _timed(networks: dict[str, Network], image: Tensor, repeats: int) -> dict[st
     return {name: median(values[1:]) for name, values in taken.items()}
 
 
-def _input_rule(
-    predictor: AnomalyPredictor, module: ExportableSegmentor, size: tuple[int, int] | None, input_type: str
-) -> dict[str, Any]:
-    """What an image must be, as plain values.
-
-    ``height`` and ``width`` are null where any will do; ``resize_shorter_side`` is what the evaluation
-    resizes the shorter side to before the network (with a longer side of at most ``resize_max_side``), null
-    where it takes images as they are. Padding to multiples of ``padded_inside_to`` happens in the network.
-    """
-    resize = [step for step in predictor.resize.augs if isinstance(step, T.ResizeShortestEdge)]
-    return {
-        "layout": "(B, 3, H, W)",
-        "channels": "RGB",
-        "type": input_type,
-        "values": [0, 255],
-        "max_batch": MAX_BATCH,
-        "min_side": module.min_side,
-        "max_side": MAX_SIDE,
-        "height": None if size is None else size[0],
-        "width": None if size is None else size[1],
-        "padded_inside_to": module.divisor,
-        "resize_shorter_side": int(resize[0].short_edge_length[0]) if resize else None,
-        "resize_max_side": int(resize[0].max_size) if resize else None,
-    }
-
-
 def find_images(given: str | None, count: int) -> list[np.ndarray]:
     """Up to ``count`` images to check with, (H, W, 3) uint8 RGB, spread over what was given.
 
@@ -233,17 +223,14 @@ def find_images(given: str | None, count: int) -> list[np.ndarray]:
         split = StreetSplit("export check", count, SYNTHETIC_SEED, anomalies=True)
         return [split[index][0] for index in range(count)]
     if given in DatasetCatalog:
-        return [read_image(record, "RGB") for record in _spread(get_records(given), count)]
-    paths = [path for path in list_sources([given]) if not is_video(path)]
-    if not paths:
-        raise ValueError(f"--images: expected images in {given}, found videos only")
-    return [as_rgb(path) for path in _spread(paths, count)]
-
-
-def _spread(items: Sequence, count: int) -> list:
-    """``count`` of the items, in equal steps over all of them."""
-    count = min(count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
+        records = get_records(given)
+    else:
+        files = list_sources([given])
+        records = [{"file_name": str(path)} for path in files if not is_video(path)]
+    if not records:
+        raise ValueError(f"--images: expected images in {given}, found none")
+    count = min(count, len(records))
+    return [read_image(records[index * len(records) // count], "RGB") for index in range(count)]
 
 
 def check_batches(images: Sequence[np.ndarray], size: tuple[int, int] | None) -> list[Tensor]:

@@ -47,8 +47,8 @@ class ExportableSegmentor(nn.Module):
         self.reversed_channels = image_format == "BGR"
         self.divisor = max(1, int(model.backbone.size_divisibility))
         strides = [int(shape.stride) for shape in model.backbone.output_shape().values()]
-        # torch.export holds a map of one row or column for a special case.
-        self.min_side = max(self.divisor, *strides) + 1
+        # torch.export holds a map of one row or column for a special case; 32: there may be one inside.
+        self.min_side = max(self.divisor, *strides, 32) + 1
         model = copy.deepcopy(model).eval().cpu().float().requires_grad_(False)
         model.compiled = False
         # The model knows best whether all of it is fitted.

@@ -75,23 +75,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="KEY VALUE pairs for the config; comes last")  # fmt: skip
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise argparse.ArgumentError where arguments contradict each other."""
-    wrong = None
-    if not args.inputs and not args.threshold_on:
-        wrong = "nothing to predict: give images, videos or folders"
-    elif args.target_fpr is not None and not args.threshold_on:
-        wrong = "--target-fpr needs a data set to find the threshold on: --threshold-on DATASET"
-    elif args.target_fpr is not None and not 0 < args.target_fpr < 1:
-        wrong = f"--target-fpr: expected a share between 0 and 1, such as 0.05, found {args.target_fpr}"
-    elif args.batch_size < 1 or args.min_area < 0:
-        wrong = "--batch-size must be at least 1, --min-area at least 0"
-    elif args.range is not None and not args.range[0] < args.range[1]:
-        wrong = f"--range: LOW must be below HIGH, found {args.range[0]} and {args.range[1]}"
-    if wrong:
-        raise argparse.ArgumentError(None, wrong)
-
-
 def run(args: argparse.Namespace) -> int:
     """Predict what the arguments say, and print a summary.
 
@@ -102,7 +85,17 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         argparse.ArgumentError: arguments that contradict each other.
     """
-    check_arguments(args)
+    rate_alone = args.target_fpr is not None and not args.threshold_on
+    args.target_fpr = 0.05 if args.target_fpr is None else args.target_fpr
+    for wrong, message in (
+        (not (args.inputs or args.threshold_on), "nothing to predict: give images, videos or folders"),
+        (rate_alone, "--target-fpr needs a data set: --threshold-on DATASET"),
+        (not 0 < args.target_fpr < 1, "--target-fpr: expected a share between 0 and 1, such as 0.05"),
+        (args.batch_size < 1 or args.min_area < 0, "--batch-size must be at least 1, --min-area at least 0"),
+        (args.range and not args.range[0] < args.range[1], "--range: LOW must be below HIGH"),
+    ):
+        if wrong:
+            raise argparse.ArgumentError(None, message)
     import torch
 
     from gmm_anomaly.engine.config_merge import ConfigError

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import runpy
 import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -90,7 +88,7 @@ def _threshold(args: argparse.Namespace, predictor: AnomalyPredictor) -> dict[st
     if args.threshold_on:
         file = args.out / "threshold.json"
         progress = partial(_bar, desc=f"threshold on {args.threshold_on}")
-        predictor.fit_threshold(args.threshold_on, args.target_fpr or 0.05, progress=progress).save(file)
+        predictor.fit_threshold(args.threshold_on, args.target_fpr, progress=progress).save(file)
     if file is None:
         return None
     found = Threshold.load(file)
@@ -162,8 +160,14 @@ class Job:
         except ValueError as error:
             self._skip(path, error)
             return None
-        predictions = _bar(self._compared(reader, format="BGR"), total=reader.frames, desc=path.stem)
-        return {"input": str(path)} | self._write_video(path.stem, reader.fps, predictions)
+
+        def frames() -> Iterator[Prediction]:
+            predictions = _bar(self._compared(reader, format="BGR"), total=reader.frames, desc=path.stem)
+            for index, prediction in enumerate(predictions):
+                self._write_score(f"{path.stem}_{index:06d}", prediction)
+                yield prediction
+
+        return {"input": str(path)} | write_video(self.folder, path.stem, reader.fps, frames())
 
     def _compared(self, images: Iterable[np.ndarray], format: str = "RGB") -> Iterator[Prediction]:
         """Predictions in one colour range."""
@@ -178,9 +182,12 @@ class Job:
     def _write(self, name: str, prediction: Prediction) -> dict[str, Any]:
         """Write all files of one image; returns what was found and where it was written, as plain values."""
         overlay = self.folder / "overlays" / f"{name}.png"
-        segmentation = self.folder / "segmentation" / f"{name}.png"
         save_picture(overlay, prediction.overlay())
-        save_segmentation(segmentation, prediction.segmentation, prediction.class_colors)
+        segmentation = self.folder / "segmentation" / f"{name}.png"
+        indexed = Image.fromarray(prediction.segmentation)
+        indexed.putpalette([channel for color in prediction.class_colors for channel in color])
+        with replacing(segmentation) as temporary:
+            indexed.save(temporary, format="PNG")
         height, width = prediction.score.shape
         found = {"height": height, "width": width, **_extremes(prediction), "anomalies": None}
         found |= {"overlay": str(overlay), "segmentation": str(segmentation)}
@@ -199,25 +206,6 @@ class Job:
             found |= {"anomalies": len(components), "components": str(target)}
         return found
 
-    def _write_video(self, name: str, fps: float, predictions: Iterable[Prediction]) -> dict[str, Any]:
-        """Write a video of one frame or more, and its lines; both appear when the last frame is there."""
-        video, lines = (self.folder / "videos" / f"{name}.{kind}" for kind in ("mp4", "jsonl"))
-        frames = 0
-        anomalous: int | None = None
-        with replacing(lines) as temporary, temporary.open("w") as file, video_writer(video, fps) as append:
-            for prediction in predictions:
-                line: dict[str, Any] = {"frame": frames, "seconds": round(frames / fps, 6)}
-                line |= _extremes(prediction)
-                if prediction.threshold is not None:
-                    line["components"] = [component.to_json() for component in prediction.components]
-                    anomalous = (anomalous or 0) + bool(prediction.components)
-                append(prediction.overlay())
-                file.write(json.dumps(line) + "\n")
-                self._write_score(f"{name}_{frames:06d}", prediction)
-                frames += 1
-        found = {"frames": frames, "fps": fps, "frames_with_anomalies": anomalous}
-        return found | {"overlay": str(video), "lines": str(lines)}
-
     def _write_score(self, name: str, prediction: Prediction) -> str | None:
         """The file of the raw score, (H, W) float32; None if none was asked for."""
         if self.score_format is None:
@@ -234,12 +222,9 @@ def _extremes(prediction: Prediction) -> dict[str, float]:
 
 
 def save_score_png(target: Path, score: np.ndarray) -> None:
-    """Write a score map as 16-bit PNG whose text chunks say score = pixel · scale + offset.
+    """Write a score map, (H, W) float32, as 16-bit PNG whose text chunks say score = pixel · scale + offset.
 
     The map's own range is spread over the 65536 levels, so the error is at most half of ``scale``.
-
-    Args:
-        score: (H, W) float32.
 
     Raises:
         ValueError: a score is infinite or NaN.
@@ -257,40 +242,43 @@ def save_score_png(target: Path, score: np.ndarray) -> None:
         Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=text)
 
 
-def save_segmentation(target: Path, segmentation: np.ndarray, colors: Sequence[Sequence[int]]) -> None:
-    """Write class ids, (H, W) uint8, as a PNG that looks up its colours in a palette (RGB by class id)."""
-    image = Image.fromarray(segmentation)
-    image.putpalette([channel for color in colors for channel in color])
-    with replacing(target) as temporary:
-        image.save(temporary, format="PNG")
+def write_video(folder: Path, name: str, fps: float, predictions: Iterable[Prediction]) -> dict[str, Any]:
+    """Write ``videos/NAME.mp4`` (MPEG-4: H.264 needs a library that OpenCV's wheels lack) and its lines; both
+    appear when the last frame is there.
 
+    Args:
+        fps: frames per second. predictions: of the frames, at least one, of one size and colour range.
 
-@contextmanager
-def video_writer(target: Path, fps: float) -> Iterator[Any]:
-    """A function that appends (H, W, 3) uint8 RGB pictures of one size to an MP4 file.
-
-    The file has its name once it is complete; after an error there is none. H.264 needs a library that
-    OpenCV's wheels lack, so the codec is MPEG-4.
+    Returns:
+        What was written, as plain values.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the video cannot be written.
     """
-    writer = cv2.VideoWriter()
-    with replacing(target) as temporary:
+    video, lines = (folder / "videos" / f"{name}.{kind}" for kind in ("mp4", "jsonl"))
+    writer, frames, anomalous = cv2.VideoWriter(), 0, None
+    with replacing(video) as unfinished, replacing(lines) as temporary, temporary.open("w") as file:
         # OpenCV goes by the extension.
-        growing = temporary.with_name(temporary.name + target.suffix)
-
-        def append(picture: np.ndarray) -> None:
-            if not writer.isOpened():
-                size = picture.shape[1], picture.shape[0]
-                if not writer.open(str(growing), cv2.VideoWriter.fourcc(*"mp4v"), fps, size):
-                    raise OSError(f"{target}: OpenCV cannot write an MPEG-4 video there")
-            writer.write(np.ascontiguousarray(picture[..., ::-1]))
-
+        growing = unfinished.with_suffix(".mp4")
         try:
-            yield append
+            for prediction in predictions:
+                line: dict[str, Any] = {"frame": frames, "seconds": round(frames / fps, 6)}
+                line |= _extremes(prediction)
+                if prediction.threshold is not None:
+                    line["components"] = [component.to_json() for component in prediction.components]
+                    anomalous = (anomalous or 0) + bool(prediction.components)
+                file.write(json.dumps(line) + "\n")
+                picture = np.ascontiguousarray(prediction.overlay()[..., ::-1])
+                if not frames:
+                    writer.open(str(growing), cv2.VideoWriter.fourcc(*"mp4v"), fps, picture.shape[1::-1])
+                if not writer.isOpened():
+                    raise OSError(f"{video}: OpenCV cannot write an MPEG-4 video there")
+                writer.write(picture)
+                frames += 1
             writer.release()
-            os.replace(growing, temporary)
+            growing.replace(unfinished)
         finally:
             writer.release()
             growing.unlink(missing_ok=True)
+    found = {"frames": frames, "fps": fps, "frames_with_anomalies": anomalous}
+    return found | {"overlay": str(video), "lines": str(lines)}

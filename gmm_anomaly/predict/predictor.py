@@ -117,7 +117,12 @@ class AnomalyPredictor:
         if weights is not None:
             overrides += ["MODEL.WEIGHTS", os.fspath(weights)]
         if device is not None:
-            _require_device(device)
+            try:
+                torch.empty(0, device=device)
+            except (RuntimeError, AssertionError) as error:
+                raise ValueError(
+                    f"device: expected cpu, cuda or cuda:N of this machine, found {device!r}"
+                ) from error
             overrides += ["MODEL.DEVICE", device]
         cfg = build_config(os.fspath(config), overrides)
         # A config may name what a training starts from. A Mask2Former of the hub comes trained.
@@ -298,13 +303,6 @@ def quiet(*names: str) -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-
-
-def _require_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: expected cpu, cuda or cuda:N of this machine, found {device!r}") from error
 
 
 def _class_names_and_colors(cfg: CfgNode) -> tuple[Sequence[str], Sequence[Sequence[int]]]:

@@ -49,11 +49,7 @@ class Threshold:
 
     @classmethod
     def load(cls, path: str | Path) -> Threshold:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            FileNotFoundError: no such file. ValueError: it holds something else.
-        """
+        """Read what :meth:`save` wrote. Raises FileNotFoundError, ValueError for something else."""
         try:
             found = json.loads(Path(path).read_text())
         except FileNotFoundError:

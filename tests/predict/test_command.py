@@ -15,7 +15,7 @@ from gmm_anomaly import cli, weight_files
 from gmm_anomaly.evaluation.saved_scores import evaluate_saved_scores
 from gmm_anomaly.evaluation.score_files import read_score_map
 from gmm_anomaly.predict.images import VideoReader, is_video, list_sources
-from gmm_anomaly.predict.job import save_score_png, video_writer
+from gmm_anomaly.predict.job import save_score_png, write_video
 from gmm_anomaly.visualization import robust_range
 
 
@@ -171,10 +171,13 @@ def test_a_video_there_and_back(call, predictor, film, tmp_path):
     assert {path.split("/")[0] for path in files_below(out)} == {"videos", "scores"}
 
 
-def test_a_video_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError, match="midway"), video_writer(tmp_path / "a.mp4", 5) as append:
-        append(np.zeros((44, 60, 3), np.uint8))
+def test_a_video_that_fails_leaves_nothing(predictor, make_picture, tmp_path):
+    def frames():
+        yield predictor(make_picture(0))
         raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        write_video(tmp_path, "a", 5, frames())
     assert files_below(tmp_path) == []
 
 
