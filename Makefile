@@ -53,11 +53,11 @@ setup: check-python  ## make the environment: pinned packages, Detectron2, this 
 
 demo: check-python  ## set-up, then train and evaluate the GMM and its softmax twin on synthetic streets
 	@$(SETUP) --extras demo
-	@$(PY) tools/demo.py
+	@$(PY) tools/study.py synthetic --systems GMMSeg softmax
 
 compare: check-python  ## set-up, then train and evaluate the published systems on CONFIG_SET, in one table
 	@$(SETUP) --extras demo
-	@$(PY) tools/compare.py --set $(CONFIG_SET) -- $(COMPARE_ARGS)
+	@$(PY) tools/study.py $(CONFIG_SET) -- $(COMPARE_ARGS)
 
 test: check-python  ## set-up, then the test suite
 	@$(SETUP) --extras demo,test

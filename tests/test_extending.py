@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
 
 from gmm_anomaly.data import get_records
 from gmm_anomaly.data.registration import registered_specs
-from gmm_anomaly.engine import build_config
-from gmm_anomaly.modeling import DECODER_REGISTRY
+from gmm_anomaly.engine import EMHook, build_config
+from gmm_anomaly.modeling import CLASSIFIER_REGISTRY, DECODER_REGISTRY
 from gmm_anomaly.scores import SCORE_REGISTRY, PixelOutputs, get_scores, registry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,9 +24,7 @@ PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 @pytest.fixture
 def parts(monkeypatch):
     """What the page's blocks define, run as one file; registries are as before afterwards."""
-    from detectron2.modeling import BACKBONE_REGISTRY
-
-    for known in (SCORE_REGISTRY, DECODER_REGISTRY, BACKBONE_REGISTRY):
+    for known in (SCORE_REGISTRY, CLASSIFIER_REGISTRY, DECODER_REGISTRY, BACKBONE_REGISTRY):
         monkeypatch.setattr(known, "_obj_map", dict(known._obj_map))
     monkeypatch.setattr(registry, "_NEEDS", dict(registry._NEEDS))
     names: dict[str, object] = {"__name__": "my_parts"}
@@ -46,9 +45,8 @@ def config(parts, tmp_path, monkeypatch):
 
 
 def test_backbone_and_decoder_train_and_predict_with_the_score(config):
-    from detectron2.modeling import build_model
-
     model = build_model(config)
+    EMHook(model.bank)
     assert type(model.backbone).__name__ == "PlainBackbone" and type(model.decoder).__name__ == "SumDecoder"
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, 80, 80), dtype=torch.uint8, generator=generator)
@@ -64,6 +62,20 @@ def test_backbone_and_decoder_train_and_predict_with_the_score(config):
     score = get_scores(["margin"], given={"logits"})["margin"](PixelOutputs(output["sem_seg"]))
     ordered = np.sort(output["sem_seg"].numpy(), axis=0)
     np.testing.assert_array_equal(score.numpy(), ordered[-2] - ordered[-1])
+
+
+def test_the_loss_is_added_to_its_classifiers(config):
+    config.defrost()
+    config.merge_from_list(["MODEL.CLASSIFIER.NAME", "logit_norm", "TEST.SCORES", []])
+    model = build_model(config)
+    image, label = torch.full((3, 64, 64), 9.0), torch.zeros(64, 64, dtype=torch.int64)
+    label[:, 32:] = 255
+    losses = model([{"image": image, "sem_seg": label}])
+    assert set(losses) == {"loss_ce", "loss_length"} and float(losses["loss_length"].detach()) > 0
+    losses["loss_length"].backward()
+    assert model.classifier.predictor.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert list(model.eval()([{"image": image}])[0]["anomaly_scores"])[0] == "msp"
 
 
 def test_data_sets_are_registered_and_read(parts, tmp_path, monkeypatch):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.metadata
-import json
+import importlib.util
 import os
 import re
 import shutil
@@ -13,37 +12,13 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def tools() -> tuple[ModuleType, ModuleType, ModuleType]:
-    """The modules setup_environment, setup_detectron2 and setup_process, by the names they import."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        names = ("setup_environment", "setup_detectron2", "setup_process")
-        return tuple(importlib.import_module(name) for name in names)
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
-
-
-@pytest.fixture
-def environment(tools) -> ModuleType:
-    return tools[0]
-
-
-@pytest.fixture
-def detectron2_source(tools) -> ModuleType:
-    return tools[1]
-
-
-@pytest.fixture
-def setup_error(tools) -> type[Exception]:
-    return tools[2].SetupError
+SPEC = importlib.util.spec_from_file_location("setup_environment", ROOT / "tools" / "setup_environment.py")
+script = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(script)
 
 
 def make_wheel(path: Path) -> Path:
@@ -64,28 +39,21 @@ def make_wheel(path: Path) -> Path:
     return path
 
 
-def test_wheel_with_the_expected_hash_is_accepted(detectron2_source, tmp_path):
-    wheel = make_wheel(tmp_path / "a.whl")
-    expected = subprocess.run(
-        ["sha256sum", wheel], capture_output=True, text=True, check=True
-    ).stdout.split()[0]
-    detectron2_source.verify_sha256(wheel, expected)
-
-
-def test_wheel_with_another_hash_is_refused(detectron2_source, setup_error, tmp_path):
+def test_a_wheel_with_another_hash_is_refused(tmp_path):
     wheel = make_wheel(tmp_path / "a.whl")
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    with pytest.raises(setup_error, match=rf"a\.whl: SHA-256 is {found}, expected {'0' * 64}"):
-        detectron2_source.verify_sha256(wheel, "0" * 64)
+    script.verify_sha256(wheel, found)
+    with pytest.raises(script.SetupError, match=rf"a\.whl: SHA-256 is {found}, expected {'0' * 64}"):
+        script.verify_sha256(wheel, "0" * 64)
 
 
-def test_unpacked_wheel_is_what_its_metadata_lists(detectron2_source, tmp_path):
+def test_unpacked_wheel_is_what_its_metadata_lists(tmp_path):
     site_packages = tmp_path / "site-packages"
     stale = site_packages / "detectron2" / "left_over.py"
     stale.parent.mkdir(parents=True)
     stale.write_text("")
 
-    detectron2_source.unpack_wheel(make_wheel(tmp_path / "a.whl"), site_packages)
+    script.unpack_wheel(make_wheel(tmp_path / "a.whl"), site_packages)
 
     unpacked = {str(path.relative_to(site_packages)) for path in site_packages.rglob("*") if path.is_file()}
     assert unpacked == {
@@ -99,41 +67,17 @@ def test_unpacked_wheel_is_what_its_metadata_lists(detectron2_source, tmp_path):
     assert {str(file) for file in installed.files} == unpacked
 
 
-@pytest.mark.parametrize("fails", [True, False])
-def test_registry_wheel_comes_back_only_when_the_other_one_fails(detectron2_source, tmp_path, fails):
-    site_packages = tmp_path / "site-packages"
-    site_packages.mkdir()
-    detectron2_source.unpack_wheel(make_wheel(tmp_path / "a.whl"), site_packages)
-    before = set(site_packages.rglob("*"))
-
-    def replace() -> None:
-        with detectron2_source.set_aside_registry_wheel(site_packages):
-            assert not list(site_packages.glob("*detectron2*"))
-            (site_packages / "detectron2").mkdir()
-            if fails:
-                raise RuntimeError("does not compile")
-
-    if fails:
-        with pytest.raises(RuntimeError, match="does not compile"):
-            replace()
-        assert set(site_packages.rglob("*")) == before
-    else:
-        replace()
-        assert list(site_packages.rglob("*")) == [site_packages / "detectron2"]
-
-
-def test_detectron2_values(detectron2_source, setup_error, tmp_path, monkeypatch):
+def test_detectron2_values(tmp_path, monkeypatch):
     checkout = tmp_path / "checkout"
     checkout.mkdir()
     monkeypatch.chdir(tmp_path)
     for value in ("", "registry", "git+https://example.org/detectron2@main", "https://example.org/a.whl"):
-        assert detectron2_source.normalize_detectron2(value) == value
-    with pytest.raises(setup_error, match="DETECTRON2=checkout: no setup.py there"):
-        detectron2_source.normalize_detectron2("checkout")
+        assert script.wanted_detectron2(value) == value
+    for value in ("checkout", "no/such"):
+        with pytest.raises(script.SetupError, match=f"DETECTRON2={value}: no checkout of Detectron2"):
+            script.wanted_detectron2(value)
     (checkout / "setup.py").write_text("")
-    assert detectron2_source.normalize_detectron2("checkout") == str(checkout)
-    with pytest.raises(setup_error, match="DETECTRON2=no/such: no such file or folder"):
-        detectron2_source.normalize_detectron2("no/such")
+    assert script.wanted_detectron2("checkout") == str(checkout)
 
 
 @pytest.fixture
@@ -154,111 +98,92 @@ def importable_detectron2(monkeypatch, tmp_path) -> Path:
     [("", None, "found"), ("", "registry", "registry"), ("/a/checkout", "/a/checkout", "/a/checkout")],
 )
 def test_a_detectron2_that_imports_is_left_alone(
-    detectron2_source, importable_detectron2, monkeypatch, wanted, recorded, source
+    importable_detectron2, monkeypatch, wanted, recorded, source
 ):
     def refuse(*_: object, **__: object) -> None:
         pytest.fail("an install was started")
 
-    monkeypatch.setattr(detectron2_source, "run", refuse)
-    assert detectron2_source.install_detectron2(importable_detectron2, wanted, recorded) == source
+    monkeypatch.setattr(script, "run", refuse)
+    assert script.install_detectron2(importable_detectron2, wanted, recorded) == source
 
 
 def test_another_detectron2_than_the_recorded_one_is_installed(
-    detectron2_source, importable_detectron2, monkeypatch
+    importable_detectron2, monkeypatch
 ):
     commands = []
-    monkeypatch.setattr(detectron2_source, "run", lambda command, advice: commands.append(command))
+    monkeypatch.setattr(script, "run", lambda command, advice: commands.append(command))
     source = "git+https://example.org/detectron2"
-    assert detectron2_source.install_detectron2(importable_detectron2, source, "registry") == source
+    assert script.install_detectron2(importable_detectron2, source, "registry") == source
     ((*_, without_isolation, without_dependencies, target),) = commands
     assert (without_isolation, without_dependencies) == ("--no-build-isolation", "--no-deps")
     assert target == source
 
 
-def test_stamp_decides_by_inputs_extras_and_detectron2(environment):
-    stamp = {"inputs": "a", "extras": ["demo", "test"], "detectron2": "registry"}
-    assert environment.fits(stamp, "a", {"demo"}, "")
-    assert environment.fits(stamp, "a", {"demo", "test"}, "registry")
-    assert not environment.fits(stamp, "b", {"demo"}, "")
-    assert not environment.fits(stamp, "a", {"smiyc"}, "")
-    assert not environment.fits(stamp, "a", set(), "git+https://example.org/detectron2")
-    assert not environment.fits({}, "a", set(), "")
-
-
-def test_input_hash_follows_both_files(environment, tmp_path):
+def test_input_hash_follows_both_files(tmp_path):
     for name in ("pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    first = environment.input_hash(tmp_path)
-    assert first == environment.input_hash(ROOT)
+    first = script.input_hash(tmp_path)
+    assert first == script.input_hash(ROOT)
     seen = {first}
     for name in ("pyproject.toml", "constraints.txt"):
         with (tmp_path / name).open("a") as file:
             file.write("\n")
-        seen.add(environment.input_hash(tmp_path))
+        seen.add(script.input_hash(tmp_path))
     assert len(seen) == 3
 
 
-def test_unreadable_stamp_counts_as_none(environment, tmp_path):
-    assert environment.read_stamp(tmp_path) == {}
-    (tmp_path / environment.STAMP_NAME).write_text("{half")
-    assert environment.read_stamp(tmp_path) == {}
-    environment.write_stamp(tmp_path, {"extras": ["demo"]})
-    assert environment.read_stamp(tmp_path) == {"extras": ["demo"]}
+def test_a_failed_set_up_keeps_what_was_chosen_and_does_not_look_complete(tmp_path, monkeypatch):
+    def fail(venv: Path, extras: set[str]) -> None:
+        assert extras == {"demo", "test"}
+        script.run([sys.executable, "-c", "raise SystemExit(3)"], "Do this.")
+
+    monkeypatch.setattr(script, "make_venv", lambda venv, explicit: None)
+    monkeypatch.setattr(script, "install_project", fail)
+    assert script.read_stamp(tmp_path) == {}
+    (tmp_path / script.STAMP_NAME).write_text("{half")
+    assert script.read_stamp(tmp_path) == {}
+    script.write_stamp(tmp_path, {"inputs": "a", "extras": ["demo"], "detectron2": "/a/checkout"})
+    with pytest.raises(script.SetupError, match=r"SystemExit\(3\)\n  ended with exit status 3. Do this."):
+        script.set_up(tmp_path, {"test"}, "", False)
+    stamp = {"inputs": None, "extras": ["demo"], "detectron2": "/a/checkout"}
+    assert script.read_stamp(tmp_path) == stamp
 
 
-def test_failed_step_is_named_with_command_and_advice(environment, setup_error, tmp_path, monkeypatch):
-    def fail(venv: Path, constraints: Path) -> None:
-        environment.run([sys.executable, "-c", "raise SystemExit(3)"], "Do this.")
+def test_a_complete_environment_is_left_alone_and_a_broken_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "make_venv", lambda venv, explicit: None)
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    stamp = {"inputs": script.input_hash(ROOT), "extras": ["test"], "detectron2": "registry"}
+    script.write_stamp(tmp_path, stamp)
+    monkeypatch.setattr(script, "install_project", lambda *_: pytest.fail("an install was started"))
+    assert script.what_is_wrong(tmp_path, {"test"}) == ""
+    script.set_up(tmp_path, set(), "", False)
+    python.write_text("#!/bin/sh\necho /elsewhere/gmm_anomaly/__init__.py\n")
+    wrong = script.what_is_wrong(tmp_path, set())
+    assert wrong == f"gmm_anomaly is imported from /elsewhere/gmm_anomaly, not from {ROOT}"
+    python.write_text("#!/bin/sh\necho 'No module named gmm_anomaly' >&2\nexit 1\n")
+    assert script.what_is_wrong(tmp_path, set()) == "No module named gmm_anomaly"
 
-    monkeypatch.setattr(environment, "make_venv", lambda venv, explicit: None)
-    monkeypatch.setattr(environment, "install_installers", fail)
-    environment.write_stamp(tmp_path, {"inputs": "a", "extras": ["demo"], "detectron2": "/a/checkout"})
-    with pytest.raises(setup_error) as caught:
-        environment.set_up(tmp_path, {"test"}, "", False)
-    text = str(caught.value)
-    assert text.startswith("set-up: step 2 of 5 failed: installer\n")
-    assert f"command (exit status 3): {sys.executable} -c raise SystemExit(3)" in text
-    assert text.endswith("Do this.")
-    # The environment no longer counts as complete, and what was chosen for it is not forgotten.
-    stamp = environment.read_stamp(tmp_path)
-    assert stamp == {"inputs": None, "extras": ["demo"], "detectron2": "/a/checkout"}
 
-
-def test_folder_that_is_no_environment_is_not_touched(environment, setup_error, tmp_path):
+def test_folder_that_is_no_environment_is_not_touched(tmp_path):
     precious = tmp_path / "notes.txt"
     precious.write_text("mine")
-    with pytest.raises(setup_error, match="exists and is no virtual environment"):
-        environment.make_venv(tmp_path, explicit_python=False)
+    with pytest.raises(script.SetupError, match="exists and is no virtual environment"):
+        script.make_venv(tmp_path, explicit_python=False)
     assert precious.read_text() == "mine"
 
 
-def test_environment_of_another_python_is_kept_unless_one_was_named(environment, setup_error, tmp_path):
+def test_environment_of_another_python_is_kept_unless_one_was_named(tmp_path):
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text("#!/bin/sh\necho 3.99\n")
     python.chmod(0o755)
-    environment.make_venv(tmp_path, explicit_python=False)
-    with pytest.raises(setup_error, match="was made with Python 3.99, and PYTHON names a Python"):
-        environment.make_venv(tmp_path, explicit_python=True)
-
-
-def test_check_names_what_is_broken(environment, tmp_path):
-    python = tmp_path / "bin" / "python"
-    python.parent.mkdir()
-    findings = [
-        {"name": "torch", "value": "2.14.1", "state": "ok"},
-        {"name": "timm", "value": "not installed", "state": "broken"},
-        {"name": "demo", "value": "not installed: x", "state": "absent"},
-    ]
-    report = {"ready": False, "root": "/elsewhere", "findings": findings}
-    python.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(report)}\nEND\n")
-    python.chmod(0o755)
-    assert environment.what_is_wrong(tmp_path, set(), "versions").splitlines() == [
-        "timm: not installed",
-        f"  gmm_anomaly is imported from /elsewhere, not from {ROOT}",
-    ]
-    python.write_text("#!/bin/sh\necho 'No module named gmm_anomaly' >&2\nexit 1\n")
-    assert environment.what_is_wrong(tmp_path, set(), "versions") == "No module named gmm_anomaly"
+    script.make_venv(tmp_path, explicit_python=False)
+    with pytest.raises(script.SetupError, match="was made with Python 3.99, and PYTHON names a Python"):
+        script.make_venv(tmp_path, explicit_python=True)
 
 
 def test_constraints_pin_every_requirement():
@@ -320,5 +245,5 @@ class TestMakefile:
         settings = (f"PYTHON={sys.executable}", f"VENV={tmp_path}/venv", "DETECTRON2=/no/such")
         done = self.make("setup", *settings)
         assert done.returncode != 0
-        assert "DETECTRON2=/no/such: no such file or folder" in done.stderr
+        assert "DETECTRON2=/no/such: no checkout of Detectron2" in done.stderr
         assert not (tmp_path / "venv").exists()

@@ -11,20 +11,80 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
+import zipfile
 from pathlib import Path
 
-from setup_detectron2 import WHEEL_SHA256, install_detectron2, normalize_detectron2
-from setup_process import PIP, SetupError, python_of, quiet, run
-
 ROOT = Path(__file__).resolve().parent.parent
-
 STAMP_NAME = "gmm-anomaly-setup.json"
-STEPS = ("virtual environment", "installer", "packages and the project", "Detectron2", "check of the imports")
+PIP = ["-m", "pip", "--disable-pip-version-check"]
+
+# Upstream main of 2024-04-17 under another name: Detectron2's authors publish no package of their own. It is
+# a third party's republication, hence the hash. The wheel is tagged for Python 3.10 because of one compiled
+# module; the rest is pure Python and works on every later version.
+WHEEL_REQUIREMENT = "sal-detectron2==0.7.2"
+WHEEL_PYTHON = "3.10"
+WHEEL_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
+
+# Seen from outside the checkout: versions of what pyproject.toml names, Detectron2, and where the project is.
+CHECK = """
+import sys
+from importlib import metadata
+from packaging.requirements import Requirement
+for wanted in map(Requirement, metadata.requires("gmm-anomaly")):
+    extras = [{"extra": extra} for extra in ("", *sys.argv[1].split(","))]
+    if wanted.marker is None or any(wanted.marker.evaluate(extra) for extra in extras):
+        if not wanted.specifier.contains(metadata.version(wanted.name), prereleases=True):
+            sys.exit(f"{wanted.name} is {metadata.version(wanted.name)}, wanted {wanted.specifier}")
+import detectron2, gmm_anomaly
+print(gmm_anomaly.__file__)
+"""
 
 
-# ---- What was asked for, and what is there ----
+class SetupError(Exception):
+    """A step failed; the text says what to do."""
+
+
+def python_of(venv: Path) -> Path:
+    return venv / "bin" / "python"
+
+
+def run(command: list[str | Path], advice: str, env: dict[str, str] | None = None) -> None:
+    """Run a command with its output shown; raise ``SetupError`` with ``advice`` when it fails."""
+    status = subprocess.run([str(word) for word in command], env=env).returncode
+    if status:
+        raise SetupError(f"  {' '.join(map(str, command))}\n  ended with exit status {status}. {advice}")
+
+
+def quiet(command: list[str | Path], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command with its output kept; one that is not there has the exit status 127."""
+    words = [str(word) for word in command]
+    try:
+        return subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return subprocess.CompletedProcess(words, 127, "", str(error))
+
+
+def wanted_detectron2(value: str) -> str:
+    """Absolute path for a checkout or a wheel; ``registry``, ``git+…`` and URLs as they are.
+
+    Raises:
+        SetupError: the value is neither of these.
+    """
+    value = value.strip()
+    if value in ("", "registry") or "://" in value:
+        return value
+    path = Path(value).expanduser().resolve()
+    if not path.exists() or (path.is_dir() and not (path / "setup.py").is_file()):
+        raise SetupError(
+            f"DETECTRON2={value}: no checkout of Detectron2 (a folder with its setup.py) and no file.\n"
+            "  Give a checkout's folder, git+https://…, 'registry', or leave it out."
+        )
+    return str(path)
 
 
 def input_hash(root: Path) -> str:
@@ -50,41 +110,14 @@ def write_stamp(venv: Path, stamp: dict) -> None:
     os.replace(temporary, venv / STAMP_NAME)
 
 
-def fits(stamp: dict, inputs: str, extras: set[str], detectron2: str) -> bool:
-    """Whether the set-up recorded in ``stamp`` is the one asked for; an empty ``detectron2`` takes any."""
-    return (
-        stamp.get("inputs") == inputs
-        and extras <= set(stamp.get("extras", []))
-        and detectron2 in ("", stamp.get("detectron2"))
-    )
-
-
-def what_is_wrong(venv: Path, extras: set[str], depth: str) -> str:
-    """What the project's own doctor finds broken in the environment, in words; empty when nothing is.
-
-    Args:
-        depth: "versions" (3 seconds) or "imports" (8 seconds): see ``gmm_anomaly.doctor.examine``.
-    """
-    doctor = ["-m", "gmm_anomaly.doctor", "--json", "--depth", depth, "--extras", ",".join(sorted(extras))]
+def what_is_wrong(venv: Path, extras: set[str]) -> str:
+    """Why the environment does not work, in words; empty when it does."""
     # Python puts the working folder on the path; were it the checkout, a project not installed would pass.
-    done = quiet([python_of(venv), *doctor], cwd=venv)
-    try:
-        report = json.loads(done.stdout)
-    except ValueError:
-        return done.stderr.strip() or f"the check ended with exit status {done.returncode}"
-    broken = [f"{item['name']}: {item['value']}" for item in report["findings"] if item["state"] == "broken"]
-    if Path(report["root"]) != ROOT:
-        broken.append(f"gmm_anomaly is imported from {report['root']}, not from {ROOT}")
-    return "\n  ".join(broken)
-
-
-# ---- The steps ----
-
-
-def announce(number: int) -> str:
-    """Print the name of step ``number``, counted from 1, and return it."""
-    print(f"set-up: step {number} of {len(STEPS)}: {STEPS[number - 1]}", flush=True)
-    return STEPS[number - 1]
+    done = quiet([python_of(venv), "-W", "ignore", "-c", CHECK, ",".join(sorted(extras))], cwd=venv)
+    if done.returncode:
+        return (done.stderr.strip() or "the check failed").splitlines()[-1]
+    found = Path(done.stdout.strip().splitlines()[-1]).parent
+    return "" if found == ROOT / "gmm_anomaly" else f"gmm_anomaly is imported from {found}, not from {ROOT}"
 
 
 def make_venv(venv: Path, explicit_python: bool) -> None:
@@ -92,45 +125,35 @@ def make_venv(venv: Path, explicit_python: bool) -> None:
     working = quiet([python_of(venv), "-c", "import sys, pip; print('%d.%d' % sys.version_info[:2])"])
     ours = f"{sys.version_info[0]}.{sys.version_info[1]}"
     if working.returncode == 0:
-        theirs = working.stdout.strip()
-        if explicit_python and theirs != ours:
+        if explicit_python and working.stdout.strip() != ours:
             raise SetupError(
-                f"  {venv} was made with Python {theirs}, and PYTHON names a Python {ours}.\n"
+                f"  {venv} was made with Python {working.stdout.strip()}, and PYTHON names a Python {ours}.\n"
                 "  Remove it first (make clean-venv), or name another folder (VENV=…)."
             )
         return
     if venv.exists() and any(venv.iterdir()) and not (venv / "pyvenv.cfg").is_file():
         raise SetupError(f"  {venv} exists and is no virtual environment. Move it away, or set VENV=….")
-    announce(1)
+    # Not the interpreter that runs this: it may be the broken environment's own.
     base = getattr(sys, "_base_executable", sys.executable)
     run(
-        # Not the interpreter that runs this: it may be the broken environment's own.
         [base, "-m", "venv", "--clear", venv],
-        f"{base} could not make a virtual environment. On Debian and Ubuntu install the package "
+        "On Debian and Ubuntu install the package "
         f"python{ours}-venv; or name another interpreter: make setup PYTHON=/path/to/python3",
     )
 
 
-def install_installers(venv: Path, constraints: Path) -> None:
-    """setuptools, which builds the source packages, and uv, which is optional and only faster."""
-    pip = [python_of(venv), *PIP, "install", "--quiet", "-c", constraints]
+def install_project(venv: Path, extras: set[str]) -> None:
+    """The project, editable, with its dependencies at the pinned versions; by uv where it can be had: it is
+    faster."""
+    python, constraints = python_of(venv), ROOT / "constraints.txt"
+    # setuptools builds the source packages.
     run(
-        [*pip, "setuptools"],
-        "pip's own words are above. Check that a package registry can be reached (proxy, PIP_INDEX_URL), and "
-        "that constraints.txt is as it was cloned.",
+        [python, *PIP, "install", "--quiet", "-c", constraints, "setuptools"],
+        "Check that a package registry can be reached (proxy, PIP_INDEX_URL).",
     )
-    try:
-        run([*pip, "uv"], "")
-    except SetupError:
-        print("set-up: uv cannot be installed here; pip does its work, more slowly", flush=True)
-
-
-def install_project(venv: Path, root: Path, extras: set[str], constraints: Path) -> None:
-    """The project, editable, with its dependencies at the pinned versions."""
-    target = f"{root}[{','.join(sorted(extras))}]" if extras else str(root)
-    arguments: list[str | Path] = ["--no-build-isolation", "-c", constraints, "-e", target]
-    python = python_of(venv)
-    if quiet([python, "-m", "uv", "--version"]).returncode == 0:
+    target = f"{ROOT}[{','.join(sorted(extras))}]" if extras else str(ROOT)
+    arguments = ["--no-build-isolation", "-c", constraints, "-e", target]
+    if quiet([python, *PIP, "install", "--quiet", "-c", constraints, "uv"]).returncode == 0:
         env = {"UV_HTTP_TIMEOUT": "180", **os.environ}
         try:
             run([python, "-m", "uv", "pip", "install", "--python", python, *arguments], "", env=env)
@@ -146,64 +169,118 @@ def install_project(venv: Path, root: Path, extras: set[str], constraints: Path)
     )
 
 
+def install_detectron2(venv: Path, wanted: str, recorded: str | None) -> str:
+    """Install the Detectron2 asked for and return its name for the stamp.
+
+    Args:
+        wanted: empty keeps whatever imports.
+        recorded: what the last set-up installed; kept, too, when it is wanted again.
+    """
+    python = python_of(venv)
+    imports = quiet([python, "-c", "import detectron2"], cwd=venv).returncode == 0
+    if imports and wanted in ("", recorded):
+        return recorded or "found"
+    # What was merely found once, outside the environment, is gone: it cannot be installed again.
+    source = wanted or (recorded if recorded not in (None, "found") else "registry")
+    if source == "registry":
+        with tempfile.TemporaryDirectory() as folder:
+            run(
+                [python, *PIP, "download", "--quiet", "--no-deps", "--only-binary=:all:",
+                 "--python-version", WHEEL_PYTHON, "--dest", folder, WHEEL_REQUIREMENT],
+                f"The registry did not serve {WHEEL_REQUIREMENT}. With access to git, install upstream:\n"
+                "  make setup DETECTRON2=git+https://…  or  DETECTRON2=/path/to/checkout",
+            )  # fmt: skip
+            (wheel,) = Path(folder).glob("*.whl")
+            verify_sha256(wheel, WHEEL_SHA256)
+            quiet([python, *PIP, "uninstall", "--yes", "detectron2", "sal-detectron2"])
+            where = quiet([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"])
+            unpack_wheel(wheel, Path(where.stdout.strip()))
+        return source
+    print("set-up: Detectron2 is compiled now; a few minutes without output are normal", flush=True)
+    quiet([python, *PIP, "uninstall", "--yes", "sal-detectron2"])
+    editable = ["-e"] if Path(source).is_dir() else []
+    run(
+        # Its setup.py imports torch, which an isolated build would not have.
+        [python, *PIP, "install", "--no-build-isolation", "--no-deps", *editable, source],
+        "A git source has to be within reach. Compiling needs a C++ compiler, Python's headers\n"
+        "  (Debian, Ubuntu: g++, python3-dev) and, beside a CUDA toolkit, the version that torch was built\n"
+        "  with. This project needs no compiled operator: without a compiler take the registry's wheel\n"
+        "  (make setup DETECTRON2=registry), or a checkout on PYTHONPATH.",
+    )
+    return source
+
+
+def verify_sha256(path: Path, expected: str) -> None:
+    """Raise ``SetupError`` unless the file's SHA-256 is ``expected``."""
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != expected:
+        raise SetupError(
+            f"  {path.name}: SHA-256 is {found}, expected {expected}.\n"
+            "  The registry served another file than the one this project knows; it was not installed.\n"
+            "  Ask whoever runs your registry, or install upstream: make setup DETECTRON2=git+https://…"
+        )
+
+
+def unpack_wheel(wheel: Path, site_packages: Path) -> None:
+    """Put the wheel's Python code and its metadata into ``site_packages``.
+
+    Left out: the compiled module, which fits Python 3.10 and an old torch only, and the top-level package
+    ``tools``, a name that others use. The RECORD lists what was put there, so ``pip uninstall`` works.
+    """
+
+    def kept(name: str) -> bool:
+        return not name.startswith("tools/") and not name.endswith(".so")
+
+    with tempfile.TemporaryDirectory(dir=site_packages) as folder:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder, [name for name in archive.namelist() if kept(name)])
+        for record in Path(folder).glob("*.dist-info/RECORD"):
+            lines = record.read_text().splitlines(keepends=True)
+            record.write_text("".join(line for line in lines if kept(line.partition(",")[0])))
+        # The package comes last: an import that works means that everything is in its place.
+        for entry in sorted(Path(folder).iterdir(), key=lambda path: path.name == "detectron2"):
+            destination = site_packages / entry.name
+            shutil.rmtree(destination, ignore_errors=True)
+            os.replace(entry, destination)
+
+
 def set_up(venv: Path, extras: set[str], detectron2: str, explicit_python: bool) -> None:
     started = time.monotonic()
-    detectron2 = normalize_detectron2(detectron2)
-    constraints = ROOT / "constraints.txt"
-    inputs = input_hash(ROOT)
-    stamp = read_stamp(venv)
+    detectron2 = wanted_detectron2(detectron2)
+    inputs, stamp = input_hash(ROOT), read_stamp(venv)
     extras = extras | set(stamp.get("extras", []))
-    recorded = stamp.get("detectron2")
-
-    step = STEPS[0]
-    try:
-        make_venv(venv, explicit_python)
-        if fits(stamp, inputs, extras, detectron2) and not what_is_wrong(venv, extras, "versions"):
-            print(f"set-up: {venv} is complete ({time.monotonic() - started:.1f} s)", flush=True)
-            return
-        # A set-up that is interrupted from here on must not look complete, but keeps what was chosen before.
-        write_stamp(venv, {**stamp, "inputs": None})
-        step = announce(2)
-        install_installers(venv, constraints)
-        step = announce(3)
-        install_project(venv, ROOT, extras, constraints)
-        step = announce(4)
-        source = install_detectron2(venv, detectron2, recorded)
-        step = announce(5)
-        wrong = what_is_wrong(venv, extras, "imports")
-        if wrong:
-            raise SetupError(
-                f"  {wrong}\n  `make doctor` tells more. To begin anew: make clean-venv, then as before."
-            )
-        write_stamp(venv, {"inputs": inputs, "extras": sorted(extras), "detectron2": source})
-    except SetupError as error:
-        number = STEPS.index(step) + 1
-        raise SetupError(f"set-up: step {number} of {len(STEPS)} failed: {step}\n{error}") from error
+    make_venv(venv, explicit_python)
+    asked = stamp.get("inputs") == inputs and extras <= set(stamp.get("extras", []))
+    if asked and detectron2 in ("", stamp.get("detectron2")) and not what_is_wrong(venv, extras):
+        print(f"set-up: {venv} is complete ({time.monotonic() - started:.1f} s)", flush=True)
+        return
+    # A set-up that is interrupted from here on must not look complete, but keeps what was chosen before.
+    write_stamp(venv, {**stamp, "inputs": None})
+    print(f"set-up: packages and the project into {venv}", flush=True)
+    install_project(venv, extras)
+    print("set-up: Detectron2", flush=True)
+    source = install_detectron2(venv, detectron2, stamp.get("detectron2"))
+    if wrong := what_is_wrong(venv, extras):
+        raise SetupError(f"  {wrong}\n  To begin anew: make clean-venv, then as before.")
+    write_stamp(venv, {"inputs": inputs, "extras": sorted(extras), "detectron2": source})
     print(f"set-up: {venv} is ready ({time.monotonic() - started:.0f} s)", flush=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Make the project's virtual environment.")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder of the environment")
     parser.add_argument("--extras", default="", help="extras of pyproject.toml, separated by commas")
-    parser.add_argument("--detectron2", default="", help="registry, a checkout or git+URL; empty: keep")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--detectron2", default="", help="registry, git+URL, or a checkout's folder")
+    args = parser.parse_args()
+    # Run by an interpreter from outside, it was either named or is needed for a new environment.
+    named = Path(sys.prefix).resolve() != args.venv.resolve()
     try:
-        set_up(
-            options.venv.absolute(),
-            {extra for extra in options.extras.split(",") if extra},
-            options.detectron2,
-            # Run by an interpreter from outside, it was either named or is needed for a new environment.
-            explicit_python=Path(sys.prefix).resolve() != options.venv.resolve(),
-        )
+        set_up(args.venv.absolute(), {one for one in args.extras.split(",") if one}, args.detectron2, named)
     except SetupError as error:
-        print(error, file=sys.stderr)
-        return 1
+        sys.exit(f"set-up failed:\n{error}")
     except KeyboardInterrupt:
-        print("set-up: interrupted; the same command takes it up again", file=sys.stderr)
-        return 130
-    return 0
+        sys.exit("set-up: interrupted; the same command takes it up again")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -249,7 +249,6 @@ def test_config_gives_the_classifier():
 
 
 def test_score_takes_any_resolution():
-    classifier = PrototypeClassifier(CosinePrototypes(CHANNELS, CLASSES), CLASSES)
     logits = torch.full((1, CLASSES, 9, 11), -10.0)
     logits[:, 1] = 5.0
     score = SCORE(PixelOutputs(logits))
