@@ -1,86 +1,55 @@
-"""The command `gmm-anomaly predict`."""
+"""The command `gmm-anomaly predict`: inputs, model, threshold, files, summary.
+
+Every file appears whole, under its final name, or not at all::
+
+    overlays/NAME.png       heat map, contours and boxes over the image
+    segmentation/NAME.png   class ids, 8 bits, with the data set's palette
+    scores/NAME.npy|.png    the raw score, if asked for; tools/evaluate.py reads the folder
+    components/NAME.json    the anomalies, if there is a threshold
+    videos/NAME.mp4|.jsonl  overlays, and a line of JSON per frame
+    threshold.json          a threshold that was found on a data set
+"""
 
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from gmm_anomaly.weight_files import add_trust_argument
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
 
-from . import MIN_AREA
+from gmm_anomaly.data.atomic import replacing
+from gmm_anomaly.evaluation.files import json_text, save_array, save_json, save_picture
+from gmm_anomaly.freed_memory import keep_freed_memory
+from gmm_anomaly.visualization import robust_range
+from gmm_anomaly.weight_files import trust_pickles
 
-DESCRIPTION = """Predict anomalies in images and videos.
+from .images import as_rgb, is_video, list_sources
+from .predictor import AnomalyPredictor
+from .result import Prediction
+from .threshold import Threshold
+from .video import VideoReader, extremes, write_video
 
-Writes into --out: overlays/, segmentation/ and, if asked for, scores/ and components/ for images; videos/ for
-videos, with a line of JSON per frame. A threshold makes pixels anomalous: give --threshold-on,
---threshold-file or --threshold; without one there are heat maps only.
-
-Exit status: 0; 1 after an error, or if an input could not be read (the others are predicted); 2 for a bad
-argument or config.
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes; imports nothing heavy."""
-    add = parser.add_argument
-    add("inputs", nargs="*", metavar="INPUT",
-        help="image, video, folder of these, or a pattern in quotes ('**' goes into subfolders)")  # fmt: skip
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--config", required=True, metavar="FILE",
-        help="a config of the repository, or the config.yaml beside a trained checkpoint",
-    )  # fmt: skip
-    model.add_argument("--weights", metavar="FILE", help="checkpoint; default: the config's MODEL.WEIGHTS")
-    model.add_argument(
-        "--score", metavar="NAME[+POST...]",
-        help="which of TEST.SCORES, with post-processes after it; default: the first, as it is",
-    )  # fmt: skip
-    model.add_argument("--device", help="cpu, cuda or cuda:N; default: the config's")
-    model.add_argument("--batch-size", type=int, default=1, metavar="N", help="images of one size at a time")
-    model.add_argument("--half", action="store_true", help="half precision: float16, on the CPU bfloat16")
-    output = parser.add_argument_group("output")
-    output.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
-    output.add_argument(
-        "--save-score", choices=("npy", "png16"),
-        help="raw scores as float32 .npy, or as 16-bit .png with scale and offset in its text chunks",
-    )  # fmt: skip
-    output.add_argument(
-        "--range", type=float, nargs=2, metavar=("LOW", "HIGH"),
-        help="scores of the darkest and brightest colour; default: those of the threshold's data set, else "
-        "those of the first image, for all that follow",
-    )  # fmt: skip
-    output.add_argument("--json", action="store_true", help="print a summary as JSON")
-    anomalies = parser.add_argument_group("anomalies")
-    threshold = anomalies.add_mutually_exclusive_group()
-    threshold.add_argument(
-        "--threshold-on", "--calibrate-on", metavar="DATASET",
-        help="find the threshold on the known pixels of a registered data set with labels, and write it to "
-        "threshold.json in --out",
-    )  # fmt: skip
-    threshold.add_argument("--threshold-file", metavar="FILE", help="one that --threshold-on wrote")
-    threshold.add_argument("--threshold", type=float, metavar="X", help="a score: above it is anomalous")
-    anomalies.add_argument(
-        "--target-fpr", type=float, metavar="RATE",
-        help="with --threshold-on: the share of known pixels that may be called anomalous (0.05)",
-    )  # fmt: skip
-    anomalies.add_argument(
-        "--min-area", type=int, default=MIN_AREA, metavar="N", help=f"smallest anomaly in pixels ({MIN_AREA})"
-    )
-    add("--register", action="append", default=[], metavar="FILE.py",
-        help="Python file that registers data sets of your own (may be repeated)")  # fmt: skip
-    add_trust_argument(parser)
-    add("--opts", nargs=argparse.REMAINDER, default=[],
-        help="KEY VALUE pairs for the config; comes last")  # fmt: skip
+# In a log file a line now and then, on a terminal a bar that moves.
+_bar = partial(tqdm, file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict what the arguments say, and print a summary.
+    """Do what the arguments say (see ``gmm_anomaly.verbs``), and print a summary.
 
     Returns:
-        Exit status: 0; 1 after an error, or with inputs that could not be read; 2 for a config that cannot be
-        one; 130 if interrupted.
+        Exit status: 1 if an input could not be read, else 0.
 
     Raises:
         argparse.ArgumentError: arguments that contradict each other.
@@ -91,44 +60,207 @@ def run(args: argparse.Namespace) -> int:
         (not (args.inputs or args.threshold_on), "nothing to predict: give images, videos or folders"),
         (rate_alone, "--target-fpr needs a data set: --threshold-on DATASET"),
         (not 0 < args.target_fpr < 1, "--target-fpr: expected a share between 0 and 1, such as 0.05"),
-        (args.batch_size < 1 or args.min_area < 0, "--batch-size must be at least 1, --min-area at least 0"),
+        (args.min_area < 0, "--min-area must be at least 0"),
         (args.range and not args.range[0] < args.range[1], "--range: LOW must be below HIGH"),
     ):
         if wrong:
             raise argparse.ArgumentError(None, message)
-    import torch
-
-    from gmm_anomaly.engine.config_merge import ConfigError
-
-    from .job import predict_sources
-
+    keep_freed_memory()
     try:
-        return predict_sources(args)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        summary = predict_sources(args)
     except torch.OutOfMemoryError as error:
-        print(
-            f"error: the GPU's memory is not enough ({str(error).splitlines()[0]}); try a smaller "
-            "--batch-size, --half, --device cpu, or --opts TEST.SLIDING_WINDOW.ENABLED True",
-            file=sys.stderr,
+        raise ValueError(
+            f"the GPU's memory is not enough ({str(error).splitlines()[0]}); try a smaller --batch-size, "
+            "--half, --device cpu, or TEST.SLIDING_WINDOW.ENABLED True"
+        ) from error
+    print(json_text(summary) if args.json else _report(summary, args.out))
+    return 1 if summary["skipped"] else 0
+
+
+def predict_sources(args: argparse.Namespace) -> dict[str, Any]:
+    """Predict what the arguments say; returns what was found, as plain values."""
+    start = time.perf_counter()
+    trust_pickles(args.trust_pickle)
+    for path in args.register:
+        runpy.run_path(path)
+    # Before a model is built: what is not there is said at once.
+    sources = list_sources(args.inputs)
+    predictor = AnomalyPredictor.from_config(
+        args.config_file, args.weights, score=args.score, device=args.device, half=args.half,
+        min_area=args.min_area, opts=args.opts,
+    )  # fmt: skip
+    threshold = _threshold(args, predictor)
+    job = Job(args, predictor)
+    videos = [job.video(path) for path in sources if is_video(path)]
+    images = job.images([path for path in sources if not is_video(path)])
+    return {
+        "config": args.config_file,
+        "weights": args.weights,
+        "score": predictor.score,
+        "device": str(predictor.device),
+        "half": args.half,
+        "threshold": threshold,
+        "color_range": job.color_range,
+        "images": images,
+        "videos": [video for video in videos if video is not None],
+        "skipped": job.skipped,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _threshold(args: argparse.Namespace, predictor: AnomalyPredictor) -> dict[str, Any] | None:
+    """Give the predictor its threshold; returns what is known about it."""
+    if args.threshold is not None:
+        predictor.use_threshold(args.threshold)
+        return {"value": args.threshold}
+    file = args.threshold_file
+    if args.threshold_on:
+        file = args.out / "threshold.json"
+        progress = partial(_bar, desc=f"threshold on {args.threshold_on}")
+        predictor.fit_threshold(args.threshold_on, args.target_fpr, progress=progress).save(file)
+    if file is None:
+        return None
+    found = Threshold.load(file)
+    predictor.use_threshold(found)
+    return asdict(found) | {"file": str(file)}
+
+
+def _report(summary: dict[str, Any], out: Path) -> str:
+    """The summary for a person."""
+    lines, threshold = [], summary["threshold"]
+    if threshold and "dataset" in threshold:
+        lines.append(
+            f"threshold {threshold['value']:.6g}: above it lie {100 * threshold['measured_fpr']:.3g} % of "
+            f"the {threshold['known_pixels']} known pixels of {threshold['dataset']} ({threshold['file']})"
         )
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; what is in the folder is whole", file=sys.stderr)
-        return 130
+    for what, key in (("images", "anomalies"), ("videos", "frames_with_anomalies")):
+        counts = [found[key] for found in summary[what]]
+        anomalous = "" if threshold is None else f", {sum(map(bool, counts))} with anomalies"
+        lines += [f"{len(counts)} {what}{anomalous}: {out}"] if counts else []
+    if threshold is None:
+        lines.append("heat maps only: --threshold-on, --threshold-file or --threshold mark anomalies")
+    lines += [f"skipped: {skipped['error']}" for skipped in summary["skipped"]]
+    return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    from gmm_anomaly.compat import silence_import_warnings
+class Job:
+    """Predicts sources and writes their files.
 
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    silence_import_warnings()
-    try:
-        return run(args)
-    except argparse.ArgumentError as error:
-        parser.error(str(error))
+    Attributes:
+        skipped: inputs that could not be read, and why.
+        color_range: of all overlays; that of the first image if none is given.
+    """
+
+    def __init__(self, args: argparse.Namespace, predictor: AnomalyPredictor) -> None:
+        self.folder: Path = args.out
+        self.score_format: str | None = args.save_score
+        self.stream = partial(predictor.stream, batch_size=args.batch_size)
+        self.color_range = tuple(args.range) if args.range else predictor.color_range
+        self.skipped: list[dict[str, str]] = []
+
+    def images(self, paths: Sequence[Path]) -> list[dict[str, Any]]:
+        """Predict images and write their files; returns what was found in each."""
+        found = []
+        read: deque[Path] = deque()
+        with _bar(total=len(paths), desc="images", disable=not paths) as bar:
+
+            def readable() -> Iterator[np.ndarray]:
+                for path in paths:
+                    try:
+                        image = as_rgb(path)
+                    except (ValueError, OSError) as error:
+                        self._skip(path, error)
+                        bar.update()
+                        continue
+                    read.append(path)
+                    yield image
+
+            for prediction in self._compared(readable()):
+                path = read.popleft()
+                prediction = replace(prediction, source=str(path))
+                found.append({"input": str(path)} | self._write(path.stem, prediction))
+                bar.update()
+        return found
+
+    def video(self, path: Path) -> dict[str, Any] | None:
+        """Predict a video and write its files; None if it cannot be read."""
+        try:
+            reader = VideoReader(path)
+        except ValueError as error:
+            self._skip(path, error)
+            return None
+
+        def frames() -> Iterator[Prediction]:
+            predictions = _bar(self._compared(reader, format="BGR"), total=reader.frames, desc=path.stem)
+            for index, prediction in enumerate(predictions):
+                self._write_score(f"{path.stem}_{index:06d}", prediction)
+                yield prediction
+
+        return {"input": str(path)} | write_video(self.folder, path.stem, reader.fps, frames())
+
+    def _compared(self, images: Iterable[np.ndarray], format: str = "RGB") -> Iterator[Prediction]:
+        """Predictions in one colour range."""
+        for prediction in self.stream(images, format=format):
+            self.color_range = self.color_range or robust_range(prediction.score)
+            yield replace(prediction, color_range=self.color_range)
+
+    def _skip(self, path: Path, error: Exception) -> None:
+        self.skipped.append({"input": str(path), "error": str(error)})
+        tqdm.write(f"skipped: {error}", file=sys.stderr)
+
+    def _write(self, name: str, prediction: Prediction) -> dict[str, Any]:
+        """Write all files of one image; returns what was found and where it was written, as plain values."""
+        overlay = self.folder / "overlays" / f"{name}.png"
+        save_picture(overlay, prediction.overlay())
+        segmentation = self.folder / "segmentation" / f"{name}.png"
+        indexed = Image.fromarray(prediction.segmentation)
+        indexed.putpalette([channel for color in prediction.class_colors for channel in color])
+        with replacing(segmentation) as temporary:
+            indexed.save(temporary, format="PNG")
+        height, width = prediction.score.shape
+        found = {"height": height, "width": width, **extremes(prediction), "anomalies": None}
+        found |= {"overlay": str(overlay), "segmentation": str(segmentation)}
+        found |= {"score": self._write_score(name, prediction), "components": None}
+        if prediction.threshold is not None:
+            target = self.folder / "components" / f"{name}.json"
+            components = [component.to_json() for component in prediction.components]
+            document = {
+                "image": prediction.source,
+                "size": [height, width],
+                "score": prediction.score_name,
+                "threshold": prediction.threshold,
+                "components": components,
+            }
+            save_json(target, document)
+            found |= {"anomalies": len(components), "components": str(target)}
+        return found
+
+    def _write_score(self, name: str, prediction: Prediction) -> str | None:
+        """The file of the raw score, (H, W) float32; None if none was asked for."""
+        if self.score_format is None:
+            return None
+        extension, save = ("png", save_score_png) if self.score_format == "png16" else ("npy", save_array)
+        target = self.folder / "scores" / f"{name}.{extension}"
+        save(target, prediction.score)
+        return str(target)
+
+
+def save_score_png(target: Path, score: np.ndarray) -> None:
+    """Write a score map, (H, W) float32, as 16-bit PNG whose text chunks say score = pixel · scale + offset.
+
+    The map's own range is spread over the 65536 levels, so the error is at most half of ``scale``.
+
+    Raises:
+        ValueError: a score is infinite or NaN.
+    """
+    if not np.isfinite(score).all():
+        raise ValueError(f"{target}: a 16-bit PNG holds finite scores only; save them as npy")
+    values = score.astype(np.float64)
+    offset = values.min()
+    scale = (values.max() - offset) / 65535 or 1.0
+    text = PngInfo()
+    text.add_text("scale", repr(float(scale)))
+    text.add_text("offset", repr(float(offset)))
+    pixels = np.rint((values - offset) / scale).astype(np.uint16)
+    with replacing(target) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=text)

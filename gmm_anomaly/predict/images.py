@@ -1,14 +1,13 @@
-"""What is predicted: images in any of the forms that a person has them in, and files, folders and videos."""
+"""What is predicted: images in any of the forms that a person has them in, and files and folders."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -20,8 +19,6 @@ from gmm_anomaly.data.reading import IMAGE_FORMATS, read_image
 AnyImage: TypeAlias = "np.ndarray | torch.Tensor | Image.Image | str | os.PathLike[str]"
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 _EXPECTED = "an (H, W, 3) uint8 array, a (3, H, W) uint8 tensor"
-# Of a video whose file does not say.
-DEFAULT_FPS = 25.0
 
 
 def as_rgb(image: AnyImage, format: str = "RGB") -> np.ndarray:
@@ -104,32 +101,3 @@ def _paths(entry: str) -> list[Path]:
     if not found:
         raise FileNotFoundError(f"{entry}: no image or video matches this pattern")
     return found
-
-
-class VideoReader:
-    """The frames of a video file, (H, W, 3) uint8 BGR, in order.
-
-    Attributes:
-        fps: frames per second. frames: how many the file says it has, or None.
-
-    Raises:
-        ValueError: the file cannot be opened as a video, or holds no frame.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._capture = cv2.VideoCapture(str(path))
-        read, self._first = self._capture.read() if self._capture.isOpened() else (False, None)
-        if not read:
-            self._capture.release()
-            raise ValueError(f"video {path} cannot be decoded: it is corrupt, empty, or of an unknown codec")
-        fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if 0 < fps < 1000 else DEFAULT_FPS
-        frames = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.frames = int(frames) if frames > 0 else None
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        read, frame = True, self._first
-        while read:
-            yield frame
-            read, frame = self._capture.read()
-        self._capture.release()

@@ -27,9 +27,8 @@ from gmm_anomaly.engine.inference_config import inference_config
 from gmm_anomaly.evaluation.overlays import distinct_colors
 from gmm_anomaly.evaluation.submission import file_digest
 
-from . import MIN_AREA
 from .images import AnyImage, as_rgb
-from .result import Prediction
+from .result import MIN_AREA, Prediction
 from .threshold import Threshold, find_threshold
 
 

@@ -14,8 +14,8 @@ from pycocotools import mask as coco
 
 from gmm_anomaly.visualization import colorize_labels, heat_map, overlay, robust_range, side_by_side
 
-from . import MIN_AREA
-
+# Of a component, in pixels: the smallest that SegmentMeIfYouCan keeps on its obstacle track.
+MIN_AREA = 50
 # Weight of the heat map where the score is at the low and at the high end of the colour range. Between them
 # it grows with the square, so that low scores leave the image to be seen.
 WEAKEST, STRONGEST = 0.1, 0.8

@@ -10,7 +10,7 @@ from gmm_anomaly.engine import build_config
 from gmm_anomaly.engine.config import read_config
 from gmm_anomaly.engine.config_merge import ConfigError
 from gmm_anomaly.export import command as export_command
-from gmm_anomaly.predict import command as predict_command
+from gmm_anomaly.prediction import command as predict_command
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = "synthetic/effnetlite0_deeplabv3plus_gmm.yaml"

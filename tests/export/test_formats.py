@@ -10,8 +10,8 @@ import torch
 
 from gmm_anomaly import __version__
 from gmm_anomaly.export import formats
+from gmm_anomaly.export.command import MAX_ERROR, check_batches, compare, export, normal_inference
 from gmm_anomaly.export.formats import export_graph, load, write
-from gmm_anomaly.export.job import MAX_ERROR, check_batches, compare, export, normal_inference
 from gmm_anomaly.export.network import ExportableSegmentor
 from gmm_anomaly.modeling.backbones import mit
 from gmm_anomaly.modeling.registry import DECODER_REGISTRY

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gmm_anomaly.export.job import check_batches, compare, normal_inference
+from gmm_anomaly.export.command import check_batches, compare, normal_inference
 from gmm_anomaly.export.network import ExportableSegmentor, PoolingByProducts
 from gmm_anomaly.gmm import UnfittedMixtureError
 from gmm_anomaly.modeling.feature_distance import UnfittedMomentsError

@@ -14,8 +14,9 @@ from pycocotools import mask as coco
 from gmm_anomaly import cli, weight_files
 from gmm_anomaly.evaluation.saved_scores import evaluate_saved_scores
 from gmm_anomaly.evaluation.score_files import read_score_map
-from gmm_anomaly.predict.images import VideoReader, is_video, list_sources
-from gmm_anomaly.predict.job import save_score_png, write_video
+from gmm_anomaly.predict.command import save_score_png
+from gmm_anomaly.predict.images import is_video, list_sources
+from gmm_anomaly.predict.video import VideoReader, write_video
 from gmm_anomaly.visualization import robust_range
 
 
@@ -185,17 +186,15 @@ def test_a_video_that_fails_leaves_nothing(predictor, make_picture, tmp_path):
     "arguments, message",
     [
         (["--out", "x"], "nothing to predict"),
-        (["a.png"], "required: --out"),
         (["a.png", "--out", "x", "--target-fpr", "0.1"], "--target-fpr needs a data set"),
         (["--out", "x", "--threshold-on", "d", "--target-fpr", "5"], "expected a share between 0 and 1"),
-        (["a.png", "--out", "x", "--threshold", "1", "--calibrate-on", "d"], "not allowed with"),
         (["a.png", "--out", "x", "--range", "2", "1"], "LOW must be below HIGH"),
-        (["a.png", "--out", "x", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["a.png", "--out", "x", "--min-area", "-1"], "--min-area must be at least 0"),
     ],
 )
-def test_arguments_that_contradict(arguments, message, capsys):
+def test_arguments_that_contradict(arguments, message, trained, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["predict", "--config", "c.yaml", *arguments])
+        cli.main(["predict", "--config", trained.config, *arguments])
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
