@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import cv2
 import pytest
 import torch
+from detectron2.data import transforms as T
 
-from gmm_anomaly import cli
-from gmm_anomaly.evaluation.submission import file_digest
+from gmm_anomaly import AnomalyPredictor, cli
 from gmm_anomaly.export import command
 from gmm_anomaly.export.command import ExportMismatchError, check_batches, compare, find_images
-from gmm_anomaly.predict.threshold import Threshold
+
+CONFIG = "synthetic/effnetlite0_deeplabv3plus_softmax.yaml"
 
 
 def constant(score, segmentation=0):
@@ -106,61 +108,34 @@ def test_images_of_a_folder_a_file_and_nowhere(tmp_path):
     assert [tuple(batch.shape) for batch in resized] == [(1, 3, 40, 60), (1, 3, 40, 60), (2, 3, 40, 60)]
 
 
-@pytest.fixture
-def trained(tmp_path):
-    """Config and checkpoint as a training leaves them."""
-    from detectron2.modeling import build_model
-
-    from gmm_anomaly.engine import build_config
-
-    cfg = build_config(
-        "configs/synthetic/effnetlite0_deeplabv3plus_softmax.yaml",
-        [
-            "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.FEATURE_DISTANCE.FEATURES", "[]",
-            "MODEL.BACKBONE.NAME", "four_strides", "TEST.SCORES", "['energy', 'msp']",
-            "MODEL.DECODER.IN_FEATURES", "[]", "INPUT.MIN_SIZE_TEST", 64,
-        ],
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    model.classifier.predictor.weight.data.mul_(100)
-    config, weights = tmp_path / "config.yaml", tmp_path / "model_final.pth"
-    config.write_text(cfg.dump())
-    torch.save({"model": model.state_dict()}, weights)
-    return ["export", "--config-file", str(config), "--weights", str(weights)]
-
-
-def test_the_command_writes_file_and_report(trained, tmp_path, capsys, without_graphs):
-    digest = file_digest(tmp_path / "model_final.pth")
-    threshold = Threshold(-1.5, "msp", (0.0, 1.0), 0.05, 0.04, "some_val", 3, 100, digest)
-    threshold.save(tmp_path / "threshold.json")
-    out = tmp_path / "deep" / "model.pt2"
-    options = ["--format", "torch-export", "--score", "msp", "--num-images", "1", "--repeats", "1"]
-    given = [*trained, "--out", str(out), *options, "--threshold-file", str(tmp_path / "threshold.json")]
-    assert cli.main(given) == 0
+def test_the_command_writes_file_and_report(without_graphs, streets, tmp_path, capsys, monkeypatch, tiny):
+    predictor = tiny.predictor(resize=[T.ResizeShortestEdge(48, 1000)], score="msp")
+    predictor.use_threshold(-1.5)
+    asked, trusted = [], []
+    monkeypatch.setattr(command, "trust_pickles", trusted.append)
+    monkeypatch.setattr(
+        AnomalyPredictor, "from_config", lambda *given, **options: asked.append((given, options)) or predictor
+    )
+    image, out = tmp_path / "street.png", tmp_path / "deep" / "model.pt2"
+    cv2.imwrite(str(image), streets[0])
+    given = f"export --config-file {CONFIG} --weights w.pth --out {out} --format torch-export --score msp"
+    given = [*given.split(), "--threshold-file", "t.json", "--images", str(image), "SEED", "3"]
+    assert cli.main(given) == 0 and trusted == [False]
+    ((config, weights), options) = asked[0]
+    assert config.endswith(CONFIG) and weights == "w.pth"
+    assert options == {"score": "msp", "threshold": "t.json", "device": "cpu", "opts": ["SEED", "3"]}
     printed = capsys.readouterr().out
-    assert "any height and width" in printed and "shorter side of 64" in printed and "torch-export" in printed
+    assert "any height and width" in printed and "shorter side of 48" in printed and "torch-export" in printed
     written = json.loads((tmp_path / "deep" / "model.pt2.json").read_text())
     assert written["max_relative_error"] < command.MAX_ERROR and written["fixed_size"] is None
     assert set(written["milliseconds"]) == {"PyTorch", "torch-export"}
-    assert written["timed_size"] == [64, 128]
+    assert written["timed_size"] == [48, 90]
     metadata = written["metadata"]
     assert (metadata["score"], metadata["threshold"]) == ("msp", -1.5)
-    assert metadata["input_rule"]["resize_shorter_side"] == 64
-    assert metadata["class_names"][0] == "road" and len(metadata["palette"]) == len(metadata["class_names"])
+    assert metadata["input_rule"]["resize_shorter_side"] == 48
 
-
-def test_errors_are_said_and_leave_nothing(trained, tmp_path, capsys, monkeypatch):
-    out = tmp_path / "out" / "model.pt2"
-    given = [*trained, "--out", str(out), "--format", "torch-export"]
-    assert cli.main([*given, "--score", "gmm_density"]) == 1
-    assert "needs class densities" in capsys.readouterr().err
-    assert cli.main([*given, "TEST.SLIDING_WINDOW.ENABLED", "True"]) == 1
-    assert "SLIDING_WINDOW.ENABLED False" in capsys.readouterr().err
-    trusted = []
-    monkeypatch.setattr(command, "trust_pickles", trusted.append)
-    for flags in ([], ["--trust-pickle"]):
-        assert cli.main([*given, *flags, "--images", str(tmp_path / "none")]) == 1
-        assert "no such file or folder" in capsys.readouterr().err
-    assert trusted == [False, True]
-    assert not out.parent.exists()
+    predictor.model.inference = replace(predictor.model.inference, scales=(1.0, 2.0))
+    other = [*given[:6], str(tmp_path / "out" / "model.pt2"), "--format", "torch-export", "--trust-pickle"]
+    assert cli.main(other) == 1 and trusted == [False, True]
+    assert "error: export: several looks at an image" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

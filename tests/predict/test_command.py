@@ -7,14 +7,13 @@ import json
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from gmm_anomaly import cli, weight_files
+from gmm_anomaly import cli
 from gmm_anomaly.evaluation.saved_scores import evaluate_saved_scores
 from gmm_anomaly.evaluation.score_files import read_score_map
-from gmm_anomaly.predict.command import save_score_png
+from gmm_anomaly.predict import command
 from gmm_anomaly.predict.images import is_video, list_sources
 from gmm_anomaly.predict.video import VideoReader, write_video
 from gmm_anomaly.visualization import robust_range
@@ -120,11 +119,11 @@ def test_scores_as_png_are_what_the_evaluation_reads(call, predictor, anomaly_se
 
 def test_png_of_a_constant_and_of_infinity(tmp_path):
     flat = np.full((4, 5), -2.5, np.float32)
-    save_score_png(tmp_path / "flat.png", flat)
+    command.save_score_png(tmp_path / "flat.png", flat)
     np.testing.assert_array_equal(read_score_map(tmp_path / "flat.png").values, flat)
     flat[0, 0] = np.inf
     with pytest.raises(ValueError, match="bad.png: a 16-bit PNG holds finite scores only"):
-        save_score_png(tmp_path / "bad.png", flat)
+        command.save_score_png(tmp_path / "bad.png", flat)
     assert files_below(tmp_path) == ["flat.png"]
 
 
@@ -198,35 +197,16 @@ def test_arguments_that_contradict(arguments, message, trained, capsys):
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_errors_name_what_is_missing(call, street, tmp_path):
-    status, _, error = call(tmp_path / "none.png", "--out", tmp_path / "out")
-    assert status == 1 and "none.png: no such file or folder" in error
+def test_errors_name_what_is_missing(call, street, tmp_path, monkeypatch):
+    trusted = []
+    monkeypatch.setattr(command, "trust_pickles", trusted.append)
+    for flags in ([], ["--trust-pickle"]):
+        status, _, error = call(tmp_path / "none.png", "--out", tmp_path / "out", *flags)
+        assert status == 1 and "none.png: no such file or folder" in error
+    assert trusted == [False, True]
     status, _, error = call(street, "--score", "nothing", "--out", tmp_path / "out")
     assert status == 1 and "unknown score 'nothing'" in error
     assert not (tmp_path / "out").exists()
-
-
-@pytest.fixture
-def untrusting():
-    """No test after this one reads pickles."""
-    yield
-    weight_files.trust_pickles(False)
-
-
-class Hostile:
-    def __reduce__(self):
-        return str.upper, ("called",)
-
-
-def test_pickles_need_trust(trained, street, tmp_path, capsys, untrusting):
-    weights = tmp_path / "theirs.pth"
-    state = torch.load(trained.weights, weights_only=True) | {"note": Hostile()}
-    torch.save(state, weights)
-    model = ["--config", trained.config, "--weights", str(weights), "--device", "cpu"]
-    given = ["predict", *model, str(street), "--out", str(tmp_path / "out")]
-    assert cli.main(given) == 1
-    assert "--trust-pickle" in capsys.readouterr().err
-    assert cli.main([*given, "--trust-pickle"]) == 0
 
 
 def test_what_inputs_mean(make_picture, save_rgb, tmp_path):

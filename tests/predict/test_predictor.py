@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
@@ -18,25 +19,22 @@ SIZE = (44, 60)
 CHAIN = ["boundary_suppression", "gaussian_smoothing"]
 
 
-@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+@pytest.mark.parametrize("image_format, score", [("RGB", "energy+" + "+".join(CHAIN)), ("BGR", "msp")])
 @torch.no_grad()
-def test_scores_are_the_evaluations_own(trained, anomaly_set, image_format):
-    opts = ["INPUT.FORMAT", image_format]
-    cfg = build_config(
-        trained.config, ["MODEL.WEIGHTS", trained.weights, "TEST.POSTPROCESS", str(CHAIN), *opts]
-    )
+def test_scores_are_the_evaluations_own(trained, anomaly_set, image_format, score):
+    opts = ["INPUT.FORMAT", image_format, "TEST.POSTPROCESS", str(CHAIN)]
+    cfg = build_config(trained.config, ["MODEL.WEIGHTS", trained.weights, *opts])
     assert cfg.INPUT.MIN_SIZE_TEST > SIZE[0]
     model = build_model(cfg).eval()
     Checkpointer(model).load_for_evaluation(trained.weights)
-    expected = [output for batch in build_test_loader(cfg, anomaly_set) for output in model(batch)]
-    files = [record["file_name"] for record in get_records(anomaly_set)]
-    for score in ("energy", "msp", "energy+" + "+".join(CHAIN)):
-        predictor = AnomalyPredictor.from_config(trained.config, trained.weights, score=score, opts=opts)
-        for file, output in zip(files, expected, strict=True):
-            found = predictor(file)
-            assert found.score.dtype == np.float32 and found.score.shape == SIZE and found.source == file
-            np.testing.assert_array_equal(found.score, output["anomaly_scores"][score].numpy())
-            np.testing.assert_array_equal(found.segmentation, output["sem_seg"].argmax(dim=0).numpy())
+    predictor = AnomalyPredictor.from_config(trained.config, trained.weights, score=score, opts=opts)
+    for (item,) in build_test_loader(cfg, anomaly_set):
+        (output,) = model([item])
+        found = predictor(item["file_name"])
+        assert found.score.dtype == np.float32 and found.score.shape == SIZE
+        assert found.source == item["file_name"]
+        np.testing.assert_array_equal(found.score, output["anomaly_scores"][score].numpy())
+        np.testing.assert_array_equal(found.segmentation, output["sem_seg"].argmax(dim=0).numpy())
     assert len(np.unique(found.score)) > 100 and len(np.unique(found.segmentation)) > 1
 
 
@@ -82,13 +80,8 @@ def test_other_things_are_named(predictor, make_picture, image, error, message):
 
 
 def test_order_and_batches(predictor, make_picture):
-    images = [
-        make_picture(0),
-        make_picture(1),
-        make_picture(2, (50, 40)),
-        make_picture(3, (50, 40)),
-        make_picture(4),
-    ]
+    sizes = [SIZE, SIZE, (50, 40), (50, 40), SIZE]
+    images = [make_picture(seed, size) for seed, size in enumerate(sizes)]
     alone = [predictor(image) for image in images]
     seen = []
 
@@ -127,7 +120,7 @@ def test_threshold_lets_the_target_share_through(trained, anomaly_set, make_pict
         _ = predictor(make_picture(0)).components
     known = []
     for record in get_records(anomaly_set):
-        label = read_label(record, _metadata(anomaly_set))
+        label = read_label(record, MetadataCatalog.get(anomaly_set))
         known.append(predictor(record["file_name"]).score[label == 0])
     known = np.sort(np.concatenate(known))
     for target in (0.05, 0.3):
@@ -157,12 +150,6 @@ def test_threshold_lets_the_target_share_through(trained, anomaly_set, make_pict
         predictor.fit_threshold("nowhere")
     with pytest.raises(ValueError, match="target_fpr: expected a share"):
         predictor.fit_threshold(anomaly_set, target_fpr=5)
-
-
-def _metadata(name):
-    from detectron2.data import MetadataCatalog
-
-    return MetadataCatalog.get(name)
 
 
 def test_of_a_closed_set_every_labelled_pixel_is_known(predictor, anomaly_set, tmp_path):
