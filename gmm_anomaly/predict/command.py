@@ -4,7 +4,7 @@ Every file appears whole, under its final name, or not at all::
 
     overlays/NAME.png       heat map, contours and boxes over the image
     segmentation/NAME.png   class ids, 8 bits, with the data set's palette
-    scores/NAME.npy|.png    the raw score, if asked for; tools/evaluate.py reads the folder
+    scores/NAME.npy|.png    the raw score, if asked for; `gmm-anomaly score` reads the folder
     components/NAME.json    the anomalies, if there is a threshold
     videos/NAME.mp4|.jsonl  overlays, and a line of JSON per frame
     threshold.json          a threshold that was found on a data set

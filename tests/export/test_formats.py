@@ -118,7 +118,7 @@ def test_onnx_of_the_backbones(name, streets, tmp_path, monkeypatch, tiny):
     options = ("MODEL.DECODER.NAME", "SegFormerDecoder", "MODEL.CLASSIFIER.NAME", "softmax", *BACKBONES[name])
     # Swin's windows and masks are traced at a fixed size.
     size = (64, 96) if name == "swin" else None
-    predictor = tiny.predictor(*options, score="msp")
+    predictor = tiny.predictor(*options, score="energy")
     require_formats(["onnx"], predictor, streets[:1], tmp_path, size=size, limit=MAX_ERROR)
 
 
