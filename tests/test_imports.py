@@ -43,7 +43,6 @@ ALLOWED = {
         "data",
         "evaluation",
         "engine",
-        "benchmark",
         "predict",
         "compat",
         "weight_files",
