@@ -9,7 +9,7 @@ from .mapper import SegmentationMapper
 from .reading import read_image, read_label
 from .registration import get_records
 from .sampler import ClassBalancedSampler
-from .street_datasets import configure_synthetic
+from .streets.datasets import configure_synthetic
 
 __all__ = [
     "ClassBalancedSampler",

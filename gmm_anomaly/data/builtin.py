@@ -14,8 +14,8 @@ from .lost_and_found import register_lost_and_found
 from .road_anomaly import register_road_anomaly
 from .road_anomaly21 import register_road_anomaly21
 from .road_obstacle21 import register_road_obstacle21
-from .street_datasets import register_streets
 from .street_hazards import register_street_hazards
+from .streets.datasets import register_streets
 
 
 def register_all() -> None:

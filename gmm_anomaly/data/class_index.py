@@ -18,7 +18,7 @@ from .atomic import replacing
 from .label_rule import LabelRule
 from .pairing import Record
 from .reading import read_label
-from .synthetic import RENDERER_VERSION
+from .streets import RENDERER_VERSION
 from .threads import in_threads
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from .image_files import (
     upright,
 )
 from .label_rule import LabelRule
-from .synthetic import render_street
+from .streets import render_street
 
 IMAGE_FORMATS = ("RGB", "BGR")
 

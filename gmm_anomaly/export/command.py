@@ -24,7 +24,7 @@ from gmm_anomaly import __version__
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.data.reading import read_image
 from gmm_anomaly.data.registration import get_records
-from gmm_anomaly.data.synthetic import StreetSplit
+from gmm_anomaly.data.streets.datasets import StreetSplit
 from gmm_anomaly.evaluation.files import save_json
 from gmm_anomaly.predict.images import is_video, list_sources
 from gmm_anomaly.predict.predictor import AnomalyPredictor

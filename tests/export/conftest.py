@@ -14,7 +14,7 @@ from torch import nn
 
 from gmm_anomaly import AnomalyPredictor
 from gmm_anomaly.config import add_gmm_anomaly_config
-from gmm_anomaly.data.synthetic import StreetSplit
+from gmm_anomaly.data.streets.datasets import StreetSplit
 from gmm_anomaly.modeling.classifiers import SoftmaxClassifier
 
 CLASSES = 4

@@ -28,7 +28,6 @@ def trained(tmp_path_factory) -> SimpleNamespace:
         [
             "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.FEATURE_DISTANCE.FEATURES", "[]",
             "TEST.SCORES", "['energy', 'msp']", "INPUT.MIN_SIZE_TEST", 64, "DATALOADER.NUM_WORKERS", 0,
-            "DATASETS.SYNTHETIC.CACHE_DIR", "",
         ],
     )  # fmt: skip
     torch.manual_seed(0)

@@ -1,0 +1,294 @@
+"""Objects that no training street holds, set down on and beside the road of a finished street.
+
+A shape is drawn in greys, which a pattern then colours; no known object wears one of these patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+
+from .canvas import ANOMALY_LABEL, Camera, Canvas, Frame, Thing
+from .street import Street
+
+MAX_SHARE = 0.1  # of the picture, over all anomalies together; void borders come on top
+
+# Where a pattern has its second colour, 0..1. a, b: place along and across, in repeats; coarse, fine: noise.
+_PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "fur": lambda a, b, coarse, fine: 0.45 + 0.55 * fine + 0.35 * coarse,
+    "leopard": lambda a, b, coarse, fine: 0.5 - 9.0 * (np.abs(fine - 0.25) - 0.16),
+    "zebra": lambda a, b, coarse, fine: 0.5 + 3.0 * np.sin(2 * np.pi * (a + 0.45 * coarse)),
+    "wood": lambda a, b, coarse, fine: (
+        0.4 + 0.25 * np.sin(2 * np.pi * (5 * b + 1.6 * coarse)) + 0.15 * fine + 0.7 * (b % 1.0 < 0.08)
+    ),
+    "checker": lambda a, b, coarse, fine: (np.floor(2 * a) + np.floor(2 * b)) % 2,
+    "stripes": lambda a, b, coarse, fine: 0.5 + 6.0 * np.sin(2 * np.pi * a),
+    "rust": lambda a, b, coarse, fine: 0.4 + 2.5 * (coarse + 0.5 * fine),
+    "knit": lambda a, b, coarse, fine: 0.5 + 0.5 * np.sin(6 * np.pi * a) * np.sin(6 * np.pi * b),
+    "plain": lambda a, b, coarse, fine: 0.15 + 0.15 * coarse,
+}
+
+# The shapes draw into a box of height 1 that stands on the ground at x = 0.
+
+
+def _quadruped(pen: Canvas, rng: np.random.Generator) -> None:
+    legs, thick, length, leg = rng.uniform((0.28, 0.13, 0.34, 0.055), (0.5, 0.25, 0.5, 0.12))
+    body = legs + thick
+    for base, grey in ((-0.7, 140), (0.7, 140), (-0.85, 217), (0.88, 217)):
+        swing, hip = rng.uniform(-0.08, 0.08), base * length
+        knee = (hip + swing * 0.4, legs * 0.5)
+        pen.limb((hip, body), knee, leg * 1.5, leg, grey)
+        pen.limb(knee, (hip + swing, 0.0), leg, leg * 0.8, grey)
+    pen.disc(0.0, body, length, thick, 230)
+    pen.disc(0.6 * length, body + 0.02, 0.5 * length, thick * 1.08, 235)
+    pen.disc(-0.6 * length, body, 0.48 * length, thick * 1.02, 224)
+    x, y = length * rng.uniform(1.05, 1.35), min(0.9, body + rng.uniform(0.12, 0.38))  # end of the neck
+    pen.limb((0.75 * length, body + 0.05), (x, y), thick * 1.3, thick * 0.7, 230)
+    head, kind = rng.uniform(0.09, 0.14), rng.random()
+    pen.disc(x + head * 0.5, y, head, head * 0.62, 255, -rng.uniform(0.0, 0.7))
+    if kind < 0.3:  # antlers
+        for tilt in (-0.06, 0.04):
+            pen.limb((x, y + 0.04), (x + tilt, 1.0), 0.03, 0.018, 191)
+            pen.limb((x + tilt * 0.6, 0.94), (x + tilt + 0.09, 0.99), 0.02, 0.014, 191)
+    elif kind < 0.5:  # trunk
+        pen.disc(x - 0.06, y, head * 0.9, head * 1.2, 178)
+        pen.limb((x + head, y), (x + head * 1.5, 0.12), 0.07, 0.04, 230)
+    else:
+        for offset in (-0.05, 0.02):
+            pen.disc(x + offset, y + head * 0.75, 0.03, rng.uniform(0.05, 0.09), 178, 0.4)
+    tail = (-length - 0.14, body + rng.uniform(-0.25, 0.15))
+    pen.limb((-length * 0.95, body + 0.05), tail, 0.05, 0.03, 204)
+
+
+def _bird(pen: Canvas, rng: np.random.Generator) -> None:
+    for x in (-0.05, 0.07):
+        pen.limb((x, 0.4), (x + 0.03, 0.0), 0.035, 0.03, 153)
+    pen.disc(0.0, 0.5, 0.3, 0.2, 217, 0.25)
+    pen.disc(-0.08, 0.52, 0.2, 0.12, 166, 0.35)
+    pen.limb((0.2, 0.56), (0.3, 0.88), 0.12, 0.07, 230)
+    pen.disc(0.32, 0.9, 0.075, 0.07, 255)
+    pen.polygon([(0.37, 0.93), (0.37, 0.87), (0.5, 0.88)], 128)
+
+
+def _crate(pen: Canvas, rng: np.random.Generator) -> None:
+    w, skew, top = rng.uniform((0.35, 0.12, 0.74), (0.6, 0.4, 0.9))
+    pen.box(-w, 0, w - skew, top, 230)
+    pen.polygon([(w - skew, 0), (w, 0.8 * (1 - top)), (w, 1.0), (w - skew, top)], 140)
+    pen.polygon([(-w, top), (w - skew, top), (w, 1.0), (-w + skew, 1.0)], 255)
+    if rng.random() < 0.6:
+        for x in (-w + 0.03, w - skew - 0.03):
+            pen.limb((x, 0), (x, top), 0.06, 0.06, 166)
+        pen.limb((-w, 0.04), (w - skew, top - 0.04), 0.06, 0.06, 178)
+
+
+def _barrel(pen: Canvas, rng: np.random.Generator) -> None:
+    w = rng.uniform(0.3, 0.42)
+    x = -w * np.cos(np.linspace(0, np.pi, 10))
+    for index in range(9):  # vertical strips, lit from one side
+        pen.box(x[index], 0.05, x[index + 1], 0.92, 115 + 140 * np.sin(np.pi * (index + 0.7) / 9))
+    pen.disc(0, 0.06, w, 0.06, 153)
+    pen.disc(0, 0.92, w, 0.08, 255)
+    pen.disc(0, 0.92, w * 0.85, 0.06, 140)
+
+
+def _ball(pen: Canvas, rng: np.random.Generator) -> None:
+    for inward in np.arange(8) / 8:
+        radius = 0.5 - 0.5 * inward
+        pen.disc(-0.18 * inward, 0.5 + 0.18 * inward, radius, radius, 128 + 140 * inward)
+
+
+def _sofa(pen: Canvas, rng: np.random.Generator) -> None:
+    w, seats = rng.uniform(0.8, 1.15), int(rng.integers(2, 4))
+    pen.polygon([(-w, 0.35), (w, 0.35), (w * 0.97, 1.0), (-w * 0.97, 1.0)], 191)
+    for x in w * np.linspace(-0.85, 0.85, seats + 1)[:-1]:
+        end = x + 1.7 * w / seats - 0.03
+        pen.box(x, 0.52, end, 0.93, 235)
+        pen.box(x, 0.36, end, 0.54, 255)
+    pen.box(-w, 0.08, w, 0.38, 178)
+    for side in (-w, w):
+        pen.box(side * 0.84, 0.07, side, 0.66, 217)
+        pen.disc(side * 0.92, 0.66, 0.12, 0.08, 242)
+        pen.limb((side * 0.85, 0.1), (side * 0.85, 0.0), 0.06, 0.05, 102)
+
+
+def _chair(pen: Canvas, rng: np.random.Generator) -> None:
+    for x, foot in ((-0.22, -0.28), (0.22, 0.28), (-0.3, -0.38), (0.12, 0.14)):
+        pen.limb((x, 0.45), (foot, 0.0), 0.07, 0.05, 153)
+    pen.polygon([(-0.34, 0.42), (0.18, 0.42), (0.32, 0.52), (-0.2, 0.52)], 242)
+    pen.polygon([(-0.2, 0.5), (0.32, 0.5), (0.34, 1.0), (-0.22, 1.0)], 191)
+
+
+def _tyres(pen: Canvas, rng: np.random.Generator) -> None:
+    thick = 1 / rng.integers(2, 5)
+    for y in np.arange(0.5 * thick, 1.0, thick):
+        sway = rng.uniform(-0.05, 0.05)
+        pen.disc(sway, y, 0.52, 0.52 * thick, rng.uniform(150, 195))
+        pen.disc(sway, y + 0.14 * thick, 0.5, 0.34 * thick, 217)
+    pen.disc(sway, y + 0.17 * thick, 0.26, 0.16 * thick, 64)
+
+
+def _rubble(pen: Canvas, rng: np.random.Generator) -> None:
+    for _ in range(int(rng.integers(14, 26))):
+        x, corners = rng.normal(0, 0.42), int(rng.integers(4, 7))
+        y = rng.uniform(0, 1) * max(0.1, 0.85 - 0.75 * abs(x))
+        angle = np.sort(rng.uniform(0, 2 * np.pi, corners))
+        radius = rng.uniform(0.08, 0.28) * rng.uniform(0.7, 1.0, corners)
+        points = np.stack([x + radius * np.cos(angle), y + 0.8 * radius * np.sin(angle)], axis=1)
+        pen.polygon(np.clip(points, (-1.2, 0), (1.2, 1)), rng.uniform(115, 255))
+
+
+def _boat(pen: Canvas, rng: np.random.Generator) -> None:
+    w = rng.uniform(0.9, 1.2)
+    pen.polygon([(-w * 0.75, 0.0), (w * 0.6, 0.0), (w, 0.5), (-w * 0.95, 0.42)], 217)
+    pen.polygon([(-w * 0.93, 0.36), (w * 0.94, 0.44), (w, 0.5), (-w * 0.95, 0.42)], 128)
+    if rng.random() < 0.5:  # cabin, else mast and sail
+        pen.polygon([(-w * 0.5, 0.42), (w * 0.25, 0.45), (w * 0.1, 0.85), (-w * 0.45, 0.85)], 255)
+        pen.box(-w * 0.38, 0.56, w * 0.05, 0.75, 77)
+    else:
+        pen.limb((0.0, 0.4), (0.0, 1.0), 0.05, 0.03, 140)
+        pen.polygon([(0.05, 0.48), (w * 0.6, 0.5), (0.05, 0.97)], 255)
+
+
+def _blob(pen: Canvas, rng: np.random.Generator) -> None:
+    angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    waves = [rng.uniform(0, 0.22 / k) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in range(2, 7)]
+    radius = 0.5 * (0.8 + np.sum(waves, axis=0))
+    for scale, grey in ((1.0, 153), (0.85, 204), (0.6, 242)):
+        x, y = 1.15 * radius * scale * np.cos(angle), 0.5 + radius * scale * np.sin(angle)
+        pen.polygon(np.stack([x, np.clip(y, 0, 1)], axis=1), grey)
+
+
+def _bathtub(pen: Canvas, rng: np.random.Generator) -> None:
+    for x in (-0.6, 0.55):
+        pen.limb((x, 0.25), (x * 1.1, 0.0), 0.1, 0.08, 128)
+    pen.polygon([(-0.95, 0.95), (-0.8, 0.3), (-0.6, 0.12), (0.6, 0.12), (0.8, 0.3), (0.9, 0.8)], 217)
+    pen.disc(-0.02, 0.86, 0.95, 0.12, 255, 0.06)
+    pen.disc(-0.02, 0.85, 0.82, 0.075, 102, 0.06)
+
+
+# draw, box width / height, usual height in metres, the patterns it may wear
+_SHAPES: tuple[tuple[Callable[[Canvas, np.random.Generator], None], float, tuple[float, float], str], ...] = (
+    (_quadruped, 1.9, (0.6, 2.0), "fur leopard zebra knit plain"),
+    (_bird, 1.1, (0.5, 1.4), "fur leopard plain stripes"),
+    (_crate, 1.25, (0.4, 1.4), "wood checker stripes plain rust"),
+    (_barrel, 0.9, (0.7, 1.2), "stripes rust checker wood"),
+    (_ball, 1.0, (0.3, 1.3), "checker stripes leopard zebra knit"),
+    (_sofa, 2.4, (0.7, 1.0), "knit checker stripes plain leopard"),
+    (_chair, 0.85, (0.7, 1.1), "wood plain stripes"),
+    (_tyres, 1.1, (0.4, 1.0), "plain stripes checker"),
+    (_rubble, 2.4, (0.25, 0.8), "rust wood plain fur"),
+    (_boat, 2.4, (0.9, 1.8), "wood plain stripes rust"),
+    (_blob, 1.3, (0.4, 1.5), " ".join(_PATTERNS)),
+    (_bathtub, 2.0, (0.5, 0.8), "plain rust checker"),
+)
+
+
+class Anomaly(Thing):
+    """Heights in pixels are drawn first (log-uniform), so that small and large ones are equally likely; the
+    depth follows from the height in metres."""
+
+    def __init__(self, rng: np.random.Generator, camera: Camera, street: Street, main: bool) -> None:
+        self.draw, aspect, (low, high), patterns = _SHAPES[rng.integers(len(_SHAPES))]
+        height = np.exp(rng.uniform(np.log(low), np.log(high)))
+        least, most = np.log((0.16, 0.5) if main else (0.06, 0.28))
+        rows = camera.height * np.exp(rng.uniform(least, most)) / np.sqrt(max(aspect, 1.0))
+        z = float(np.clip(camera.focal * height / rows, 5.0, 45.0))
+        height = float(np.clip(rows * z / camera.focal, 0.6 * low, 1.4 * high))
+        half = aspect * height / 2
+        # Sideways: within the picture and between the walls, more often on the road.
+        margin, shift = 0.04 * camera.width, float(camera.shift(z))
+        left = max((margin - camera.u0) * z / camera.focal - shift, street.walls[0]) + half
+        right = min((camera.width - margin - camera.u0) * z / camera.focal - shift, street.walls[1]) - half
+        if rng.random() < 0.65:
+            left, right = max(left, street.left), min(right, street.right)
+        x = rng.uniform(left, right) if left < right else (left + right) / 2
+        super().__init__(x, z, half, height)
+        self.mirror, self.pattern = int(rng.choice([-1, 1])), str(rng.choice(patterns.split()))
+        self.period, self.turn = rng.uniform(0.16, 0.5), rng.uniform(0, np.pi)
+        self.seed = int(rng.integers(2**31))
+        # Two colours, natural (browns, greys) or painted; their brightness always differs.
+        if rng.random() < 0.5:
+            first = np.array([1.0, rng.uniform(0.7, 0.95), rng.uniform(0.4, 0.85)]) * rng.uniform(0.35, 0.95)
+            second = first * rng.uniform(0.2, 0.6)
+        else:
+            first, second = rng.uniform(0.15, 1.0, 3), rng.uniform(0.05, 1.0, 3)
+            if abs(first.mean() - second.mean()) < 0.2:
+                second *= 0.4
+        self.colours = np.float32([first, second])
+
+    def cast(self, frame: Frame) -> None:
+        for side in np.linspace(-0.6, 0.6, 3) * self.half:
+            frame.cast(self.ring(0.27 * self.half) + (side, 0.0), 0.0, 0.8 * self.height)
+
+    def paint(self, frame: Frame, sunlit: float) -> None:
+        aspect = self.half / self.height
+        canvas = frame.stand(self.x, self.z, self.height, (-aspect, -0.01, aspect, 1.02), self.mirror)
+        self.draw(canvas, np.random.default_rng(self.seed))
+        rgba, ss = canvas.rgba, canvas.ss
+        size = ss * self.height * frame.camera.focal / self.z  # of the shape, in pixels of the patch
+        period = max(self.period * size, 2.0)
+        y, x = np.ogrid[: rgba.shape[0], : rgba.shape[1]]
+        cos, sin = np.cos(self.turn) / period, np.sin(self.turn) / period
+        coarse, fine = (canvas.noise(k, period / (n * ss), ss) for k, n in (("blotch", 12), ("leaf", 15)))
+        mix = _PATTERNS[self.pattern](x * cos + y * sin, y * cos - x * sin, coarse, fine)
+        pattern = self.colours[0] + np.clip(mix, 0, 1)[..., None] * (self.colours[1] - self.colours[0])
+        # Brighter where the outline bulges towards the sun, darker away from it and below.
+        width = max(3, int(size * 0.12) | 1)
+        soft = cv2.blur(rgba[..., 3], (width, width)).astype(np.float32) * np.float32(1 / 255)
+        side = np.sign(frame.light.sun[0]) * (1.0 - frame.light.ambient)
+        bulge = 0.06 * cv2.Sobel(soft, cv2.CV_32F, 0, 1) - 0.12 * side * cv2.Sobel(soft, cv2.CV_32F, 1, 0)
+        pattern *= np.clip(0.65 + 0.38 * soft + width * bulge, 0.3, 1.3)[..., None]
+        rgba[..., :3] = np.minimum(rgba[..., :3] * pattern, rgba[..., 3:])
+        canvas.paste(ANOMALY_LABEL, self.z, sunlit)
+
+
+def sample_anomalies(
+    rng: np.random.Generator, camera: Camera, street: Street, solids: Sequence[Thing]
+) -> list[Anomaly]:
+    """1 to 4 anomalies that stand on the street, inside the picture, mostly unhidden by the ``solids``."""
+    placed: list[Anomaly] = []
+    room = MAX_SHARE * camera.height * camera.width
+    for index in range(rng.choice([1, 2, 3, 4], p=[0.35, 0.35, 0.2, 0.1])):
+        best: tuple[float, Anomaly] | None = None
+        for _ in range(30):
+            candidate = Anomaly(rng, camera, street, main=index == 0)
+            if 0.75 * _area(_box(camera, candidate)) < room:
+                hidden = _hidden_share(camera, candidate, [*solids, *placed])
+                hidden = max([hidden, *(_hidden_share(camera, other, [candidate]) for other in placed)])
+                if best is None or hidden < best[0]:
+                    best = (hidden, candidate)
+                if hidden < 0.1:
+                    break
+        if best is not None and (index == 0 or best[0] < 0.3):
+            placed.append(best[1])
+            room -= 0.75 * _area(_box(camera, best[1]))
+    return placed
+
+
+def _box(camera: Camera, thing: Thing) -> np.ndarray:
+    """Left, top, right, bottom of a thing in the picture, in pixels."""
+    depths = (max(thing.near, 1.0), 2 * thing.z - thing.near)
+    corners = [(thing.x + s * thing.half, y, z) for s in (-1, 1) for y in (0, thing.height) for z in depths]
+    pixels = camera.project(corners)
+    return np.concatenate([pixels.min(axis=0), pixels.max(axis=0)])
+
+
+def _area(box: np.ndarray) -> float:
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
+
+
+def _hidden_share(camera: Camera, anomaly: Anomaly, solids: Sequence[Thing]) -> float:
+    """Largest share of the anomaly's box that one nearer solid's box, or the picture's lower edge, covers; 1
+    where it would stand inside a solid."""
+    mine = _box(camera, anomaly)
+    worst = max(0.0, (mine[3] - camera.height) / (mine[3] - mine[1]))
+    for solid in solids:
+        deep = abs(solid.z - solid.near) + 0.5
+        if abs(solid.z - anomaly.z) < deep and abs(solid.x - anomaly.x) < solid.half + anomaly.half:
+            return 1.0
+        if solid.near <= anomaly.z:
+            other = _box(camera, solid)
+            common = np.concatenate([np.maximum(mine[:2], other[:2]), np.minimum(mine[2:], other[2:])])
+            worst = max(worst, _area(common) / _area(mine))
+    return worst

@@ -1,0 +1,121 @@
+"""The synthetic streets as data sets: splits, the copy of a split on disk, and the registration of
+synthetic_street_train, synthetic_street_val and synthetic_street_anomaly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+from tqdm import tqdm
+
+from ..atomic import replacing
+from ..label_rule import ANOMALY, CLOSED_SET
+from ..pairing import FolderPairs, Record
+from ..registration import register
+from ..spec import DatasetSpec
+from .canvas import ANOMALY_LABEL, CLASSES, IGNORE_LABEL, PALETTE
+from .scene import MIN_HEIGHT, MIN_WIDTH, RENDERER_VERSION, render_street
+
+NAMES = ("synthetic_street_train", "synthetic_street_val", "synthetic_street_anomaly")
+
+
+@dataclass(frozen=True)
+class StreetSplit:
+    """``num_images`` streets of one size from ``seed``; ``anomalies`` adds unknown objects. Splits of one
+    data set need seeds of their own: with equal seeds they hold the same streets."""
+
+    name: str
+    num_images: int
+    seed: int
+    height: int = 256
+    width: int = 512
+    anomalies: bool = False
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (H, W, 3) uint8 RGB and label (H, W) uint8 of street ``index``."""
+        if not 0 <= index < self.num_images:
+            raise IndexError(f"{self.name} has {self.num_images} images, index {index} was asked for")
+        return render_street(self.seed, index, self.height, self.width, self.anomalies)
+
+    def records(self, cache_dir: str = "") -> list[Record]:
+        """The catalog's records: of files in a folder under ``cache_dir``, else what the renderer needs."""
+        if cache_dir:
+            size = f"{self.num_images}x{self.height}x{self.width}"
+            name = f"{self.name}_{size}_seed{self.seed}_v{RENDERER_VERSION}"
+            folder = cache_split(self, Path(cache_dir).expanduser().absolute() / name)
+            return FolderPairs("images", "labels")(folder)
+        render = {key: getattr(self, key) for key in ("seed", "height", "width", "anomalies")}
+        names = [f"{index:06d}" for index in range(self.num_images)]
+        return [
+            {"file_name": f"{self.name}/{name}", "image_id": name, "render": render | {"index": index}}
+            for index, name in enumerate(names)
+        ]
+
+
+def cache_split(split: StreetSplit, folder: str | Path) -> Path:
+    """Write a split as ``images/000000.png`` (RGB), ``labels/000000.png`` (8-bit class indices), ... and
+    ``split.json``; a second call renders what is missing. Returns the folder.
+
+    Raises:
+        ValueError: the folder holds another split, or one of another version of the renderer.
+    """
+    folder = Path(folder)
+    record, wanted = folder / "split.json", asdict(split) | {"renderer_version": RENDERER_VERSION}
+    found = json.loads(record.read_text()) if record.exists() else wanted
+    if found != wanted:
+        raise ValueError(f"{record}: expected {wanted}, found {found}. Delete the folder or choose another")
+    with replacing(record) as partial:
+        partial.write_text(json.dumps(wanted, indent=2) + "\n")
+    missing = []
+    for index in range(split.num_images):
+        files = [folder / kind / f"{index:06d}.png" for kind in ("images", "labels")]
+        if not all(file.exists() for file in files):
+            missing.append((index, files))
+    for index, files in tqdm(missing, f"rendering {split.name}", disable=not missing):
+        image, label = split[index]
+        for file, array in zip(files, (image[..., ::-1], label), strict=True):
+            with replacing(file) as partial:
+                partial.write_bytes(cv2.imencode(".png", array)[1].tobytes())
+    return folder
+
+
+def register_streets(
+    height: int = 256, width: int = 512, num_train: int = 400, num_val: int = 50, num_anomaly: int = 50,
+    seed: int = 0, cache_dir: str = "",
+) -> None:  # fmt: skip
+    """Register the three data sets, replacing those of other settings; arguments are the config keys
+    ``DATASETS.SYNTHETIC.*`` with their defaults. The seeds of the splits differ from one another and from
+    those of any other ``seed``."""
+    for place, (name, number) in enumerate(zip(NAMES, (num_train, num_val, num_anomaly), strict=True)):
+        split = StreetSplit(name, number, 3 * seed + place, height, width, name == NAMES[2])
+
+        def layout(root: Path, split: StreetSplit = split) -> list[Record]:
+            return split.records(cache_dir)
+
+        if split.anomalies:
+            known = tuple((value, 0) for value in range(len(CLASSES)))
+            labels = (*known, (ANOMALY_LABEL, 1), (IGNORE_LABEL, IGNORE_LABEL))
+            spec = DatasetSpec(name, ANOMALY, layout, None, label_map=labels, expected_count=number)
+        else:
+            spec = DatasetSpec(
+                name, CLOSED_SET, layout, None, classes=CLASSES, colors=PALETTE, expected_count=number
+            )
+        register(spec, overwrite=True)
+
+
+def configure_synthetic(cfg: CfgNode) -> None:
+    """Register the synthetic streets anew with the config's ``DATASETS.SYNTHETIC``.
+
+    Raises:
+        ValueError: a size, number or seed that cannot be.
+    """
+    node = cfg.DATASETS.SYNTHETIC
+    for key in set(node) - {"CACHE_DIR"}:
+        least = {"HEIGHT": MIN_HEIGHT, "WIDTH": MIN_WIDTH, "SEED": 0}.get(key, 1)
+        if node[key] < least:
+            raise ValueError(f"DATASETS.SYNTHETIC.{key}: expected {least} or more, found {node[key]}")
+    register_streets(**{key.lower(): value for key, value in node.items()})

@@ -1,0 +1,212 @@
+"""The street itself: lanes, kerbs, sidewalks and verges on flat ground, with the sky and skyline behind."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from .canvas import BUILDING, CIRCLE, ROAD, SIDEWALK, SKY, TERRAIN, VEGETATION, Canvas, Frame, noise
+
+
+class Street:
+    """Cross-section of a street as seen from the driver's lane, and what is painted on it; x, z in metres.
+
+    edges: ascending x between bands; kinds, colours: label and RGB per band, one more than edges. left,
+    right: road edges. walks: (x0, x1) of both sidewalks. walls: x of both wall lines. lanes: x, and whether
+    it leads ahead. lines: x, whether solid and whether yellow. crossing: nearest z, farthest z, width of a
+    stripe; or None. patches: outline on the ground and brightness of repairs, stains and manhole covers."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        lane = rng.uniform(2.9, 3.6)
+        oncoming, same = int(rng.integers(0, 3)), int(rng.integers(1, 3))
+        # x of the line between the two directions.
+        middle = -(int(rng.integers(0, same)) + 0.5) * lane + rng.normal(0, 0.25)
+        self.parking = (rng.random() < 0.5, rng.random() < 0.5)
+        strips = [2.2 if parked else rng.uniform(0.1, 0.6) for parked in self.parking]
+        self.left, self.right = middle - oncoming * lane - strips[0], middle + same * lane + strips[1]
+        self.lanes = [(middle + (i + 0.5) * lane, i >= 0) for i in range(-oncoming, same)]
+
+        road = rng.uniform(70, 135) + rng.uniform(-5, 5, 3)
+        kerb = rng.uniform(120, 185) + rng.uniform(-8, 8, 3)
+        # Sidewalks range from asphalt like the road to light, beige or reddish slabs.
+        walk = rng.uniform(85, 175) + rng.uniform(0, 18) * np.array([1.0, 0.1, -1.0]) + rng.uniform(-5, 5, 3)
+        if rng.random() < 0.2:
+            walk *= (1.08, 0.85, 0.78)
+        grass = rng.uniform((80, 105, 45), (150, 150, 85))
+        bands: list[tuple[float, int, np.ndarray]] = []  # where they begin, on the side of the road
+        self.walks: list[list[float]] = []
+        self.walls: list[float] = []
+        for side, x in ((-1, self.left), (1, self.right)):
+            for width, kind, colour in (
+                (rng.uniform(0.14, 0.28), SIDEWALK, kerb),
+                (rng.uniform(0.8, 3.0) if rng.random() < 0.45 else 0.0, TERRAIN, grass),
+                (rng.uniform(1.8, 4.2), SIDEWALK, walk),
+                (rng.uniform(0.6, 4.0) if rng.random() < 0.5 else 0.0, TERRAIN, grass * 0.9),
+                (0.01, TERRAIN, grass * rng.uniform(0.8, 1.1)),
+            ):
+                if width:
+                    bands.append((x, kind, colour))
+                    x += side * width
+                if colour is walk:
+                    self.walks.append(sorted((x - side * width, x)))
+            self.walls.append(x)
+        bands.sort(key=lambda band: band[0])
+        self.edges = [band[0] for band in bands]
+        bands.insert(self.edges.index(self.right), (0.0, ROAD, road))
+        self.kinds = np.array([band[1] for band in bands], np.uint8)
+        self.colours = np.float32([band[2] for band in bands])
+        self.slab, self.grain = rng.uniform(0.4, 1.3), rng.uniform(0.06, 0.16)
+        self.offset = int(rng.integers(4096))
+
+        self.white, self.yellow = rng.uniform(195, 250), rng.uniform((200, 160, 40), (235, 185, 90)).tolist()
+        self.line_width, self.dash, gap = rng.uniform((0.11, 2.0, 2.5), (0.18, 4.5, 6.0)).tolist()
+        self.period, self.phase = self.dash + gap, rng.uniform(0, 9)
+        self.lines = [(middle + i * lane, False, False) for i in range(1 - oncoming, same) if i]
+        if oncoming:
+            yellow, style = rng.random() < 0.25, rng.choice(["dashed", "solid", "double"], p=[0.6, 0.2, 0.2])
+            offsets = (-self.line_width, self.line_width) if style == "double" else (0.0,)
+            self.lines += [(middle + offset, style != "dashed", yellow) for offset in offsets]
+        if rng.random() < 0.75:
+            edges = (middle - oncoming * lane + 0.1, middle + same * lane - 0.1)
+            self.lines += [(x, True, False) for x in edges]
+        near = float(np.exp(rng.uniform(np.log(7), np.log(35))))
+        crossing = (near, near + rng.uniform(2.5, 4.0), rng.uniform(0.4, 0.6))
+        self.crossing = crossing if rng.random() < 0.3 else None
+        self.patches: list[tuple[np.ndarray, float]] = []
+        for _ in range(int(rng.integers(1, 8))):
+            x, z = rng.uniform(self.left + 1.0, self.right - 1.0), np.exp(rng.uniform(np.log(4), np.log(50)))
+            if rng.random() < 0.35:
+                self.patches.append((CIRCLE * rng.uniform(0.28, 0.4) + (x, z), rng.uniform(0.45, 0.75)))
+            else:
+                half, depths = rng.uniform(0.15, 1.0), z + np.linspace(0, rng.uniform(0.5, 8.0), 6)
+                outline = np.stack([np.repeat([x - half, x + half], 6), [*depths, *depths[::-1]]], axis=1)
+                self.patches.append((outline, rng.uniform(0.72, 1.2)))
+
+    def paint(self, frame: Frame) -> None:
+        """Trace every pixel below the horizon back to its (x, z) and colour it there. Shadows that were cast
+        before lie on it."""
+        camera, light = frame.camera, frame.light
+        first = int(camera.v0) + 1
+        below = np.maximum(np.arange(first, camera.height, dtype=np.float32) - camera.v0, 0.4)[:, None]
+        z = camera.focal * camera.eye / below
+        pixel = z / camera.focal  # metres per pixel, sideways
+        deep = z * pixel / camera.eye  # metres per pixel, along the street
+        x = (np.arange(camera.width, dtype=np.float32) - camera.u0) * pixel - camera.shift(z)
+        band = np.zeros(x.shape, np.uint8)
+        for edge in self.edges:
+            band += x > edge
+        kinds = self.kinds[band]
+
+        tone = self._texture(x, z, pixel, deep, kinds)
+        factor = np.full(frame.label.shape, 128, np.uint8)
+        for outline, bright in self.patches:
+            pixels = camera.project(np.insert(outline, 1, 0.0, axis=1))
+            cv2.fillPoly(factor, [np.rint(pixels).astype(np.int32)], int(128 * bright))
+        tone *= factor[first:] * np.float32(1 / 128)
+        cover, yellow = self._markings(x, z, pixel, deep)
+        cover *= kinds == ROAD
+        shadow = np.maximum(frame.shadow[first:], frame.walled(x, 0.0, z).astype(np.uint8) * np.uint8(255))
+        size = 2 * max(1, round(camera.height / 128)) + 1
+        sunlight = 1.0 - cv2.GaussianBlur(shadow, (size, size), 0) * np.float32((1.0 - light.ambient) / 255)
+        clear = light.clear(z)
+        sunlight *= clear
+        for channel in range(3):
+            plane = self.colours[:, channel][band]
+            plane *= tone
+            paint = self.white
+            if yellow is not None:
+                paint = paint + yellow * (self.yellow[channel] - paint)
+            plane += cover * (paint - plane)
+            plane *= sunlight
+            plane += light.haze[channel] * (1.0 - clear)
+            frame.image[channel, first:] = plane
+        frame.label[first:] = kinds
+
+    def _texture(
+        self, x: np.ndarray, z: np.ndarray, pixel: np.ndarray, deep: np.ndarray, kinds: np.ndarray
+    ) -> np.ndarray:
+        # Far rows undersample the noise: its contrast is faded instead of left to flicker.
+        tone = noise("blotch", x * 16.0 + self.offset, z * 5.0) * np.minimum(1.0, 0.25 / pixel)
+        leaf = noise("leaf", x * 40.0 + self.offset, z * 18.0)
+        grain = np.where(kinds == TERRAIN, 2.2 * leaf, noise("grain", x * 70.0 + self.offset, z * 45.0))
+        tone += grain * (np.minimum(1.0, 0.06 / pixel) + 0.15)
+        tone *= self.grain
+        tone += 1.0
+        joints = (_line(_to_nearest(at, self.slab), 0.035, size) for at, size in ((x, pixel), (z, deep)))
+        tone *= 1.0 - 0.35 * np.maximum(*joints) * (kinds == SIDEWALK)
+        for gutter in (self.left + 0.03, self.right - 0.03):
+            tone *= 1.0 - 0.4 * _line(np.abs(x - gutter), 0.16, pixel)
+        return tone
+
+    def _markings(
+        self, x: np.ndarray, z: np.ndarray, pixel: np.ndarray, deep: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Share of each pixel that is painted, and the share that is yellow where any is."""
+        cover, yellow = np.zeros(x.shape, np.float32), None
+        dashes = _line(_to_nearest(z + self.phase, self.period), self.dash, deep)
+        for line_x, solid, is_yellow in self.lines:
+            line = _line(np.abs(x - line_x), self.line_width, pixel) * (1.0 if solid else dashes)
+            np.maximum(cover, line, out=cover)
+            if is_yellow:
+                yellow = line if yellow is None else np.maximum(yellow, line)
+        if self.crossing:
+            near, far, stripe = self.crossing
+            stripes = _line(_to_nearest(x, 2 * stripe), stripe, pixel)
+            stripes *= _line(np.abs(z - (near + far) / 2), far - near, deep)
+            stripes *= (x > self.left + 0.3) & (x < self.right - 0.3)
+            np.maximum(cover, stripes, out=cover)
+        cover *= 0.8 + 0.2 * noise("blotch", x * 30.0, z * 30.0 + self.offset)  # wear
+        return cover, yellow
+
+
+def _to_nearest(at: np.ndarray, period: float) -> np.ndarray:
+    """Distance to the nearest multiple of ``period``."""
+    cell = at * (1.0 / period)
+    return np.abs(cell - np.rint(cell)) * period
+
+
+def _line(distance: np.ndarray, width: float, pixel: np.ndarray) -> np.ndarray:
+    """Share of a pixel that a line covers whose centre is ``distance`` away (all metres)."""
+    density = 1.0 / pixel
+    covered = distance * -density
+    covered += width / 2 * density + 0.5
+    return np.clip(covered, 0.0, np.minimum(1.0, width * density), out=covered)
+
+
+def paint_backdrop(frame: Frame, rng: np.random.Generator) -> None:
+    """Sky with clouds, and a hazy line of trees, hills or roofs along the horizon."""
+    camera, light = frame.camera, frame.light
+    offset, rows = int(rng.integers(4096)), int(camera.v0) + 3
+    above = (rows - np.arange(rows, dtype=np.float32))[:, None] / camera.focal
+    columns = (np.arange(camera.width, dtype=np.float32)[None] - camera.u0) / camera.focal
+    # A flat layer of cloud: its pattern grows towards the zenith and is squeezed at the horizon. Clouds are
+    # soft, so every other pixel of it is enough.
+    distance = rng.uniform(24, 72) / (above[::2] + 0.12)
+    cover = noise("blotch", columns[:, ::2] * distance + offset, distance, smooth=True)
+    cover = np.clip((cover + rng.uniform(-0.3, 0.36)) * 1.6, 0.0, 1.0) * np.clip(above[::2] * 6.0, 0.15, 0.95)
+    cover = cv2.resize(cover, (camera.width, rows), interpolation=cv2.INTER_LINEAR)
+    bearing = np.arctan2(light.sun[0], light.sun[2])
+    glow: np.ndarray | float = 0.0
+    if abs(bearing) < 1.2 and light.ambient < 0.7:
+        glow = 45.0 * np.exp(-3.0 * (columns - float(np.tan(bearing))) ** 2) * np.exp(-3.0 * above)
+    rise = np.clip(above * 1.9, 0.0, 1.0) ** 0.7
+    for channel, warmth in enumerate((1.0, 0.9, 0.65)):
+        sky = light.horizon[channel] + rise * (light.zenith[channel] - light.horizon[channel]) + glow * warmth
+        frame.image[channel, :rows] = sky + cover * (light.cloud[channel] - sky)
+    frame.label[:rows] = SKY
+
+    for height in np.sort(rng.uniform(0.015, 0.075, int(rng.integers(1, 3))))[::-1]:
+        bearing = columns[0, ::2] * 100.0 + rng.uniform(0, 4096)
+        if trees := rng.random() < 0.6:
+            colour = rng.uniform((45, 75, 35), (95, 115, 75))
+            skyline = 0.75 + 0.45 * noise("blotch", bearing * 3.0, np.zeros(1))
+            skyline += 0.25 * noise("leaf", bearing * 6.0, np.zeros(1))
+        else:
+            colour = rng.uniform(80, 170) + rng.uniform(-20, 20, 3)
+            skyline = 0.75 + 0.6 * noise("grain", np.floor(bearing / 6.0) * 37.0, np.full(1, 5.0))
+        top = np.maximum(skyline, 0.15) * height * camera.focal
+        canvas = Canvas(frame, (0.0, -float(top.max()), camera.width, 4.0), (0.0, camera.v0))
+        outline = np.stack([np.arange(len(top)) * 2.0, -top], axis=1)
+        canvas.polygon([*outline, (camera.width, -top[-1]), (camera.width, 4.0), (0.0, 4.0)], colour)
+        canvas.grain(0.18, 1.0, "leaf" if trees else "blotch")
+        canvas.paste(VEGETATION if trees else BUILDING, 120.0 - 400.0 * height, 0.5 + 0.5 * light.ambient)

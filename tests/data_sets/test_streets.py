@@ -1,0 +1,216 @@
+"""The synthetic streets: determinism, labels, anomalies, the cached copy and the data sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+
+import gmm_anomaly
+from gmm_anomaly.data import build_train_loader, configure_synthetic, get_records, read_image, read_label
+from gmm_anomaly.data.streets import ANOMALY_LABEL, CLASSES, IGNORE_LABEL, PALETTE, render_street
+from gmm_anomaly.data.streets.datasets import NAMES, StreetSplit, cache_split, register_streets
+
+SMALL = (96, 192)
+SPLIT = StreetSplit("streets", 3, seed=6, height=64, width=128, anomalies=True)
+
+
+def _digest(seed: int, index: int, anomalies: bool) -> str:
+    image, label = render_street(seed, index, *SMALL, anomalies)
+    return hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest()
+
+
+# Loads the renderer's own files under a bare parent, as nothing but NumPy and OpenCV is to be needed.
+_CHILD = """
+import hashlib, importlib, sys, types
+for name in ("torch", "torchvision", "detectron2", "PIL", "scipy", "matplotlib"):
+    sys.modules[name] = None
+parent = types.ModuleType("bare")
+parent.__path__ = [sys.argv[1]]
+sys.modules["bare"] = parent
+streets = importlib.import_module("bare.streets")
+for index in (3, 1):
+    for anomalies in (True, False):
+        image, label = streets.render_street(5, index, 96, 192, anomalies)
+        print(index, anomalies, hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest())
+"""
+
+
+def test_another_process_with_only_numpy_and_opencv_renders_the_same_bytes():
+    folder = Path(gmm_anomaly.__file__).parent / "data"
+    run = subprocess.run([sys.executable, "-c", _CHILD, str(folder)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    lines = dict(line.rsplit(" ", 1) for line in run.stdout.splitlines())
+    assert lines == {f"{index} {a}": _digest(5, index, a) for index in (1, 3) for a in (False, True)}
+
+
+def test_global_random_state_and_call_order_do_not_matter():
+    first = _digest(0, 4, True)
+    np.random.seed(123)
+    cv2.setRNGSeed(5)
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        render_street(0, 9, 128, 256)
+        assert _digest(0, 4, True) == first
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def test_streets_differ_between_indices_and_seeds():
+    digests = [_digest(seed, index, False) for seed in range(3) for index in range(4)]
+    assert len(set(digests)) == len(digests)
+
+
+@pytest.mark.parametrize("size", [(64, 128), (97, 201), (150, 131), (256, 512)])
+@pytest.mark.parametrize("anomalies", [False, True])
+def test_sizes_types_and_label_values(size, anomalies):
+    known = {*range(len(CLASSES)), IGNORE_LABEL}
+    for index in range(2):
+        image, label = render_street(8, index, *size, anomalies)
+        assert image.shape == (*size, 3) and image.dtype == np.uint8 and image.flags.c_contiguous
+        assert label.shape == size and label.dtype == np.uint8
+        assert set(np.unique(label).tolist()) <= (known | {ANOMALY_LABEL} if anomalies else known)
+        assert image.std() > 10
+
+
+def test_classes_have_names_and_colours_of_cityscapes():
+    trained = {kind["name"]: kind for kind in CITYSCAPES_CATEGORIES}
+    assert [tuple(trained[name]["color"]) for name in CLASSES] == list(PALETTE)
+    order = [trained[name]["trainId"] for name in CLASSES]
+    assert order == sorted(order)
+
+
+def test_every_class_is_common_and_in_its_place():
+    """A rendering turned upside down, or labels out of place, would fail."""
+    maps = np.stack([render_street(11, index, *SMALL)[1] for index in range(24)])
+    common = {name: np.mean((maps == k).sum(axis=(1, 2)) >= 8) for k, name in enumerate(CLASSES)}
+    assert min(common.values()) >= 0.6, common
+    assert np.mean(maps[:, 70:85, 60:130] == CLASSES.index("road")) > 0.6
+    assert not np.any(maps[:, 60:] == CLASSES.index("sky"))
+    assert not np.any(maps[:, :8] == CLASSES.index("road"))
+    assert not np.any(maps[:, :48] == IGNORE_LABEL)
+
+
+def test_anomaly_pictures_hold_anomalies_of_plausible_share():
+    shares = [np.mean(render_street(2, index, 128, 256, True)[1] == ANOMALY_LABEL) for index in range(30)]
+    assert min(shares) > 0.0005
+    assert max(shares) < 0.13
+    assert 0.01 < np.mean(shares) < 0.07
+
+
+def test_anomalies_leave_known_labels_and_far_pixels_alone_and_have_a_void_border():
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    for index in range(6):
+        plain_image, plain = render_street(3, index, *SMALL)
+        image, label = render_street(3, index, *SMALL, True)
+        known = (label != ANOMALY_LABEL) & (label != IGNORE_LABEL)
+        assert np.array_equal(label[known], plain[known])
+        # The sensor noise is the same too; shadows and compression reach beyond the objects.
+        change = np.abs(plain_image.astype(int) - image)[known].max(axis=1)
+        assert np.mean(change <= 10) > 0.8
+        for edge in (label[0], label[-1], label[:, 0], label[:, -1]):
+            assert np.all(edge == IGNORE_LABEL)
+        anomaly = (label == ANOMALY_LABEL).astype(np.uint8)
+        neighbours = (cv2.dilate(anomaly, cross) > 0) & (anomaly == 0)
+        assert neighbours.any()
+        assert np.all(label[neighbours] == IGNORE_LABEL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [((-1, 0), "seed"), ((0, -1), "index"), ((0, 0, 32, 512), "64 x 128"), ((0, 0, 256, 100), "64 x 128")],
+)
+def test_bad_arguments_are_named(arguments, word):
+    with pytest.raises(ValueError, match=word):
+        render_street(*arguments)
+
+
+def test_split_is_a_sequence_of_its_streets():
+    assert len(list(SPLIT)) == 3
+    with pytest.raises(IndexError, match="streets has 3 images"):
+        SPLIT[3]
+
+
+def test_cache_resumes_with_what_is_missing_and_refuses_another_split(tmp_path):
+    cache_split(SPLIT, tmp_path)
+    kept, lost = tmp_path / "images/000000.png", tmp_path / "labels/000001.png"
+    kept.write_bytes(b"kept as it is")
+    lost.unlink()
+    cache_split(SPLIT, tmp_path)
+    assert kept.read_bytes() == b"kept as it is"
+    assert np.array_equal(cv2.imread(str(lost), cv2.IMREAD_UNCHANGED), SPLIT[1][1])
+    for key, value in {"seed": 7, "height": 80, "num_images": 2, "anomalies": False}.items():
+        with pytest.raises(ValueError, match=f"{key}.*Delete the folder"):
+            cache_split(replace(SPLIT, **{key: value}), tmp_path)
+    record = tmp_path / "split.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "renderer_version": -1}))
+    with pytest.raises(ValueError, match="renderer_version.*Delete the folder"):
+        cache_split(SPLIT, tmp_path)
+
+
+@pytest.fixture
+def small(cfg):
+    node = cfg.DATASETS.SYNTHETIC
+    node.HEIGHT, node.WIDTH, node.NUM_TRAIN, node.NUM_VAL, node.NUM_ANOMALY = 64, 128, 3, 2, 2
+    return cfg
+
+
+def test_defaults_are_those_of_the_config(cfg):
+    register_streets()
+    records = [get_records(name) for name in NAMES]
+    configure_synthetic(cfg)
+    assert [get_records(name) for name in NAMES] == records
+    assert [len(part) for part in records] == [400, 50, 50]
+
+
+def test_frames_are_the_renderers_with_or_without_a_cache(small, tmp_path):
+    node = small.DATASETS.SYNTHETIC
+    node.SEED = 5
+    for node.CACHE_DIR in ("", str(tmp_path)):
+        configure_synthetic(small)
+        for place, name in enumerate(NAMES):
+            records = get_records(name)
+            assert [record["image_id"] for record in records][:2] == ["000000", "000001"]
+            assert records[1]["file_name"].startswith(node.CACHE_DIR or f"{name}/000001")
+            image, label = render_street(15 + place, 1, height=64, width=128, anomalies=place == 2)
+            np.testing.assert_array_equal(read_image(records[1], "RGB"), image)
+            if place == 2:
+                label = np.select([label == ANOMALY_LABEL, label == IGNORE_LABEL], [1, 255], 0)
+            np.testing.assert_array_equal(read_label(records[1], MetadataCatalog.get(name)), label)
+    assert len(list(tmp_path.rglob("*.png"))) == 14
+    # Another size goes to another folder.
+    node.WIDTH = 160
+    configure_synthetic(small)
+    assert read_image(get_records(NAMES[1])[0], "RGB").shape == (64, 160, 3)
+
+
+def test_metadata_and_training_batches(small):
+    small.DATASETS.TRAIN = (NAMES[0],)
+    small.SOLVER.IMS_PER_BATCH = 2
+    small.DATALOADER.SAMPLER_TRAIN = "ClassBalancedSampler"
+    small.INPUT.CROP.ENABLED, small.INPUT.CROP.TYPE, small.INPUT.CROP.SIZE = True, "absolute", [32, 48]
+    configure_synthetic(small)
+    train, anomaly = MetadataCatalog.get(NAMES[0]), MetadataCatalog.get(NAMES[2])
+    assert (train.evaluator_type, anomaly.evaluator_type) == ("closed_set", "anomaly")
+    assert train.stuff_classes == list(CLASSES) and train.stuff_colors == [list(color) for color in PALETTE]
+    batch = next(iter(build_train_loader(small)))
+    assert [item["image"].shape for item in batch] == [(3, 32, 48)] * 2
+    assert all(set(np.unique(item["sem_seg"])) <= {*range(len(CLASSES)), IGNORE_LABEL} for item in batch)
+
+
+@pytest.mark.parametrize(("key", "value", "least"), [("HEIGHT", 10, 64), ("NUM_VAL", 0, 1), ("SEED", -1, 0)])
+def test_bad_keys(small, key, value, least):
+    small.DATASETS.SYNTHETIC[key] = value
+    message = f"DATASETS.SYNTHETIC.{key}: expected {least} or more, found {value}"
+    with pytest.raises(ValueError, match=message):
+        configure_synthetic(small)
