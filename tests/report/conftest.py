@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from argparse import Namespace
 from pathlib import Path
 
 import cv2
@@ -11,31 +12,29 @@ import numpy as np
 import pytest
 import torch
 
-from gmm_anomaly.data.catalog import register_anomaly_dataset, register_segmentation_dataset
+from gmm_anomaly.data import register_anomaly_dataset, register_segmentation_dataset
 from gmm_anomaly.evaluation import AnomalyEvaluator, ClosedSetEvaluator, write_results
 from gmm_anomaly.gmm import GaussianMixtureBank
+from gmm_anomaly.report import command
 
 CLASSES = ["road", "car <big> & fast", "sky"]
 SIZE = (48, 64)
 IMAGES = 5
 
 
-def _write(folder: Path, name: str, picture: np.ndarray) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(folder / f"{name}.png"), picture)
-
-
 def write_data(root: Path) -> tuple[str, str]:
     """Registers a closed set and an anomaly set of the same pictures; returns their names."""
     rng = np.random.default_rng(1)
+    for folder in ("images", "classes", "anomalies"):
+        (root / folder).mkdir(parents=True)
     for number in range(IMAGES):
-        name = f"frame_{number}"
-        _write(root / "images", name, rng.integers(0, 256, (*SIZE, 3)).astype(np.uint8))
-        _write(root / "classes", name, rng.integers(0, 3, SIZE).astype(np.uint8))
         anomaly = np.zeros(SIZE, np.uint8)
         anomaly[10 : 20 + 3 * number, 5:30] = 1
         anomaly[40:] = 255
-        _write(root / "anomalies", name, anomaly)
+        image, classes = rng.integers(0, 256, (*SIZE, 3)), rng.integers(0, 3, SIZE)
+        pictures = {"images": image, "classes": classes, "anomalies": anomaly}
+        for folder, picture in pictures.items():
+            cv2.imwrite(str(root / folder / f"frame_{number}.png"), picture.astype(np.uint8))
     suffix = uuid.uuid4().hex[:8]
     closed, anomaly_set = f"report_closed_{suffix}", f"report_anomaly_{suffix}"
     register_segmentation_dataset(closed, root / "images", root / "classes", classes=CLASSES)
@@ -64,15 +63,8 @@ def write_run(folder: Path, datasets: tuple[str, str], strength: float) -> Path:
     write_results(results, folder, iteration=40, weights="")
 
     lines = [
-        {
-            "iteration": step,
-            "total_loss": 3.0 / (1 + step / 10),
-            "loss_ce": 2.0 / (1 + step / 10),
-            "lr": 0.01,
-            "time": 0.5,
-            "gmm/memory_fill": step / 40,
-            "gmm/effective_components/road": 1.5,
-        }
+        {"iteration": step, "total_loss": 3 / (1 + step), "loss_ce": 2 / (1 + step), "lr": 0.01, "time": 0.5}
+        | {"gmm/memory_fill": step / 40, "gmm/effective_components/road": 1.5}
         for step in range(0, 40, 2)
     ]
     (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)) + '\n{"iteration": 4')
@@ -95,6 +87,12 @@ def run_folders(tmp_path_factory) -> list[Path]:
     """Two finished runs on the same data, the second one the better."""
     root = tmp_path_factory.mktemp("report")
     datasets = write_data(root / "data")
-    return [
-        write_run(root / name, datasets, strength) for name, strength in (("first", 1.0), ("second", 2.5))
-    ]
+    return [write_run(root / name, datasets, gain) for name, gain in (("first", 1.0), ("second", 2.5))]
+
+
+@pytest.fixture(scope="session")
+def both_runs(run_folders, tmp_path_factory) -> str:
+    """The page of both, by the command."""
+    target = tmp_path_factory.mktemp("page") / "page.html"
+    command.run(Namespace(runs=run_folders, out=target, pictures=3, json=False))
+    return target.read_text()
