@@ -25,10 +25,10 @@ from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.data.reading import read_image
 from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.data.streets.datasets import StreetSplit
+from gmm_anomaly.engine.weights import trust_pickles
 from gmm_anomaly.evaluation.files import save_json
 from gmm_anomaly.predict.images import is_video, list_sources
 from gmm_anomaly.predict.predictor import AnomalyPredictor
-from gmm_anomaly.weight_files import trust_pickles
 
 from .formats import MAX_BATCH, MAX_SIDE, ONNX, Network, export_graph, load, require_onnx, write
 from .network import ExportableSegmentor
