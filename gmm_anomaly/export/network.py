@@ -11,8 +11,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gmm_anomaly.gmm.gaussian import DensityTable, class_log_density_of
-from gmm_anomaly.gmm.mixture import EXCLUDED
+from gmm_anomaly.gmm.density import EXCLUDED, DensityTable, class_log_density_of
 from gmm_anomaly.modeling.classifiers import GMMClassifier, PrototypeClassifier
 from gmm_anomaly.modeling.inference import FEATURES
 from gmm_anomaly.modeling.segmentor import AnomalySegmentor

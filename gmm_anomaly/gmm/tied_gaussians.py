@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .collectives import sum_over_ranks
-from .mixture import UnfittedMixtureError
+from .density import UnfittedMixtureError
 
 # Added to the covariance's diagonal, as a share of its mean: keeps directions without variance invertible.
 SHRINKAGE = 1e-2

@@ -61,8 +61,8 @@ def tiny_model(*overrides, score="gmm_density"):
         "MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.BACKBONE.WEIGHTS", "", "TEST.SCORES", [score],
         "MODEL.GMM.NUM_COMPONENTS", 3, "MODEL.GMM.EMBED_DIM", 8, "MODEL.GMM.MEMORY_SIZE", 50,
         "MODEL.GMM.WARM_START_FEATURES", 40,
-        "MODEL.DECODER.CHANNELS", 12, "MODEL.DECODER.AUX_CHANNELS", 8, "MODEL.DECODER.ASPP_DILATIONS", [1, 2, 3],
-        *overrides,
+        "MODEL.DECODER.CHANNELS", 12, "MODEL.DECODER.AUX_CHANNELS", 8,
+        "MODEL.DECODER.ASPP_DILATIONS", [1, 2, 3], *overrides,
     ])  # fmt: skip
     torch.manual_seed(0)
     model = build_model(cfg).eval()
