@@ -5,40 +5,36 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
 from gmm_anomaly import AnomalyPredictor
-from gmm_anomaly.data import build_test_loader, get_records
+from gmm_anomaly.data import build_test_loader, get_records, register_segmentation_dataset
 from gmm_anomaly.data.reading import read_label
 from gmm_anomaly.engine import Checkpointer, build_config
-from gmm_anomaly.evaluation.scoring import AnomalyScorer
-from gmm_anomaly.prediction.threshold import Threshold
+from gmm_anomaly.predict.threshold import Threshold, find_threshold
 
 SIZE = (44, 60)
 CHAIN = ["boundary_suppression", "gaussian_smoothing"]
 
 
-@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+@pytest.mark.parametrize("image_format, score", [("RGB", "energy+" + "+".join(CHAIN)), ("BGR", "msp")])
 @torch.no_grad()
-def test_scores_are_the_evaluations_own(trained, anomaly_set, image_format):
-    opts = ["INPUT.FORMAT", image_format]
-    cfg = build_config(
-        trained.config, ["MODEL.WEIGHTS", trained.weights, "TEST.POSTPROCESS", str(CHAIN), *opts]
-    )
+def test_scores_are_the_evaluations_own(trained, anomaly_set, image_format, score):
+    opts = ["INPUT.FORMAT", image_format, "TEST.POSTPROCESS", str(CHAIN)]
+    cfg = build_config(trained.config, ["MODEL.WEIGHTS", trained.weights, *opts])
     assert cfg.INPUT.MIN_SIZE_TEST > SIZE[0]
     model = build_model(cfg).eval()
     Checkpointer(model).load_for_evaluation(trained.weights)
-    scorer = AnomalyScorer.from_config(cfg, model, anomaly_set)
-    expected = [output for batch in build_test_loader(cfg, anomaly_set) for output in scorer(batch)]
-    files = [record["file_name"] for record in get_records(anomaly_set)]
-    for score in ("energy", "msp", "energy+" + "+".join(CHAIN)):
-        predictor = AnomalyPredictor.from_config(trained.config, trained.weights, score=score, opts=opts)
-        for file, output in zip(files, expected, strict=True):
-            found = predictor(file)
-            assert found.score.dtype == np.float32 and found.score.shape == SIZE and found.source == file
-            np.testing.assert_array_equal(found.score, output["anomaly_scores"][score].numpy())
-            np.testing.assert_array_equal(found.segmentation, output["sem_seg"].argmax(dim=0).numpy())
+    predictor = AnomalyPredictor.from_config(trained.config, trained.weights, score=score, opts=opts)
+    for (item,) in build_test_loader(cfg, anomaly_set):
+        (output,) = model([item])
+        found = predictor(item["file_name"])
+        assert found.score.dtype == np.float32 and found.score.shape == SIZE
+        assert found.source == item["file_name"]
+        np.testing.assert_array_equal(found.score, output["anomaly_scores"][score].numpy())
+        np.testing.assert_array_equal(found.segmentation, output["sem_seg"].argmax(dim=0).numpy())
     assert len(np.unique(found.score)) > 100 and len(np.unique(found.segmentation)) > 1
 
 
@@ -68,13 +64,10 @@ def test_every_kind_of_image_gives_the_same(predictor, make_picture, save_rgb, t
 @pytest.mark.parametrize(
     "image, error, message",
     [
-        (np.zeros((4, 5), np.uint8), ValueError, r"expected an array \(H, W, 3\).*np.stack"),
-        (np.zeros((4, 5, 4), np.uint8), ValueError, r"drop the fourth channel"),
-        (np.zeros((3, 4, 5), np.uint8), ValueError, r"image.transpose\(1, 2, 0\)"),
-        (np.zeros((4, 5, 3), np.float32), ValueError, "uint8, 0 to 255, found float32.*multiply by 255"),
-        (torch.zeros(4, 5, 3, dtype=torch.uint8), ValueError, r"tensor \(3, H, W\), found \(4, 5, 3\)"),
-        (torch.zeros(1, 3, 4, 5, dtype=torch.uint8), ValueError, "predict()"),
-        (torch.zeros(3, 4, 5), ValueError, "found float32"),
+        (np.zeros((4, 5), np.uint8), ValueError, r"expected an \(H, W, 3\).*found \(4, 5\) uint8.*np.stack"),
+        (np.zeros((4, 5, 3), np.float32), ValueError, r"found \(4, 5, 3\) float32.*times 255"),
+        (torch.zeros(4, 5, 3, dtype=torch.uint8), ValueError, r"tensor, found \(4, 5, 3\) torch.uint8"),
+        (torch.zeros(1, 3, 4, 5, dtype=torch.uint8), ValueError, r"predict\(\)"),
         (3, TypeError, "found int"),
         ("none.png", FileNotFoundError, "no image none.png"),
     ],
@@ -87,13 +80,8 @@ def test_other_things_are_named(predictor, make_picture, image, error, message):
 
 
 def test_order_and_batches(predictor, make_picture):
-    images = [
-        make_picture(0),
-        make_picture(1),
-        make_picture(2, (50, 40)),
-        make_picture(3, (50, 40)),
-        make_picture(4),
-    ]
+    sizes = [SIZE, SIZE, (50, 40), (50, 40), SIZE]
+    images = [make_picture(seed, size) for seed, size in enumerate(sizes)]
     alone = [predictor(image) for image in images]
     seen = []
 
@@ -132,11 +120,11 @@ def test_threshold_lets_the_target_share_through(trained, anomaly_set, make_pict
         _ = predictor(make_picture(0)).components
     known = []
     for record in get_records(anomaly_set):
-        label = read_label(record, _metadata(anomaly_set))
+        label = read_label(record, MetadataCatalog.get(anomaly_set))
         known.append(predictor(record["file_name"]).score[label == 0])
     known = np.sort(np.concatenate(known))
     for target in (0.05, 0.3):
-        found = predictor.calibrate(anomaly_set, target_fpr=target)
+        found = predictor.fit_threshold(anomaly_set, target_fpr=target)
         share = (known > found.value).mean()
         assert found.value in known and share <= target and share == pytest.approx(found.measured_fpr)
         # The next lower score would let too many through.
@@ -159,55 +147,40 @@ def test_threshold_lets_the_target_share_through(trained, anomaly_set, make_pict
     with pytest.raises(ValueError, match="found with other weights"):
         again.use_threshold(file)
     with pytest.raises(ValueError, match="unknown data set 'nowhere'"):
-        predictor.calibrate("nowhere")
+        predictor.fit_threshold("nowhere")
     with pytest.raises(ValueError, match="target_fpr: expected a share"):
-        predictor.calibrate(anomaly_set, target_fpr=5)
+        predictor.fit_threshold(anomaly_set, target_fpr=5)
 
 
-def _metadata(name):
-    from detectron2.data import MetadataCatalog
+def test_of_a_closed_set_every_labelled_pixel_is_known(predictor, anomaly_set, tmp_path):
+    name = f"{anomaly_set}_classes"
+    folders = [str(tmp_path / "set" / part) for part in ("images", "labels")]
+    register_segmentation_dataset(name, *folders, classes=["road", "car"])
+    labels = [np.asarray(Image.open(path)) for path in (tmp_path / "set" / "labels").iterdir()]
+    found = predictor.fit_threshold(name, 0.1)
+    predictor.threshold = predictor.color_range = None
+    assert found.known_pixels == sum(int((label != 255).sum()) for label in labels) and found.images == 3
 
-    return MetadataCatalog.get(name)
 
-
-def test_closed_sets_calibrate_on_every_labelled_pixel(predictor):
-    from gmm_anomaly.prediction.threshold import find_threshold
-
-    class Records:
-        name = "closed"
-        metadata = type("Metadata", (), {"evaluator_type": "closed_set"})
-        labels = [np.array([[0, 3, 255]]), np.array([[255, 1, 2]])]
-
-        def __len__(self):
-            return 2
-
-        def label(self, index):
-            return self.labels[index]
-
-        def image_id(self, index):
-            return str(index)
-
-    scores = [np.array([[1, 2, 100]], np.float32), np.array([[100, 3, 4]], np.float32)]
-    found = find_threshold(Records(), scores, 0.25, score_name="energy")
-    assert (found.value, found.measured_fpr, found.known_pixels) == (3.0, 0.25, 4)
-    # Ties are not split: both or none.
-    scores[1][0, 1:] = 4
-    found = find_threshold(Records(), scores, 0.25, score_name="energy")
-    assert (found.value, found.measured_fpr) == (4.0, 0.0)
-    scores[0][0, 0] = np.nan
-    with pytest.raises(ValueError, match="closed, image '0': NaN"):
-        find_threshold(Records(), scores, 0.25, score_name="energy")
+def test_ties_are_not_split():
+    frames = [(np.array([[1.0, 2, 100]]), np.array([[True, True, False]]))]
+    for last, value, above in (((3.0, 4.0), 3.0, 0.25), ((4.0, 4.0), 4.0, 0.0)):
+        given = [*frames, (np.array([[100.0, *last]]), np.array([[False, True, True]]))]
+        found = find_threshold([(s.astype(np.float32), k) for s, k in given], 0.25, score="a", dataset="b")
+        assert (found.value, found.measured_fpr, found.known_pixels, found.images) == (value, above, 4, 2)
+    with pytest.raises(ValueError, match="b: no known pixel"):
+        find_threshold([(frames[0][0], ~frames[0][1])][:0], 0.25, score="a", dataset="b")
 
 
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
         ({"config": "configs/none.yaml"}, FileNotFoundError, "no file configs/none.yaml, here or in"),
-        ({"weights": None}, ValueError, r"(?s)no weights were given.*five minutes.*train_net.py"),
-        ({"weights": "none.pth"}, FileNotFoundError, r"(?s)no file none.pth.*train_net.py"),
+        ({"weights": None}, ValueError, r"no weights were given.*five minutes.*gmm-anomaly train"),
+        ({"weights": "none.pth"}, FileNotFoundError, "none.pth"),
         ({"score": "gmm_density"}, ValueError, "'gmm_density' needs class densities"),
         ({"device": "tpu9"}, ValueError, "device: expected cpu, cuda"),
-        ({"device": "cuda:99"}, ValueError, "there is no 'cuda:99'"),
+        ({"device": "cuda:99"}, ValueError, "found 'cuda:99'"),
         ({"threshold": float("nan")}, ValueError, "threshold: expected a number"),
         ({"threshold": "none.json"}, FileNotFoundError, "no threshold file none.json"),
     ],

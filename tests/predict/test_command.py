@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from gmm_anomaly import weight_files
+from gmm_anomaly import cli
 from gmm_anomaly.evaluation.saved_scores import evaluate_saved_scores
 from gmm_anomaly.evaluation.score_files import read_score_map
-from gmm_anomaly.prediction import webcam
-from gmm_anomaly.prediction.command import main
-from gmm_anomaly.prediction.outputs import save_score_png
-from gmm_anomaly.prediction.sources import list_sources
-from gmm_anomaly.prediction.video import VideoReader, video_writer
+from gmm_anomaly.predict import command
+from gmm_anomaly.predict.images import is_video, list_sources
+from gmm_anomaly.predict.video import VideoReader, write_video
 from gmm_anomaly.visualization import robust_range
 
 
@@ -30,7 +26,7 @@ def call(trained, capsys):
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         model = ("--config", trained.config, "--weights", trained.weights, "--device", "cpu")
-        status = main([*model, *map(str, arguments)])
+        status = cli.main(["predict", *model, *map(str, arguments)])
         return status, *capsys.readouterr()
 
     return run
@@ -85,7 +81,7 @@ def test_a_folder_with_a_corrupt_image(call, predictor, street, make_picture, tm
     assert summary["images"][0]["anomalies"] > 0
 
 
-def test_calibrate_once_and_use_the_file(call, street, anomaly_set, tmp_path):
+def test_find_a_threshold_once_and_use_the_file(call, street, anomaly_set, tmp_path):
     out, again = tmp_path / "out", tmp_path / "again"
     status, printed, _ = call(
         street / "0.png", "--calibrate-on", anomaly_set, "--target-fpr", 0.2, "--out", out
@@ -123,11 +119,11 @@ def test_scores_as_png_are_what_the_evaluation_reads(call, predictor, anomaly_se
 
 def test_png_of_a_constant_and_of_infinity(tmp_path):
     flat = np.full((4, 5), -2.5, np.float32)
-    save_score_png(tmp_path / "flat.png", flat)
+    command.save_score_png(tmp_path / "flat.png", flat)
     np.testing.assert_array_equal(read_score_map(tmp_path / "flat.png").values, flat)
     flat[0, 0] = np.inf
     with pytest.raises(ValueError, match="bad.png: a 16-bit PNG holds finite scores only"):
-        save_score_png(tmp_path / "bad.png", flat)
+        command.save_score_png(tmp_path / "bad.png", flat)
     assert files_below(tmp_path) == ["flat.png"]
 
 
@@ -145,9 +141,9 @@ def film(make_picture, tmp_path):
 
 def test_a_video_there_and_back(call, predictor, film, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(film.read_bytes()[:300])
-    with VideoReader(film) as reader:
-        frames = list(reader)
-        assert (len(frames), reader.frames, reader.fps) == (6, 6, 5)
+    reader = VideoReader(film)
+    frames = list(reader)
+    assert (len(frames), reader.frames, reader.fps) == (6, 6, 5)
     out = tmp_path / "out"
     level = float(np.median(predictor(frames[0], format="BGR").score))
     status, printed, _ = call(
@@ -165,8 +161,7 @@ def test_a_video_there_and_back(call, predictor, film, tmp_path):
         assert line["components"] == [component.to_json() for component in found]
         np.testing.assert_array_equal(np.load(out / "scores" / f"film_{index:06d}.npy"), prediction.score)
     assert video["frames_with_anomalies"] == sum(bool(line["components"]) for line in lines) > 0
-    with VideoReader(out / "videos" / "film.mp4") as reader:
-        painted = list(reader)
+    painted = list(VideoReader(out / "videos" / "film.mp4"))
     assert len(painted) == 6 and painted[0].shape == frames[0].shape
     # Every frame is nearest to its own overlay; the codec loses some colour.
     plain = [one.overlay(tuple(summary["color_range"]))[..., ::-1].astype(float) for one in expected]
@@ -176,118 +171,42 @@ def test_a_video_there_and_back(call, predictor, film, tmp_path):
     assert {path.split("/")[0] for path in files_below(out)} == {"videos", "scores"}
 
 
-def test_a_video_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError, match="midway"), video_writer(tmp_path / "a.mp4", 5) as append:
-        append(np.zeros((44, 60, 3), np.uint8))
+def test_a_video_that_fails_leaves_nothing(predictor, make_picture, tmp_path):
+    def frames():
+        yield predictor(make_picture(0))
         raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        write_video(tmp_path, "a", 5, frames())
     assert files_below(tmp_path) == []
-
-
-class Camera:
-    """A camera of three pictures."""
-
-    def __init__(self, frames):
-        self.frames, self.read_so_far, self.released = frames, 0, False
-
-    def isOpened(self):
-        return bool(self.frames)
-
-    def read(self):
-        frame = self.frames[self.read_so_far % len(self.frames)]
-        self.read_so_far += 1
-        return True, frame
-
-    def get(self, _):
-        return 30.0
-
-    def release(self):
-        self.released = True
-
-
-def test_a_camera_until_q(call, make_picture, tmp_path, monkeypatch):
-    camera = Camera([make_picture(index)[..., ::-1].copy() for index in range(3)])
-    shown, keys = [], iter([255, -1, ord("q")])
-    monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr(cv2, "VideoCapture", lambda number: camera)
-    monkeypatch.setattr(cv2, "namedWindow", lambda name: None)
-    monkeypatch.setattr(cv2, "imshow", lambda name, picture: shown.append(picture))
-    monkeypatch.setattr(cv2, "waitKey", lambda _: next(keys))
-    monkeypatch.setattr(cv2, "destroyAllWindows", lambda: shown.append("closed"))
-    status, printed, _ = call("--webcam", 0, "--range", -10, 0, "--json")
-    summary = json.loads(printed)
-    assert status == 0 and summary["videos"] == [{"input": "camera 0", "frames": 3}]
-    assert camera.released and shown.pop() == "closed" and len(shown) == 3
-    assert shown[0].shape == (44, 60, 3) and summary["color_range"] == [-10, 0]
-
-
-def test_a_camera_needs_a_display_and_a_camera(call, monkeypatch):
-    monkeypatch.setattr(sys, "platform", "linux")
-    for variable in ("DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(variable, raising=False)
-    status, _, error = call("--webcam", 0, "--json")
-    assert status == 1 and "there is no display (DISPLAY is not set)" in error
-
-    def headless(name):
-        raise cv2.error("The function is not implemented")
-
-    monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr(cv2, "namedWindow", headless)
-    with pytest.raises(ImportError, match="pip install opencv-python in its place"):
-        webcam.require_display()
-    monkeypatch.setattr(cv2, "VideoCapture", lambda number: Camera([]))
-    with pytest.raises(OSError, match="--webcam 7: there is no camera"), webcam.open_camera(7):
-        pass
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["--out", "x"], "nothing to predict"),
-        (["a.png"], "--out is needed"),
         (["a.png", "--out", "x", "--target-fpr", "0.1"], "--target-fpr needs a data set"),
-        (["--out", "x", "--calibrate-on", "d", "--target-fpr", "5"], "expected a share between 0 and 1"),
-        (["a.png", "--out", "x", "--threshold", "1", "--calibrate-on", "d"], "not allowed with"),
-        (["a.png", "--webcam", "0"], "--webcam takes no other inputs"),
+        (["--out", "x", "--threshold-on", "d", "--target-fpr", "5"], "expected a share between 0 and 1"),
         (["a.png", "--out", "x", "--range", "2", "1"], "LOW must be below HIGH"),
-        (["a.png", "--out", "x", "--batch-size", "0"], "--batch-size must be at least 1"),
-        (["--webcam", "0", "--calibrate-on", "d"], "--calibrate-on needs --out"),
+        (["a.png", "--out", "x", "--min-area", "-1"], "--min-area must be at least 0"),
     ],
 )
-def test_arguments_that_contradict(arguments, message, capsys):
+def test_arguments_that_contradict(arguments, message, trained, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["--config", "c.yaml", *arguments])
+        cli.main(["predict", "--config", trained.config, *arguments])
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_errors_name_what_is_missing(call, street, tmp_path):
-    status, _, error = call(tmp_path / "none.png", "--out", tmp_path / "out")
-    assert status == 1 and "none.png: no such file or folder" in error
+def test_errors_name_what_is_missing(call, street, tmp_path, monkeypatch):
+    trusted = []
+    monkeypatch.setattr(command, "trust_pickles", trusted.append)
+    for flags in ([], ["--trust-pickle"]):
+        status, _, error = call(tmp_path / "none.png", "--out", tmp_path / "out", *flags)
+        assert status == 1 and "none.png: no such file or folder" in error
+    assert trusted == [False, True]
     status, _, error = call(street, "--score", "nothing", "--out", tmp_path / "out")
     assert status == 1 and "unknown score 'nothing'" in error
     assert not (tmp_path / "out").exists()
-
-
-@pytest.fixture
-def untrusting():
-    """No test after this one reads pickles."""
-    yield
-    weight_files.trust_pickles(False)
-
-
-class Hostile:
-    def __reduce__(self):
-        return str.upper, ("called",)
-
-
-def test_pickles_need_trust(trained, street, tmp_path, capsys, untrusting):
-    weights = tmp_path / "theirs.pth"
-    state = torch.load(trained.weights, weights_only=True) | {"note": Hostile()}
-    torch.save(state, weights)
-    model = ["--config", trained.config, "--weights", str(weights), "--device", "cpu"]
-    given = [*model, str(street), "--out", str(tmp_path / "out")]
-    assert main(given) == 1
-    assert "--trust-pickle" in capsys.readouterr().err
-    assert main([*given, "--trust-pickle"]) == 0
 
 
 def test_what_inputs_mean(make_picture, save_rgb, tmp_path):
@@ -297,13 +216,13 @@ def test_what_inputs_mean(make_picture, save_rgb, tmp_path):
     (tmp_path / "notes.txt").touch()
 
     def names(*given):
-        return [source.path.name for source in list_sources(str(tmp_path / entry) for entry in given)]
+        return [path.name for path in list_sources(str(tmp_path / entry) for entry in given)]
 
     assert names("") == ["a.jpg", "b.png", "film.MP4"]
     assert names("b.png", "", "b.png") == ["b.png", "a.jpg", "film.MP4"]
     assert names("**/*.webp") == ["c.webp"]
     assert names("notes.txt") == ["notes.txt"]
-    assert [source.is_video for source in list_sources([str(tmp_path)])] == [False, False, True]
+    assert [is_video(path) for path in list_sources([str(tmp_path)])] == [False, False, True]
     with pytest.raises(ValueError, match="written under one name, 'a'"):
         names("", "other")
     (tmp_path / "empty").mkdir()

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from torch import nn
 
-from .data.mapper import test_augmentations
-from .engine.checkpoint import Checkpointer
-from .engine.config import build_config
-from .engine.inference_config import inference_config
-from .evaluation.submission import file_digest
-from .prediction.components import MIN_AREA
-from .prediction.inputs import AnyImage, as_rgb, describe
-from .prediction.loading import class_names_and_colors, device_override, quiet_loading
-from .prediction.required_weights import require_weights
-from .prediction.results import Prediction
-from .prediction.threshold import Threshold, calibration_records, find_threshold
+from gmm_anomaly.data.label_rule import CLOSED_SET, IGNORE_LABEL
+from gmm_anomaly.data.mapper import test_augmentations
+from gmm_anomaly.data.reading import read_image, read_label
+from gmm_anomaly.data.registration import get_records
+from gmm_anomaly.engine.checkpoint import Checkpointer
+from gmm_anomaly.engine.config import build_config
+from gmm_anomaly.engine.inference_config import inference_config
+from gmm_anomaly.evaluation.files import file_digest
+from gmm_anomaly.evaluation.overlays import distinct_colors
+
+from .images import AnyImage, as_rgb
+from .result import MIN_AREA, Prediction
+from .threshold import Threshold, find_threshold
 
 
 class AnomalyPredictor:
@@ -31,21 +38,22 @@ class AnomalyPredictor:
     ::
 
         predictor = AnomalyPredictor.from_config("config.yaml", "model_final.pth")
-        result = predictor("street.jpg")
-        result.score          # (H, W) float32, higher = more anomalous
-        result.segmentation   # (H, W) uint8, class ids
-        predictor.calibrate("my_street_val", target_fpr=0.01)
-        predictor("street.jpg").components
+        predictor.fit_threshold("my_street_val", target_fpr=0.01)
+        result = predictor("street.jpg")  # result.score, .segmentation, .components
 
     Args:
-        model: in evaluation mode.
-        score: which of its scores, with the post-processes after it ("msp+gaussian_smoothing").
+        model: a segmentor that gives the score; it is put into evaluation mode.
+        score: one of the model's scores, with the post-processes after it ("msp+gaussian_smoothing").
         image_format: channel order the model was trained on, "RGB" or "BGR".
         resize: Detectron2 augmentations of test images, such as a resize.
         class_names, class_colors: by class id.
         half: float16 on a GPU, bfloat16 on the CPU, wherever torch's autocast says it is safe.
         min_area: components with fewer pixels are dropped.
         weights_sha256: of the checkpoint, so that thresholds are not mixed up.
+
+    Attributes:
+        threshold: a pixel is anomalous above it; None: not known.
+        color_range: scores of an overlay's darkest and brightest colours; None: each image's own.
     """
 
     def __init__(
@@ -70,9 +78,7 @@ class AnomalyPredictor:
         self.half = half
         self.min_area = min_area
         self.weights_sha256 = weights_sha256
-        # A pixel is anomalous above it; None: not known.
         self.threshold: float | None = None
-        # Scores of an overlay's darkest and brightest colours; None: each image's own.
         self.color_range: tuple[float, float] | None = None
 
     @classmethod
@@ -93,8 +99,8 @@ class AnomalyPredictor:
         Args:
             config: a config of the repository, or the config.yaml that a training wrote.
             weights: the checkpoint; by default the config's ``MODEL.WEIGHTS``.
-            score: by default the first of ``TEST.SCORES``; "NAME+POST+POST" with post-processes.
-            threshold: a number, what :meth:`calibrate` returned, or the file it was saved to.
+            score: by default the model's first; "NAME+POST+POST" with post-processes.
+            threshold: a number, what :meth:`fit_threshold` returned, or the file it was saved to.
             device: "cpu", "cuda", "cuda:1"; by default the config's, and the CPU where there is no GPU.
             half, min_area: see the class.
             opts: "KEY", "VALUE", ... for the config.
@@ -103,23 +109,41 @@ class AnomalyPredictor:
             FileNotFoundError: no such config, weights or threshold file.
             ValueError: no weights, weights that do not fit, a score the model cannot give, no such device.
         """
-        path = os.fspath(config)
-        overrides = [*map(str, opts), *device_override(device)]
+        name, *chain = (score or "").split("+")
+        overrides = [*map(str, opts), "TEST.POSTPROCESS", str(chain)]
+        if name:
+            overrides += ["TEST.SCORES", str([name])]
         if weights is not None:
             overrides += ["MODEL.WEIGHTS", os.fspath(weights)]
-        if score is None:
-            score = build_config(path, overrides).TEST.SCORES[0]
-        name, *chain = score.split("+")
-        overrides += ["TEST.SCORES", str([name]), "TEST.POSTPROCESS", str(chain)]
-        cfg = build_config(path, overrides)
-        require_weights(cfg, given=weights is not None)
-        model = build_model(inference_config(cfg)).eval()
-        with quiet_loading():
+        if device is not None:
+            try:
+                torch.empty(0, device=device)
+            except (RuntimeError, AssertionError) as error:
+                raise ValueError(
+                    f"device: expected cpu, cuda or cuda:N of this machine, found {device!r}"
+                ) from error
+            overrides += ["MODEL.DEVICE", device]
+        cfg = build_config(os.fspath(config), overrides)
+        # A config may name what a training starts from. A Mask2Former of the hub comes trained.
+        if weights is None and not cfg.MODEL.MASK2FORMER.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).is_file():
+            raise ValueError(
+                "no weights were given (--weights FILE). A training makes them; this one takes five minutes "
+                "on two CPU cores, without data: gmm-anomaly train --num-gpus 0 --config-file "
+                "synthetic/effnetlite0_deeplabv3plus_gmm.yaml"
+            )
+        model = build_model(inference_config(cfg))
+        # Without the list of tensors that only training needs; what is missing is an error of its own.
+        with quiet("fvcore.common.checkpoint", "detectron2"):
             Checkpointer(model).load_for_evaluation(cfg.MODEL.WEIGHTS)
-        names, colors = class_names_and_colors(cfg)
+        # Nothing is computed but the one that is asked for.
+        scoring = model.scoring
+        name = name or next(iter(scoring.scores))
+        scoring.scores = {name: scoring.scores[name]}
+        scoring.chains = scoring.chains[:1] if chain else []
+        names, colors = _class_names_and_colors(cfg)
         predictor = cls(
             model,
-            score,
+            score or name,
             image_format=cfg.INPUT.FORMAT,
             resize=test_augmentations(cfg),
             class_names=names,
@@ -144,7 +168,7 @@ class AnomalyPredictor:
             format: channel order of arrays and tensors: "RGB", or "BGR" as OpenCV reads them.
 
         Raises:
-            FileNotFoundError, ValueError, TypeError: see :func:`~gmm_anomaly.prediction.inputs.as_rgb`.
+            FileNotFoundError, ValueError, TypeError: see :func:`~gmm_anomaly.predict.images.as_rgb`.
         """
         return self.predict([image], format=format)[0]
 
@@ -171,30 +195,33 @@ class AnomalyPredictor:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {batch_size}")
         batch: list[tuple[np.ndarray, str]] = []
-        for index, image in enumerate(images):
+        for number, image in enumerate(images, 1):
+            is_path = isinstance(image, str | os.PathLike)
             try:
                 array = as_rgb(image, format)
             except (ValueError, TypeError) as error:
-                if isinstance(image, str | os.PathLike):
+                if is_path:
                     raise
-                raise type(error)(f"{describe(image, index)}: {error}") from error
+                raise type(error)(f"image number {number}: {error}") from error
             if batch and batch[0][0].shape != array.shape:
                 yield from self._predict(batch)
                 batch = []
-            batch.append((array, os.fspath(image) if isinstance(image, str | os.PathLike) else ""))
+            batch.append((array, os.fspath(image) if is_path else ""))
             if len(batch) == batch_size:
                 yield from self._predict(batch)
                 batch = []
         if batch:
             yield from self._predict(batch)
 
-    def calibrate(self, dataset: str, target_fpr: float = 0.05, **options: Any) -> Threshold:
+    def fit_threshold(self, dataset: str, target_fpr: float = 0.05, *, progress: Any = iter) -> Threshold:
         """Find the threshold above which ``target_fpr`` of a data set's known pixels lie, and use it.
+
+        Known are the pixels labelled 0 of an anomaly set, and those of any class of a closed set.
 
         Args:
             dataset: name of a registered closed or anomaly set with labels; not the one to report on.
             target_fpr: in (0, 1).
-            options: ``progress`` of :func:`~gmm_anomaly.prediction.threshold.find_threshold`.
+            progress: wraps the list of records, to show how far it is; tqdm's ``tqdm`` for example.
 
         Returns:
             The threshold, to be saved and given to :meth:`from_config` later. Its colour range is that of
@@ -203,20 +230,23 @@ class AnomalyPredictor:
         Raises:
             ValueError: an unknown data set, or one without labels. FileNotFoundError: it is not on disk.
         """
-        records = calibration_records(dataset)
+        records, metadata = get_records(dataset), MetadataCatalog.get(dataset)
+        closed = metadata.get("evaluator_type") == CLOSED_SET
+
+        def frames() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for record in progress(records):
+                label = read_label(record, metadata)
+                (found,) = self._predict([(read_image(record, "RGB"), "")])
+                yield found.score, label != IGNORE_LABEL if closed else label == 0
+
         found = find_threshold(
-            records,
-            (self._predict([(records.image(index), "")])[0].score for index in range(len(records))),
-            target_fpr,
-            score_name=self.score,
-            weights_sha256=self.weights_sha256,
-            **options,
+            frames(), target_fpr, score=self.score, dataset=dataset, weights_sha256=self.weights_sha256
         )
         self.use_threshold(found)
         return found
 
     def use_threshold(self, threshold: float | Threshold | str | os.PathLike[str]) -> None:
-        """Use a number, a :class:`~gmm_anomaly.prediction.threshold.Threshold`, or a file of one.
+        """Use a number, a :class:`~gmm_anomaly.predict.threshold.Threshold`, or a file of one.
 
         Raises:
             ValueError: NaN, or a threshold of another score or checkpoint. FileNotFoundError: no such file.
@@ -236,34 +266,49 @@ class AnomalyPredictor:
         """batch: (H, W, 3) uint8 RGB arrays of one size, and where each comes from."""
         dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         with torch.autocast(self.device.type, dtype=dtype, enabled=self.half):
-            outputs = self.model([self._input(image, source) for image, source in batch])
+            outputs = self.model([self.model_input(image, source) for image, source in batch])
         return [
-            self._result(image, source, output)
+            Prediction(
+                image=image,
+                score=output["anomaly_scores"][self.score].float().cpu().numpy(),
+                segmentation=output["sem_seg"].argmax(dim=0).to(torch.uint8).cpu().numpy(),
+                score_name=self.score,
+                class_names=self.class_names,
+                class_colors=self.class_colors,
+                threshold=self.threshold,
+                color_range=self.color_range,
+                min_area=self.min_area,
+                source=source,
+            )
             for (image, source), output in zip(batch, outputs, strict=True)
         ]
 
-    def _input(self, image: np.ndarray, source: str) -> dict[str, Any]:
-        """What the mapper of the evaluation makes of the image."""
+    def model_input(self, image: np.ndarray, source: str = "") -> dict[str, Any]:
+        """What the mapper of the evaluation makes of an image, (H, W, 3) uint8 RGB."""
         inputs = T.AugInput(image if self.image_format == "RGB" else image[..., ::-1])
         self.resize(inputs)
-        pixels = np.array(inputs.image.transpose(2, 0, 1), order="C")
-        return {
-            "image": torch.from_numpy(pixels),
-            "height": image.shape[0],
-            "width": image.shape[1],
-            "file_name": source,
-        }
+        pixels = torch.from_numpy(np.array(inputs.image.transpose(2, 0, 1), order="C"))
+        return {"image": pixels, "height": image.shape[0], "width": image.shape[1], "file_name": source}
 
-    def _result(self, image: np.ndarray, source: str, output: dict[str, Any]) -> Prediction:
-        return Prediction(
-            image=image,
-            score=output["anomaly_scores"][self.score].float().cpu().numpy(),
-            segmentation=output["sem_seg"].argmax(dim=0).to(torch.uint8).cpu().numpy(),
-            score_name=self.score,
-            class_names=self.class_names,
-            class_colors=self.class_colors,
-            threshold=self.threshold,
-            color_range=self.color_range,
-            min_area=self.min_area,
-            source=source,
-        )
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Inside, these loggers say nothing below an error."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _class_names_and_colors(cfg: CfgNode) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
+    """Names and colours of the classes, from the first closed set of the config."""
+    count = cfg.MODEL.CLASSIFIER.NUM_CLASSES
+    for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        metadata = MetadataCatalog.get(dataset)
+        if metadata.get("evaluator_type") == CLOSED_SET:
+            return metadata.stuff_classes, metadata.get("stuff_colors") or distinct_colors(count)
+    return [f"class {index}" for index in range(count)], distinct_colors(count)

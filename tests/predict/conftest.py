@@ -28,7 +28,6 @@ def trained(tmp_path_factory) -> SimpleNamespace:
         [
             "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.WEIGHTS", "", "MODEL.FEATURE_DISTANCE.FEATURES", "[]",
             "TEST.SCORES", "['energy', 'msp']", "INPUT.MIN_SIZE_TEST", 64, "DATALOADER.NUM_WORKERS", 0,
-            "DATASETS.SYNTHETIC.CACHE_DIR", "",
         ],
     )  # fmt: skip
     torch.manual_seed(0)
@@ -86,8 +85,7 @@ def anomaly_set(tmp_path, request):
     for index in range(3):
         save(tmp_path / "set/images" / f"{index}.png", picture(index))
         label = rng.choice(np.array([0, 1, 255], np.uint8), SIZE, p=[0.8, 0.1, 0.1])
-        (tmp_path / "set/labels").mkdir(exist_ok=True)
-        assert cv2.imwrite(str(tmp_path / "set/labels" / f"{index}.png"), label)
+        save(tmp_path / "set/labels" / f"{index}.png", label[..., None])
     name = f"predicted_{abs(hash(request.node.nodeid))}"
     register_anomaly_dataset(name, str(tmp_path / "set/images"), str(tmp_path / "set/labels"))
     return name
