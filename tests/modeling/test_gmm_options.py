@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from gmm_anomaly.gmm import GaussianMixtureBank, sinkhorn_assign_all
 from gmm_anomaly.modeling import GMMClassifier
-from gmm_anomaly.modeling.sampled_contrast import SampledContrast
+from gmm_anomaly.modeling.losses import SampledContrast
 
 CLASSES, COMPONENTS, DIM = 3, 2, 6
 

@@ -28,7 +28,7 @@ from gmm_anomaly.modeling.classifiers import (
     UnfittedPrototypesError,
     build_classifier,
 )
-from gmm_anomaly.modeling.cosine import CosinePrototypes, cosine_logits
+from gmm_anomaly.modeling.classifiers.prototype import CosinePrototypes, cosine_logits
 from gmm_anomaly.scores import PixelOutputs, get_scores
 
 CLASSES, CHANNELS = 4, 6

@@ -16,12 +16,16 @@ from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, own_class_lo
 from gmm_anomaly.gmm.density import EXCLUDED
 from gmm_anomaly.scores import PixelOutputs
 
-from ..losses import IGNORED_COMPONENT, component_contrast, pixel_cross_entropy, resized_labels
+from ..losses import (
+    IGNORED_COMPONENT,
+    SampledContrast,
+    component_contrast,
+    pixel_cross_entropy,
+    resized_labels,
+)
 from ..norm import usable_norm
 from ..registry import CLASSIFIER_REGISTRY
-from ..sampled_contrast import SampledContrast
-from .base import PixelClassifier
-from .softmax import SoftmaxClassifier
+from .softmax import PixelClassifier, SoftmaxClassifier
 
 logger = logging.getLogger(__name__)
 
@@ -159,12 +163,10 @@ class GMMClassifier(PixelClassifier):
         return PixelOutputs(logits, log_density, embedding)
 
     def losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return self._mixture_losses(features, labels) | self._guide_loss(features, labels)
-
-    def _guide_loss(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        if not self.guide_weight:
-            return {}
-        return {"loss_guide": self.guide_weight * self.guide.losses(features, labels)["loss_ce"]}
+        losses = self._mixture_losses(features, labels)
+        if self.guide_weight:
+            losses["loss_guide"] = self.guide_weight * self.guide.losses(features, labels)["loss_ce"]
+        return losses
 
     def _mixture_losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         batch, _, height, width = features.shape
