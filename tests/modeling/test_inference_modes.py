@@ -17,7 +17,7 @@ from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.engine import EMHook
 from gmm_anomaly.modeling import AnomalySegmentor, SoftmaxClassifier, restoration
 from gmm_anomaly.modeling.decoders.base import Decoded
-from gmm_anomaly.modeling.inference import InferenceMode, window_grid
+from gmm_anomaly.modeling.inference import InferenceMode, scaled_size, window_grid
 from gmm_anomaly.modeling.restoration import interpolate_rows, source_rows
 from gmm_anomaly.modeling.scoring import Scoring
 
@@ -33,6 +33,7 @@ OWN_SCORES = {
     "PrototypeClassifier": ("prototype_distance", lambda got: 0.5 - got.logits[0].amax(0) / 20),
 }
 MODES = {
+    "whole": InferenceMode(),
     "windows": InferenceMode(window=(64, 48), stride=(40, 32)),
     "looks": InferenceMode(scales=(0.75, 1.0, 1.5), flip=True),
     "windows and looks": InferenceMode(window=(64, 96), stride=(40, 80), scales=(1.0, 1.25), flip=True),
@@ -172,23 +173,6 @@ def test_scores_on_features_are_restored_scores(model, look, mode):
     assert (found["anomaly_scores"]["max_logit"] <= on_logits["anomaly_scores"]["max_logit"] + 1e-4).all()
 
 
-@pytest.mark.parametrize("score_on", ["logits", "features"])
-@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_every_classifier_gives_its_scores_in_every_mode(model, look, mode, score_on):
-    mode = dataclasses.replace(mode, score_on=score_on)
-    names = SCORES[type(model.classifier).__name__.removesuffix("Classifier").lower()]
-    item = images((75, 90))[0]
-    result = look(mode, [item], names)[0]
-    assert list(result["anomaly_scores"]) == names
-    assert torch.equal(result["anomaly_score"], result["anomaly_scores"][names[0]])
-    for score in result["anomaly_scores"].values():
-        assert score.shape == (75, 90) and score.dtype == torch.float32 and bool(score.isfinite().all())
-    own = look(mode, [item])[0]
-    torch.testing.assert_close(own["sem_seg"], result["sem_seg"])
-    # Each classifier's own score is the first of the list.
-    torch.testing.assert_close(own["anomaly_score"], result["anomaly_score"], rtol=1e-4, atol=1e-5)
-
-
 def test_one_window_over_the_image_is_the_whole_image(model, look):
     inputs = [{**images((70, 90))[0], "height": 80, "width": 60}]
     whole = look(InferenceMode(), inputs)[0]
@@ -202,25 +186,23 @@ def test_strips_do_not_show(model, look, monkeypatch):
     item = {**images((75, 90))[0], "height": 61, "width": 77}
     names = SCORES[type(model.classifier).__name__.removesuffix("Classifier").lower()]
     at_once = look(mode, [item], names)[0]
+    assert list(at_once["anomaly_scores"]) == names
+    assert all(score.dtype == torch.float32 for score in at_once["anomaly_scores"].values())
     monkeypatch.setattr(restoration, "STRIP_VALUES", 3 * CLASSES * 77)
     torch.testing.assert_close(look(mode, [item], names)[0], at_once, rtol=1e-5, atol=1e-5)
 
 
-def test_whole_image_is_interpolated_as_torch_does(model, look):
-    item = {**images((70, 90))[0], "height": 101, "width": 57}
-    result = look(InferenceMode(), [item])[0]
-    found, padded = network(model, (item["image"].float() - model.pixel_mean) / model.pixel_std)
-    full = F.interpolate(found.logits, padded, mode="bilinear")[..., :70, :90]
-    full = F.interpolate(full, (101, 57), mode="bilinear")[0]
-    torch.testing.assert_close(result["sem_seg"], full, rtol=1e-4, atol=1e-4)
-
-
 class Pixelwise(Backbone):
-    """Features that are the pixels themselves."""
+    """Features that are the pixels themselves; remembers the shapes it saw."""
 
     size_divisibility = 1
 
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
     def forward(self, image):
+        self.seen.append(tuple(image.shape))
         return {"pixels": image}
 
     def output_shape(self):
@@ -317,37 +299,54 @@ def test_keys_reach_the_model():
     assert build_model(config("MODEL.CLASSIFIER.NAME", "softmax")).inference == InferenceMode()
 
 
-def test_passes_through_the_network_are_counted(model, look, monkeypatch):
-    shapes = []
-    monkeypatch.setattr(
-        model, "_tiles", lambda images, run=model._tiles: shapes.append(images[0].shape[1:]) or run(images)
-    )
-    mode = MODES["windows and looks"]
-    look(mode, images((75, 110)))
+@torch.no_grad()
+def test_each_window_of_each_look_goes_through_the_network_once():
+    model = pixelwise_model(window=(64, 96), stride=(40, 80), scales=(1.0, 1.25), flip=True)
+    model(images((75, 110)))
     # 75 x 110: 2 x 2 windows; 94 x 138: 2 x 2 windows; each twice.
-    assert len(shapes) == 16 and set(shapes) == {(64, 96)}
+    assert model.backbone.seen == [(1, 3, 64, 96)] * 16
 
 
-@pytest.mark.parametrize(
-    "overrides, message",
-    [
+@torch.no_grad()
+def test_large_images_are_looked_at_in_windows():
+    inputs = images((800, 1000), (60, 50))
+    whole, tiled = (pixelwise_model(max_whole_pixels=limit) for limit in (0, 800 * 1000 - 1))
+    expected, found = whole(inputs), tiled(inputs)
+    assert whole.backbone.seen == [(2, 3, 800, 1000)]
+    assert tiled.backbone.seen == [(1, 3, 768, 768)] * 4 + [(1, 3, 60, 50)]
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(other["sem_seg"], one["sem_seg"], rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(other["anomaly_score"], one["anomaly_score"], rtol=1e-5, atol=1e-5)
+    exactly = pixelwise_model(max_whole_pixels=800 * 1000)
+    exactly(inputs[:1])
+    assert exactly.backbone.seen == [(1, 3, 800, 1000)]
+
+
+def test_images_of_the_benchmarks_stay_whole_at_every_scale_by_default():
+    mode = InferenceMode.from_config(config("TEST.AUG.ENABLED", True))
+    assert max(mode.scales) == 1.75
+    for size in ((1024, 2048), (1280, 1920), (1080, 1920)):
+        for scale in mode.scales:
+            assert len(mode.windows(scaled_size(size, scale))) == 1
+    assert mode.windows((10_000, 10_000)) == window_grid((10_000, 10_000), (768, 768), (512, 512))
+    # Windows that are asked for stay as they are.
+    mode = InferenceMode(window=(500, 600), stride=(500, 600), max_whole_pixels=10)
+    assert mode.windows((1000, 1200)) == window_grid((1000, 1200), (500, 600), (500, 600))
+
+
+def test_wrong_keys_are_named():
+    windows, looks = ["TEST.SLIDING_WINDOW.ENABLED", True], ["TEST.AUG.ENABLED", True]
+    for overrides, message in (
         (["TEST.SCORE_ON", "pixels"], 'TEST.SCORE_ON: expected "logits" or "features", found .pixels'),
-        (["TEST.AUG.ENABLED", True, "TEST.AUG.SCALES", []], r"TEST.AUG.SCALES: expected .* found \[\]"),
-        (["TEST.AUG.ENABLED", True, "TEST.AUG.SCALES", [1.0, -2.0]], r"TEST.AUG.SCALES: .*-2"),
+        (["TEST.MAX_WHOLE_PIXELS", -1], "TEST.MAX_WHOLE_PIXELS: expected 0 or more, found -1"),
+        ([*looks, "TEST.AUG.SCALES", []], r"TEST.AUG.SCALES: expected .* found \[\]"),
+        ([*looks, "TEST.AUG.SCALES", [1.0, -2.0]], r"TEST.AUG.SCALES: .*-2"),
+        ([*windows, "TEST.SLIDING_WINDOW.SIZE", [300]], r"WINDOW.SIZE: expected a positive .* found \[300\]"),
+        ([*windows, "TEST.SLIDING_WINDOW.STRIDE", [512, 0]], r"WINDOW.STRIDE: .* found \[512, 0\]"),
         (
-            ["TEST.SLIDING_WINDOW.ENABLED", True, "TEST.SLIDING_WINDOW.SIZE", [300]],
-            r"SLIDING_WINDOW.SIZE: expected a positive height and width, found \[300\]",
+            [*windows, "TEST.SLIDING_WINDOW.STRIDE", [512, 769]],
+            r"STRIDE: \[512, 769\] exceeds SIZE.*raise SIZE",
         ),
-        (
-            ["TEST.SLIDING_WINDOW.ENABLED", True, "TEST.SLIDING_WINDOW.STRIDE", [512, 0]],
-            r"SLIDING_WINDOW.STRIDE: expected a positive height and width, found \[512, 0\]",
-        ),
-        (
-            ["TEST.SLIDING_WINDOW.ENABLED", True, "TEST.SLIDING_WINDOW.STRIDE", [512, 769]],
-            r"STRIDE: \[512, 769\] exceeds SIZE \[768, 768\].*raise SIZE",
-        ),
-    ],
-)
-def test_wrong_keys_are_named(overrides, message):
-    with pytest.raises(ValueError, match=message):
-        InferenceMode.from_config(config(*overrides))
+    ):
+        with pytest.raises(ValueError, match=message):
+            InferenceMode.from_config(config(*overrides))
