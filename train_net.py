@@ -32,7 +32,7 @@ from gmm_anomaly.engine import (  # noqa: E402
 )
 from gmm_anomaly.engine.config import ConfigError, read_config  # noqa: E402
 from gmm_anomaly.engine.launch import config_overrides, held_log, launch  # noqa: E402
-from gmm_anomaly.engine.weights import add_trust_argument, trust_pickles  # noqa: E402
+from gmm_anomaly.engine.weights import trust_pickles  # noqa: E402
 from gmm_anomaly.freed_memory import keep_freed_memory  # noqa: E402
 from gmm_anomaly.repository_files import find_config  # noqa: E402
 
@@ -60,7 +60,12 @@ def parser() -> ArgumentParser:
         help="freeze the network in MODEL.WEIGHTS and fit mixtures onto its features by EM over the training "
         "set (MODEL.GMM.FIT_PASSES), save OUTPUT_DIR/mixtures_final.pth and config.yaml, and evaluate",
     )
-    add_trust_argument(arguments)
+    arguments.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="read weight files that are arbitrary pickles as well, such as the .pkl files of Detectron2's "
+        "model zoo. They can run any code as they are read: only for files from people you trust",
+    )
     return arguments
 
 

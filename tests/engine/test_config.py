@@ -206,3 +206,25 @@ def test_poly_schedule_with_warm_up_is_its_formula():
     assert rates[:10] == pytest.approx([first + (end - first) * i / 10 for i in range(10)], rel=1e-6)
     assert 0.05 < first <= 0.1
     assert rates[10:] == pytest.approx([(1 - i / 100) ** 0.9 for i in range(10, 100)], rel=1e-6)
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir ['{target}']", "!!python/tuple [1, 2]"])
+def test_tags_that_make_python_objects_are_not_run(tag, tmp_path):
+    target = tmp_path / "hacked"
+    (tmp_path / "bad.yaml").write_text(f"VERSION: 2\nSEED: {tag.format(target=target)}\n")
+    (tmp_path / "child.yaml").write_text("_BASE_: bad.yaml\nVERSION: 2\n")
+    for name in ("bad.yaml", "child.yaml"):
+        with pytest.raises(ValueError, match=r"hold plain values only.*python/.*bad\.yaml.*line 2"):
+            build_config(str(tmp_path / name))
+    cfg = build_config("", ["OUTPUT_DIR", f"__import__('os').mkdir('{target}')"])
+    assert cfg.OUTPUT_DIR.startswith("__import__") and not target.exists()
+
+
+def test_files_that_are_no_yaml_and_circles_of_bases_are_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("MODEL: {DEVICE: cpu\n")
+    with pytest.raises(ValueError, match=r"--config-file: .*a\.yaml cannot be read as YAML; .*line 2"):
+        build_config(str(tmp_path / "a.yaml"))
+    (tmp_path / "a.yaml").write_text("_BASE_: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("_BASE_: a.yaml\n")
+    with pytest.raises(ValueError, match=r"the _BASE_ chain of .*a\.yaml never ends"):
+        build_config(str(tmp_path / "a.yaml"))
