@@ -1,4 +1,4 @@
-"""Every config of the tree reads and builds; one of each kind trains a step and predicts with a small network."""
+"""Every config of the tree reads and builds; one of each kind, made small, trains a step and predicts."""
 
 from __future__ import annotations
 

@@ -240,10 +240,3 @@ class TestMakefile:
         assert "'/no/such/python' is not a Python 3.10 or newer that runs here" in done.stderr
         assert "make setup PYTHON=" in done.stderr
         assert not (tmp_path / "venv").exists()
-
-    def test_detectron2_that_is_not_there(self, tmp_path):
-        settings = (f"PYTHON={sys.executable}", f"VENV={tmp_path}/venv", "DETECTRON2=/no/such")
-        done = self.make("setup", *settings)
-        assert done.returncode != 0
-        assert "DETECTRON2=/no/such: no checkout of Detectron2" in done.stderr
-        assert not (tmp_path / "venv").exists()

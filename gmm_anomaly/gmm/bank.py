@@ -266,8 +266,8 @@ class GaussianMixtureBank(GaussianMixtures):
         self.started[index] = True
 
     def _stored(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of what the memory holds (GMMSeg, Eq. 9, as released): (C, M) counts; (C, M, D) float64 directions
-        of the sums, and the biased mean squared deviations from them (not from the mean), without any floor."""
+        """(C, M) counts; (C, M, D) float64 directions of the memory's sums, and the biased mean squared
+        deviations from them, not from the mean (GMMSeg, Eq. 9, as released), without any floor."""
         count = self.memory.count.view(self.means.shape[:2])
         n = count.clamp(min=1)[..., None].double()
         mean, mean_square = (
