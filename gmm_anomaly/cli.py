@@ -23,7 +23,7 @@ MODULES = {
     "predict": "gmm_anomaly.predict.command",
     "score": "gmm_anomaly.evaluation.saved_scores",
     "export": "gmm_anomaly.export.command",
-    "report": "gmm_anomaly.report.command",
+    "report": "gmm_anomaly.report.page",
     "datasets": "gmm_anomaly.data.checking",
     "convert": "gmm_anomaly.engine.weights",
     "submit": "gmm_anomaly.evaluation.submission",
@@ -96,16 +96,14 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
     for verb, declare in VERBS.items():
         text = inspect.getdoc(declare) or ""
         first = re.split(r"[.:](?:\s|$)", " ".join(text.split()))[0]
-        parsers[verb] = group.add_parser(
+        own = parsers[verb] = group.add_parser(
             verb, aliases=OLD_VERBS.get(verb, []), help=first[0].lower() + first[1:], description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
-        declare(parsers[verb])
-        if parsers[verb].get_default("trust_pickle") is not None:
-            parsers[
-                verb
-            ].epilog = "KEY VALUE pairs at the end override the config, as in SOLVER.MAX_ITER 1000"
-        parsers[verb].set_defaults(verb=verb)
+        declare(own)
+        if own.get_default("trust_pickle") is not None:
+            own.epilog = "KEY VALUE pairs at the end override the config, as in SOLVER.MAX_ITER 1000"
+        own.set_defaults(verb=verb)
     return parser, parsers
 
 
