@@ -162,9 +162,7 @@ class Job:
                     yield image
 
             for prediction in self._compared(readable()):
-                path = read.popleft()
-                prediction = replace(prediction, source=str(path))
-                found.append({"input": str(path)} | self._write(path.stem, prediction))
+                found.append(self._write(read.popleft(), prediction))
                 bar.update()
         return found
 
@@ -201,8 +199,9 @@ class Job:
         self.skipped.append({"input": str(path), "error": error})
         tqdm.write(error, file=sys.stderr)
 
-    def _write(self, name: str, prediction: Prediction) -> dict[str, Any]:
+    def _write(self, path: Path, prediction: Prediction) -> dict[str, Any]:
         """Write all files of one image; returns what was found and where it was written, as plain values."""
+        name = path.stem
         overlay = self.folder / "overlays" / f"{name}.png"
         save_picture(overlay, prediction.overlay())
         segmentation = self.folder / "segmentation" / f"{name}.png"
@@ -211,14 +210,14 @@ class Job:
         with replacing(segmentation) as temporary:
             indexed.save(temporary, format="PNG")
         height, width = prediction.score.shape
-        found = {"height": height, "width": width, **extremes(prediction), "anomalies": None}
-        found |= {"overlay": str(overlay), "segmentation": str(segmentation)}
+        found = {"input": str(path), "height": height, "width": width, **extremes(prediction)}
+        found |= {"overlay": str(overlay), "segmentation": str(segmentation), "anomalies": None}
         found |= {"score": self._write_score(name, prediction), "components": None}
         if prediction.threshold is not None:
             target = self.folder / "components" / f"{name}.json"
             components = [component.to_json() for component in prediction.components]
             document = {
-                "image": prediction.source,
+                "image": str(path),
                 "size": [height, width],
                 "score": prediction.score_name,
                 "threshold": prediction.threshold,
