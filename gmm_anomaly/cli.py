@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     start = next((at for at, word in enumerate(given) if word == "--opts" or KEY.fullmatch(word)), len(given))
     words, pairs = given[:start], [word for word in given[start:] if word != "--opts"]
-    words = [OLD_OPTIONS.get(word, word) for word in words]
+    words = [without_tilde(OLD_OPTIONS.get(word, word)) for word in words]
     if words[:1] == ["evaluate"] and "--scores" in words:
         words[0] = "score"
     parser, parsers = build_parsers()
@@ -82,6 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the files that are there are whole", file=sys.stderr)
         return 130
+
+
+def without_tilde(word: str) -> str:
+    """A word of the command line with the home folder for the ``~`` of a path: shells leave that of
+    --out=~/a, and programs that start this one leave all."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + os.path.expanduser(value)
 
 
 def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
