@@ -19,6 +19,7 @@ from detectron2.engine import default_argument_parser, default_setup  # noqa: E4
 from detectron2.utils import comm  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
+from gmm_anomaly.compat import keep_freed_memory  # noqa: E402
 from gmm_anomaly.engine import (  # noqa: E402
     Checkpointer,
     Trainer,
@@ -33,7 +34,6 @@ from gmm_anomaly.engine import (  # noqa: E402
 from gmm_anomaly.engine.config import ConfigError, read_config  # noqa: E402
 from gmm_anomaly.engine.launch import config_overrides, held_log, launch  # noqa: E402
 from gmm_anomaly.engine.weights import add_trust_argument, trust_pickles  # noqa: E402
-from gmm_anomaly.freed_memory import keep_freed_memory  # noqa: E402
 from gmm_anomaly.repository_files import find_config  # noqa: E402
 
 

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from gmm_anomaly.freed_memory import keep_freed_memory
+from gmm_anomaly.compat import keep_freed_memory
 
 MEGABYTES, ROUNDS = 64, 20
 PROGRAM = f"""
 import resource, sys
 import torch
-from gmm_anomaly.freed_memory import keep_freed_memory
+from gmm_anomaly.compat import keep_freed_memory
 print(keep_freed_memory() if "keep" in sys.argv else None)
 def touch():
     torch.ones({MEGABYTES * 2**18}, dtype=torch.float32)

@@ -53,7 +53,6 @@ ALLOWED = {
         "evaluation",
         "engine",
         "compat",
-        "freed_memory",
         "visualization",
         "weight_files",
     },

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gmm_anomaly.engine.interruption import Interrupted, Interruption
+from gmm_anomaly.engine.launch import Interrupted, Interruption
 
 ROOT = Path(__file__).resolve().parents[1]
 ITERATIONS = 12

@@ -2,11 +2,10 @@
 
 from .checkpoint import Checkpointer
 from .config import build_config
-from .em_hook import EMHook
 from .evaluation import build_evaluator, evaluate
 from .feature_distance import fit_feature_distance
-from .fit_mixture import check_output_dir, fit_mixture
-from .frozen_network import fitting_config
+from .fit_mixture import check_output_dir, fit_mixture, fitting_config
+from .hooks import EMHook
 from .inference_config import inference_config
 from .trainer import Trainer
 

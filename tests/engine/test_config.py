@@ -14,7 +14,7 @@ from torch import nn
 from gmm_anomaly.engine import Checkpointer, Trainer, build_config, inference_config
 from gmm_anomaly.engine.config import ConfigError, read_config
 from gmm_anomaly.engine.hooks import CheckpointHook
-from gmm_anomaly.engine.optimizer import build_optimizer, build_scheduler
+from gmm_anomaly.engine.trainer import build_optimizer, build_scheduler
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = "synthetic/effnetlite0_deeplabv3plus_gmm.yaml"

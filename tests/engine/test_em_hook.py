@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from gmm_anomaly.engine.config import read_config
-from gmm_anomaly.engine.em_hook import EMHook
+from gmm_anomaly.engine.hooks import EMHook
 from gmm_anomaly.gmm import GaussianMixtureBank
 
 

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from gmm_anomaly.engine import train_loop
-from gmm_anomaly.engine.em_hook import EMHook
-from gmm_anomaly.engine.non_finite import FeatureWatch, find_fault
-from gmm_anomaly.engine.train_loop import TrainLoop
+from gmm_anomaly.engine.hooks import EMHook
+from gmm_anomaly.engine.train_loop import FeatureWatch, TrainLoop, find_fault
 from gmm_anomaly.gmm import GaussianMixtureBank
 from gmm_anomaly.modeling.classifiers import GMMClassifier
 from gmm_anomaly.modeling.decoders.base import Decoded

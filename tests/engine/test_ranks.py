@@ -32,8 +32,8 @@ from gmm_anomaly.engine import (
     fitting_config,
 )
 from gmm_anomaly.engine.hooks import PrototypeHook
-from gmm_anomaly.engine.optimizer import build_optimizer
 from gmm_anomaly.engine.train_loop import TrainLoop
+from gmm_anomaly.engine.trainer import build_optimizer
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 10

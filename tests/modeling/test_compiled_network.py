@@ -9,7 +9,7 @@ from torch import nn
 
 from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.engine import build_config
-from gmm_anomaly.engine.non_finite import FeatureWatch
+from gmm_anomaly.engine.train_loop import FeatureWatch
 from gmm_anomaly.modeling import AnomalySegmentor, SoftmaxClassifier, compiled_network, segmentor
 from gmm_anomaly.modeling.compiled_network import check_compiler, compiled_pixel_features
 from gmm_anomaly.modeling.decoders.base import Decoded
