@@ -4,9 +4,9 @@ from .checkpoint import Checkpointer
 from .config import build_config
 from .evaluation import build_evaluator, evaluate
 from .feature_distance import fit_feature_distance
-from .fit_mixture import check_output_dir, fit_mixture, fitting_config
+from .fit_mixture import check_output_dir, fit_mixture
 from .hooks import EMHook
-from .inference_config import inference_config
+from .trained_model import fitting_config, inference_config, with_weights
 from .trainer import Trainer
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "fit_mixture",
     "fitting_config",
     "inference_config",
+    "with_weights",
 ]

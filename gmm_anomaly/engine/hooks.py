@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 # Of the numbers that seed a step; a stream's images have another.
 STEPS = 1
 EM_LOG_PERIOD = 20
+# Share of the schedule over which a warm start's momentum goes to the bank's own.
+RAMP = 0.5
 BEST = "model_best"
 # Beginnings of the names of metrics that are better when they are smaller; of all others more is better.
 SMALLER_IS_BETTER = ("FPR", "ECE", "loss")
@@ -69,18 +71,12 @@ class EMHook(HookBase):
     Args:
         bank: the mixtures.
         interval: iterations between EM steps.
-        start_momentum: momentum of the means at iteration 0; None: the bank's own throughout.
-        ramp: share of the schedule after which the bank's own momentum is reached; ``1 - momentum`` falls
-            geometrically until then.
+        start_momentum: momentum of the means at iteration 0; None: the bank's own throughout. It is reached
+            when half of the schedule is over; ``1 - momentum`` falls geometrically until then.
     """
 
     def __init__(
-        self,
-        bank: GaussianMixtureBank,
-        *,
-        interval: int = 5,
-        start_momentum: float | None = None,
-        ramp: float = 0.5,
+        self, bank: GaussianMixtureBank, *, interval: int = 5, start_momentum: float | None = None
     ) -> None:
         if interval < 1:
             raise ValueError(f"MODEL.GMM.UPDATE_INTERVAL: expected at least 1, found {interval}")
@@ -89,7 +85,6 @@ class EMHook(HookBase):
         bank.em_attached = True
         self.interval = interval
         self.start_momentum = start_momentum
-        self.ramp = ramp
 
     @classmethod
     def from_config(cls, cfg: CfgNode, bank: GaussianMixtureBank) -> EMHook:
@@ -110,23 +105,16 @@ class EMHook(HookBase):
         else:
             self.bank.commit()
         if iteration % EM_LOG_PERIOD == 0:
-            self._log(iteration)
+            numbers = {"momentum": self.momentum(iteration / self.trainer.max_iter)}
+            for name, number in (numbers | state_numbers(self.bank)).items():
+                self.trainer.storage.put_scalar(f"gmm/{name}", number, smoothing_hint=False)
 
     def momentum(self, progress: float) -> float:
         """Momentum of the means when the share ``progress`` of the schedule is over."""
-        final = self.bank.momentum_mean
-        if self.start_momentum is None or progress >= self.ramp:
+        final, share = self.bank.momentum_mean, progress / RAMP
+        if self.start_momentum is None or share >= 1:
             return final
-        share = progress / self.ramp
         return 1 - (1 - self.start_momentum) ** (1 - share) * (1 - final) ** share
-
-    def _log(self, iteration: int) -> None:
-        storage = self.trainer.storage
-        storage.put_scalar(
-            "gmm/momentum", self.momentum(iteration / self.trainer.max_iter), smoothing_hint=False
-        )
-        for name, number in state_numbers(self.bank).items():
-            storage.put_scalar(f"gmm/{name}", number, smoothing_hint=False)
 
 
 class PrototypeHook(HookBase):
@@ -176,7 +164,7 @@ class CheckpointHook(HookBase):
         self.period = period
         self.keep = keep
         self.prefix = prefix
-        self._saved = -1
+        self.saved = -1
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -189,11 +177,11 @@ class CheckpointHook(HookBase):
     def save(self) -> None:
         """Write the state after the current iteration, unless that is done or the last one is over."""
         iteration, last = self.trainer.iter, self.trainer.max_iter - 1
-        if iteration == self._saved or iteration > last or not comm.is_main_process():
+        if iteration == self.saved or iteration > last or not comm.is_main_process():
             return
         name = f"{self.prefix}{FINAL}" if iteration == last else f"{self.prefix}_{iteration:07d}"
         self.checkpointer.save(name, iteration=iteration)
-        self._saved = iteration
+        self.saved = iteration
         if self.keep:
             self.checkpointer.keep_last(self.keep)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -164,10 +163,7 @@ class Interruption:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Take over SIGINT and SIGTERM; only in the main thread, for Python has signals nowhere else."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+        """Take over SIGINT and SIGTERM."""
         self._process = os.getpid()
         before = {signum: signal.signal(signum, self._receive) for signum in SIGNALS}
         try:

@@ -26,6 +26,7 @@ CURE = (
     "the last checkpoint is intact. Lower SOLVER.BASE_LR, enable SOLVER.CLIP_GRADIENTS, disable "
     "SOLVER.AMP.ENABLED, or leave such steps out with SOLVER.NON_FINITE skip"
 )
+ANEW = "or start anew without --resume (MODEL.WEIGHTS FILE takes over the weights)"
 
 
 class TrainLoop(SimpleTrainer):
@@ -62,6 +63,8 @@ class TrainLoop(SimpleTrainer):
         self.skips = non_finite == "skip"
         self.skipped = self._skipped_in_a_row = 0
         self._watch = FeatureWatch(model)
+        named = getattr(model, "module", model).named_parameters()
+        self._trained = [name for name, parameter in named if parameter.requires_grad]
         self._norms = [b for name, b in model.named_buffers() if name.endswith(NORM_STATISTICS)]
         self._recorders = [module for module in model.modules() if hasattr(module, "discard_recorded")]
         device = next(model.parameters()).device.type
@@ -119,11 +122,37 @@ class TrainLoop(SimpleTrainer):
             )
         logger.warning("Step left out (%d so far): %s", self.skipped, what)
 
-    def state_dict(self) -> dict[str, object]:
-        return super().state_dict() | {"skipped": self.skipped, "scaler": self.scaler.state_dict()}
+    def state_dict(self) -> dict[str, Any]:
+        own = {"skipped": self.skipped, "scaler": self.scaler.state_dict(), "trained": self._trained}
+        return super().state_dict() | own
 
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a checkpoint's state; the keys of the config (rates, decay, momentum) stay.
+
+        Raises:
+            ValueError: it is of another optimiser, or of other parameters.
+        """
+        stored, found = (
+            "ADAMW" if "betas" in groups[0] else "SGD"
+            for groups in (state_dict["optimizer"]["param_groups"], self.optimizer.param_groups)
+        )
+        if stored != found:
+            raise ValueError(
+                f"--resume: the checkpoint has SOLVER.OPTIMIZER {stored}, the config {found}; {ANEW}"
+            )
+        others = sorted({*state_dict["trained"]} ^ {*self._trained})
+        if others:
+            raise ValueError(
+                f"--resume: the config trains other parameters than the checkpoint: {len(others)} differ, "
+                f"first {others[0]}; leave MODEL as it was (CLASSIFIER.NAME, BACKBONE.FREEZE_AT, ...), {ANEW}"
+            )
+        own = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
         super().load_state_dict(state_dict)
+        for group, keys in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(keys)
         self.skipped = state_dict["skipped"]
         if self.scaler.is_enabled() and state_dict["scaler"]:
             self.scaler.load_state_dict(state_dict["scaler"])

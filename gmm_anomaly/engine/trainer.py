@@ -23,11 +23,12 @@ from gmm_anomaly.data.build import lost_workers_explained, run_seed
 
 from .checkpoint import Checkpointer
 from .evaluation import evaluate
-from .feature_distance import FeatureDistanceHook, needs_fitting
+from .feature_distance import FeatureDistanceHook
 from .health_hook import health_hooks
 from .hooks import BestCheckpoint, CheckpointHook, EMHook, PrototypeHook, StepSeeds
 from .launch import Interrupted, Interruption
 from .train_loop import TrainLoop
+from .trained_model import with_weights
 
 # What the names of a backbone's parameters contain, in the two meta-architectures.
 BACKBONES = ("backbone.", "pixel_level_module.encoder.")
@@ -131,7 +132,7 @@ class Trainer(DefaultTrainer):
             PrototypeHook(model),
             *health_hooks(cfg, model),
             hooks.LRScheduler(),
-            *([FeatureDistanceHook(cfg, model)] if needs_fitting(model) else []),
+            FeatureDistanceHook(cfg, model),
             self._checkpoints,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
             *([hooks.PeriodicWriter(self.build_writers())] if comm.is_main_process() else []),
@@ -147,6 +148,14 @@ class Trainer(DefaultTrainer):
         if resume:
             self.best.resume()
         self._trainer.data_loader.dataset.begin(self.start_iter, seed=self.seeds.seed)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        rates = self.scheduler.base_lrs
+        super().load_state_dict(state_dict)
+        # The config may ask for other rates, or another schedule, than the checkpoint has.
+        self.scheduler.base_lrs = rates
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = rate
 
     def train(self) -> Any:
         """Train from ``start_iter`` on.
@@ -164,9 +173,11 @@ class Trainer(DefaultTrainer):
     def _evaluate(self) -> dict[str, Any]:
         # After the last step Detectron2 has already counted it.
         done = min(self.iter + 1, self.max_iter)
+        is_saved = self._checkpoints.saved == done - 1
+        weights = Path(self.cfg.OUTPUT_DIR) / self.checkpointer.names[-1] if is_saved else ""
         try:
             with self.interruption.at_once():
-                results = evaluate(self.cfg, self.segmentor, iteration=done)
+                results = evaluate(with_weights(self.cfg, weights), self.segmentor, iteration=done)
         except Interrupted:
             self._checkpoints.save()
             raise

@@ -36,11 +36,13 @@ TINY = [
         ("VERSION: 7", "VERSION: expected 2, found 7"),
         ("_BASE_: 3", "_BASE_: expected a file or a list of files, found 3"),
         ("a: [", "cannot be read as YAML; "),
+        ("SEED: 1\nINPUT: {FORMAT: BGR}\nINPUT: {}", "the key INPUT is given twice, in lines 2 and 3"),
+        ("# gr\xfc\xdfe", "is not UTF-8 .*; save it as UTF-8"),
     ],
 )
 def test_a_file_is_named_with_what_does_not_fit(text, message, inherited, tmp_path):
     config = tmp_path / "bad.yaml"
-    config.write_text(f"{text}\n")
+    config.write_bytes(f"{text}\n".encode("latin-1"))
     if inherited:
         config = tmp_path / "child.yaml"
         config.write_text("_BASE_: bad.yaml\nSEED: 1\n")
@@ -110,9 +112,11 @@ def test_keys_of_detectron2_that_have_no_effect_are_named(caplog):
     assert "no effect" not in caplog.text
 
 
-def test_a_classifier_alone_is_a_config():
-    cfg = build_config("", ["MODEL.CLASSIFIER.NAME", "softmax", "MODEL.DEVICE", "cpu"])
-    assert cfg.TEST.SCORES == []
+def test_a_classifier_alone_is_a_config(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    keys = ["MODEL.CLASSIFIER.NAME", "softmax", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", "~/run"]
+    cfg = build_config("", keys)
+    assert cfg.TEST.SCORES == [] and cfg.OUTPUT_DIR == "/home/me/run"
 
 
 def test_a_checkpoint_predicts_the_same_without_memory_and_pretrained_weights(tmp_path):

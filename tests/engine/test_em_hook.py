@@ -43,7 +43,7 @@ def test_em_runs_after_the_first_and_every_nth_iteration():
 
 def test_momentum_ramps_from_start_to_final():
     bank = GaussianMixtureBank(2, 1, 4, momentum_mean=0.999)
-    hook = EMHook(bank, start_momentum=0.5, ramp=0.5)
+    hook = EMHook(bank, start_momentum=0.5)
     assert hook.momentum(0.0) == pytest.approx(0.5)
     # Half-way in the ramp: geometric mean of 0.5 and 0.001.
     assert hook.momentum(0.25) == pytest.approx(1 - (0.5 * 0.001) ** 0.5)

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from gmm_anomaly.data import get_records, read_image, read_label
 from gmm_anomaly.engine import Checkpointer, build_config, evaluate, fitting_config
-from gmm_anomaly.engine.fit_mixture import MixtureFitter, batch_order, check_output_dir, trained_classifier
+from gmm_anomaly.engine.fit_mixture import MixtureFitter, batch_order, check_output_dir
 from gmm_anomaly.engine.health_hook import labelled_embedding
 from gmm_anomaly.engine.launch import Interrupted
+from gmm_anomaly.engine.trained_model import trained_classifier
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = str(ROOT / "configs/synthetic/effnetlite0_deeplabv3plus_{}.yaml")

@@ -1,0 +1,169 @@
+"""A trained model made into another: one that only predicts, or one with mixtures on its frozen features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+
+from gmm_anomaly.data.atomic import replacing
+
+from .checkpoint import DISTANCES, GUIDE, Checkpointer
+from .weights import load_weight_file
+
+MODEL, CONFIG = "model.pth", "config.yaml"
+MIXTURES, MEANS = "classifier.bank.", "classifier.bank.means"
+SOFTMAX, SOFTMAX_WEIGHT, SOFTMAX_BIAS = (f"classifier.predictor.{part}" for part in ("", "weight", "bias"))
+
+
+def inference_config(cfg: CfgNode) -> CfgNode:
+    """The config with which a model is built that gets complete weights and is not trained.
+
+    Without pretrained weights, which need not be there then, and without the feature memory: at the paper's
+    sizes it is gigabytes (6.1 GB with 150 classes of 5 components), and only EM reads it.
+
+    Args:
+        cfg: of the training; stays as it is.
+
+    Returns:
+        A frozen config. A checkpoint of the training loads into its model.
+    """
+    light = cfg.clone()
+    light.defrost()
+    light.MODEL.BACKBONE.WEIGHTS = ""
+    light.MODEL.GMM.MEMORY_SIZE = light.MODEL.GMM.SAMPLES_PER_UPDATE
+    light.MODEL.GMM.SAVE_MEMORY = False
+    light.freeze()
+    return light
+
+
+def with_weights(cfg: CfgNode, path: str | Path) -> CfgNode:
+    """A frozen copy of a config, with ``MODEL.WEIGHTS`` the file that its model has."""
+    found = cfg.clone()
+    found.defrost()
+    found.MODEL.WEIGHTS = str(path)
+    found.freeze()
+    return found
+
+
+def write_small_checkpoint(cfg: CfgNode, weights: str, folder: Path) -> Path:
+    """Write ``model.pth`` and ``config.yaml`` into ``folder``, a model to hand on: whatever takes a config
+    and weights takes them.
+
+    Parameters are halved in precision; buffers (moments of norms, mixtures, feature distances) are small and
+    stay as they are.
+
+    Args:
+        cfg: of the training. weights: its checkpoint.
+        folder: made if need be; files of the same names are replaced.
+
+    Returns:
+        The path of ``config.yaml``.
+    """
+    # The folder may be moved: whoever uses the files names them.
+    light = with_weights(inference_config(cfg), "")
+    model = build_model(light)
+    Checkpointer(model).load_for_evaluation(weights)
+    parameters = dict(model.named_parameters())
+    state = {
+        name: value.cpu().half() if name in parameters else value.cpu()
+        for name, value in model.state_dict().items()
+    }
+    with replacing(folder / MODEL) as temporary:
+        torch.save({"model": state}, temporary)
+    with replacing(folder / CONFIG) as temporary:
+        temporary.write_text(light.dump())
+    return folder / CONFIG
+
+
+def trained_classifier(path: str) -> tuple[str, int]:
+    """Which classifier the network in a checkpoint was trained with: "gmm", "softmax" or "prototype", and its
+    number of classes.
+
+    Raises:
+        ValueError: no path, or no network of this project in the file.
+        FileNotFoundError: no such file.
+    """
+    if not path:
+        raise ValueError("MODEL.WEIGHTS: --fit-mixture needs a trained network; add MODEL.WEIGHTS FILE")
+    content = load_weight_file(PathManager.get_local_path(path))
+    state = content.get("model", content) if isinstance(content, dict) else {}
+    if MEANS in state:
+        return "gmm", len(state[MEANS])
+    if SOFTMAX_WEIGHT in state:
+        return "softmax" if SOFTMAX_BIAS in state else "prototype", len(state[SOFTMAX_WEIGHT])
+    raise ValueError(
+        f"MODEL.WEIGHTS: expected a network with a trained classifier, found none in {path}: "
+        f"{SOFTMAX_WEIGHT} and {MEANS} are missing"
+    )
+
+
+def fitting_config(cfg: CfgNode) -> CfgNode:
+    """The config of the network in ``MODEL.WEIGHTS`` with mixtures for a classifier.
+
+    A network that has mixtures keeps its embedding. Of any other one the decoder's features become the
+    embedding as they are (``MODEL.GMM.PROJECTION`` "none"), and a softmax classifier stays beside the
+    mixtures (``MODEL.GMM.LOGITS``).
+
+    Args:
+        cfg: the network's config, or that of a twin with another classifier.
+
+    Raises:
+        ValueError: another meta-architecture or number of classes, or softmax logits of a network that has
+            none. Others, and FileNotFoundError, as :func:`trained_classifier`.
+    """
+    if cfg.MODEL.META_ARCHITECTURE != "AnomalySegmentor":
+        raise ValueError(
+            'MODEL.META_ARCHITECTURE: --fit-mixture needs the pixel features of an "AnomalySegmentor", found '
+            f"{cfg.MODEL.META_ARCHITECTURE!r}"
+        )
+    name, classes = trained_classifier(cfg.MODEL.WEIGHTS)
+    if classes != cfg.MODEL.CLASSIFIER.NUM_CLASSES:
+        raise ValueError(
+            f"MODEL.WEIGHTS: the checkpoint was trained with {classes} classes, MODEL.CLASSIFIER.NUM_CLASSES "
+            f"is {cfg.MODEL.CLASSIFIER.NUM_CLASSES}; use the config it was trained with"
+        )
+    fitted = cfg.clone()
+    fitted.defrost()
+    fitted.MODEL.CLASSIFIER.NAME = "gmm"
+    keys = fitted.MODEL.GMM
+    if name != "gmm":
+        keys.PROJECTION = "none"
+    if name == "prototype":
+        if keys.LOGITS == "softmax":
+            raise ValueError(
+                f'MODEL.GMM.LOGITS: expected "density", found "softmax": {cfg.MODEL.WEIGHTS} has no softmax '
+                "classifier"
+            )
+        keys.GUIDE_WEIGHT = 0.0
+    if not {"gmm_density", "gmm_likelihood", "hybrid"} & set(fitted.TEST.SCORES):
+        fitted.TEST.SCORES = ["gmm_density", *fitted.TEST.SCORES]
+    fitted.freeze()
+    return fitted
+
+
+def load_network(checkpointer: Checkpointer, path: str) -> None:
+    """Load all of a trained network but what a fit makes into a model of :func:`fitting_config`. Mixtures of
+    the same sizes are kept: EM goes on with them.
+
+    Raises:
+        ValueError: a checkpoint that lacks tensors of the network, or whose shapes differ.
+    """
+    size = checkpointer.model.bank.means.shape
+
+    def adapted(state: dict[str, Any]) -> dict[str, Any]:
+        if MEANS in state and state[MEANS].shape == size:
+            return state
+        unfit = MIXTURES if MEANS in state else "classifier."
+        found = {name: tensor for name, tensor in state.items() if not name.startswith(unfit)}
+        if SOFTMAX_BIAS in state:
+            found |= {f"{GUIDE}predictor.{part}": state[SOFTMAX + part] for part in ("weight", "bias")}
+        return found
+
+    # Other classifiers have no such norms.
+    norms = ("classifier.feature_norm.", "classifier.class_norm.")
+    checkpointer.load_complete(path, *DISTANCES, MIXTURES, *norms, adapted=adapted)
