@@ -1,12 +1,12 @@
 """Training and evaluation by config, on Detectron2's engine."""
 
 from .checkpoint import Checkpointer
-from .config import build_config
+from .config import build_config, with_weights
 from .evaluation import build_evaluator, evaluate
 from .feature_distance import fit_feature_distance
 from .fit_mixture import check_output_dir, fit_mixture
 from .hooks import EMHook
-from .trained_model import fitting_config, inference_config, with_weights
+from .trained_model import fitting_config, inference_config
 from .trainer import Trainer
 
 __all__ = [

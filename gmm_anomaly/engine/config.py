@@ -120,6 +120,15 @@ def build_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNod
     return cfg
 
 
+def with_weights(cfg: CfgNode, path: str | Path) -> CfgNode:
+    """A frozen copy of a config, with ``MODEL.WEIGHTS`` the file that its model has."""
+    found = cfg.clone()
+    found.defrost()
+    found.MODEL.WEIGHTS = str(path)
+    found.freeze()
+    return found
+
+
 def _check(cfg: CfgNode) -> None:
     look_up(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     # Before hours of training, not after them.

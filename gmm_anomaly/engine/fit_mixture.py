@@ -23,12 +23,13 @@ from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, component_lo
 from gmm_anomaly.gmm.collectives import sum_over_ranks
 
 from .checkpoint import Checkpointer
+from .config import with_weights
 from .evaluation import evaluate
 from .feature_distance import LabelledImages, fit_feature_distance
 from .health_hook import health_hooks, labelled_embedding
 from .hooks import CheckpointHook, EMHook
 from .launch import Interruption
-from .trained_model import load_network, with_weights
+from .trained_model import load_network
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from detectron2.utils.file_io import PathManager
 from gmm_anomaly.data.atomic import replacing
 
 from .checkpoint import DISTANCES, GUIDE, Checkpointer
+from .config import with_weights
 from .weights import load_weight_file
 
 MODEL, CONFIG = "model.pth", "config.yaml"
@@ -39,15 +40,6 @@ def inference_config(cfg: CfgNode) -> CfgNode:
     light.MODEL.GMM.SAVE_MEMORY = False
     light.freeze()
     return light
-
-
-def with_weights(cfg: CfgNode, path: str | Path) -> CfgNode:
-    """A frozen copy of a config, with ``MODEL.WEIGHTS`` the file that its model has."""
-    found = cfg.clone()
-    found.defrost()
-    found.MODEL.WEIGHTS = str(path)
-    found.freeze()
-    return found
 
 
 def write_small_checkpoint(cfg: CfgNode, weights: str, folder: Path) -> Path:

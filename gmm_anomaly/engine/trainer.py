@@ -22,13 +22,13 @@ from gmm_anomaly.data import build_test_loader, build_train_loader
 from gmm_anomaly.data.build import lost_workers_explained, run_seed
 
 from .checkpoint import Checkpointer
+from .config import with_weights
 from .evaluation import evaluate
 from .feature_distance import FeatureDistanceHook
 from .health_hook import health_hooks
 from .hooks import BestCheckpoint, CheckpointHook, EMHook, PrototypeHook, StepSeeds
 from .launch import Interrupted, Interruption
 from .train_loop import TrainLoop
-from .trained_model import with_weights
 
 # What the names of a backbone's parameters contain, in the two meta-architectures.
 BACKBONES = ("backbone.", "pixel_level_module.encoder.")

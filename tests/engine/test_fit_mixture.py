@@ -247,16 +247,12 @@ def test_bad_input_is_named(softmax, tmp_path):
         fitter_of(fit("MODEL.WEIGHTS", softmax, "MODEL.DECODER.CHANNELS", 16))
     with pytest.raises(ValueError, match="MODEL.GMM.FIT_PASSES: expected at least 1, found 0"):
         MixtureFitter(fit("MODEL.WEIGHTS", softmax, "MODEL.GMM.FIT_PASSES", 0))
-
-
-def test_folder_of_a_training_is_left_alone(softmax, tmp_path):
-    cfg = config(tmp_path, "MODEL.WEIGHTS", softmax)
+    cfg, last = config(tmp_path), tmp_path / "last_checkpoint"
+    last.write_text("mixtures_0000007.pth")
     check_output_dir(cfg)
-    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    last.write_text("model_final.pth")
     with pytest.raises(ValueError, match=r"OUTPUT_DIR: .*checkpoints of a training \(model_final.pth\); "):
         check_output_dir(cfg)
-    (tmp_path / "last_checkpoint").write_text("mixtures_0000007.pth")
-    check_output_dir(cfg)
 
 
 def test_logits_without_their_softmax_are_refused(fitted, tmp_path):
