@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from gmm_anomaly.engine import build_config
-from gmm_anomaly.engine.optimizer import build_optimizer, build_scheduler
+from gmm_anomaly.engine.trainer import build_optimizer, build_scheduler
 
 ROOT = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": MODELS | {"modeling", "data", "evaluation", "config", "visualization", "repository_files"},
     "export": {"gmm", "scores", "modeling", "data", "evaluation", "engine", "predict", "compat"},
     "report": {"gmm", "metrics", "visualization"},
-    "predict": {"metrics", "data", "evaluation", "engine", "compat", "freed_memory", "visualization"},
+    "predict": {"metrics", "data", "evaluation", "engine", "compat", "visualization"},
 }
 
 # Verbs of the evaluation run a model: one file reaches back to the engine, when it is called.

@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from gmm_anomaly.compat import keep_freed_memory
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.engine.weights import trust_pickles
 from gmm_anomaly.evaluation.files import json_text, save_array, save_json, save_picture
-from gmm_anomaly.freed_memory import keep_freed_memory
 from gmm_anomaly.visualization import robust_range
 
 from .inputs import VideoReader, as_rgb, is_video, list_sources

@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from gmm_anomaly.engine import build_config
-from gmm_anomaly.engine.non_finite import FeatureWatch
+from gmm_anomaly.engine.train_loop import FeatureWatch
 from gmm_anomaly.modeling import AnomalySegmentor, SoftmaxClassifier, segmentor
 from gmm_anomaly.modeling.decoders.base import Decoded
 from gmm_anomaly.modeling.segmentor import compiled_pixel_features

@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from gmm_anomaly.compat import add_upstream_keys
 from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.engine import Checkpointer
-from gmm_anomaly.engine.optimizer import build_optimizer
+from gmm_anomaly.engine.trainer import build_optimizer
 from gmm_anomaly.scores import mask_void_score, maskomaly_score, rba_score, semantic_map
 
 pytest.importorskip("transformers")

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from gmm_anomaly.compat import wrap_distributed
 from gmm_anomaly.engine import EMHook, build_config, inference_config
-from gmm_anomaly.engine.optimizer import build_optimizer
 from gmm_anomaly.engine.train_loop import TrainLoop
+from gmm_anomaly.engine.trainer import build_optimizer
 from gmm_anomaly.gmm import GaussianMixtures, TiedGaussians
 from gmm_anomaly.modeling.classifiers import RunningMeanPrototypes
 from gmm_anomaly.modeling.feature_distance import FeatureDistance, MaxLogitMoments
