@@ -18,7 +18,7 @@ class ScoreMap(NamedTuple):
     """A map as a program saved it.
 
     Attributes:
-        values: (H, W) float16, float32 or float64, higher = more anomalous.
+        values: (H, W) floats or integers as they were saved, higher = more anomalous.
         ranks_only: the numbers have no unit: only their order means something (PNG without a scale).
     """
 
@@ -75,8 +75,6 @@ def read_score_map(path: Path, key: str | None = None) -> ScoreMap:
         raise ScoreFileError(f"{path}: a score map must be (H, W), found shape {found.shape}")
     if values.dtype.kind not in "fiu":
         raise ScoreFileError(f"{path}: scores must be real numbers, found {values.dtype}")
-    if values.dtype.kind != "f":
-        values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
     return ScoreMap(values, ranks_only)
 
 

@@ -91,6 +91,10 @@ class Runs:
         values, counts = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
         return cls(values, counts)
 
+    def astype(self, dtype: np.dtype) -> Runs:
+        """The same with wider values."""
+        return Runs(self.values.astype(dtype, copy=False), self.counts)
+
     def __len__(self) -> int:
         return len(self.values)
 

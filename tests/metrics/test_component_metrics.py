@@ -209,7 +209,7 @@ def test_a_prediction_of_the_anomalies_themselves_is_perfect_however_turned(labe
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_a_score_at_the_threshold_is_not_predicted(dtype):
+def test_a_score_at_the_threshold_is_predicted_if_inclusive(dtype):
     label = np.ones((2, 2), np.uint8)
     value = dtype(0.3)
     above = np.nextafter(value, dtype(1))
@@ -225,6 +225,8 @@ def test_a_score_at_the_threshold_is_not_predicted(dtype):
     ):
         found = ComponentMetrics(0, 0, threshold).update(np.full((2, 2), score), label)
         assert (len(found.predictions) == 1) == predicted
+        found = ComponentMetrics(0, 0, threshold, inclusive=True).update(np.full((2, 2), score), label)
+        assert (len(found.predictions) == 1) == (float(score) >= threshold)
 
 
 def test_components_by_size_of_a_frame_counted_by_hand():
