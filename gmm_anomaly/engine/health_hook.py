@@ -14,7 +14,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from gmm_anomaly.evaluation.overlays import distinct_colors
+from gmm_anomaly.evaluation.files import distinct_colors
 from gmm_anomaly.gmm.health import pixel_health
 from gmm_anomaly.visualization import plot_embedding
 

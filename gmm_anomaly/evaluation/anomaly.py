@@ -24,8 +24,7 @@ from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
 from gmm_anomaly.metrics.curves import OperatingPoints
 from gmm_anomaly.metrics.runs import Runs
 
-from .files import KeptScores, save_array, save_json
-from .overlays import anomaly_overlay, range_sample, shared_range
+from .files import KeptScores, anomaly_overlay, range_sample, save_array, save_json, shared_range
 from .records import RecordEvaluator
 from .results import ANOMALY, COMPONENTS, TaskResult, component_task, pixel_task
 

@@ -29,7 +29,7 @@ from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.modeling.scoring import score_names
 
 from .command import load_model, model_config
-from .files import file_digest, remove_partial, save_json
+from .files import file_digest, save_json
 from .score_files import HDF5_KEY, require_h5py
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,8 @@ class Submission:
             OSError: a file that was written does not hold what it should.
         """
         for folder in {frame.target.parent for frame in frames}:
-            remove_partial(folder)
+            for left in folder.glob(".*.partial"):  # by a killed run
+                left.unlink(missing_ok=True)
         missing = [frame for frame in frames if stored_score(frame) is None]
         for frame in missing:
             if frame.target.exists():

@@ -192,7 +192,7 @@ class BinnedCounts:
     """Known and anomalous pixels per bin, with the lowest and the highest score seen in it.
 
     Each bin spans 1024 neighbouring float32 numbers, or the float64 ones between them (a relative width of
-    2⁻¹³). A bin in which only one score was ever seen (lowest = highest) is a plain tie and costs no accuracy,
+    2⁻¹³). A bin in which only one score was ever seen (lowest = highest) is a tie and costs no accuracy,
     so scores that pile up at one number, as saturated ones do, stay exact.
 
     Attributes:
