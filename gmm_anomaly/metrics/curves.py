@@ -118,7 +118,7 @@ class OperatingPoints:
 
         Returns:
             float64 arrays of one length, thresholds descending: ``threshold``, ``precision``, ``recall``,
-            ``fpr``, ``tpr`` (the same as ``recall``). The first point is threshold +inf with nothing
+            ``fpr`` (``recall`` is the TPR). The first point is threshold +inf with nothing
             predicted and precision 1; the last threshold is the lowest score. Rates without pixels to count
             are NaN.
         """
@@ -141,7 +141,6 @@ class OperatingPoints:
             "precision": np.where(predicted > 0, tp / np.maximum(predicted, 1), 1.0),
             "recall": tpr,
             "fpr": fp / self.negatives if self.negatives else np.full(len(fp), math.nan),
-            "tpr": tpr.copy(),
         }
 
 

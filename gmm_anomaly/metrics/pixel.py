@@ -16,8 +16,7 @@ from gmm_anomaly.metrics.base import (
     to_precision,
 )
 from gmm_anomaly.metrics.curves import FprRule, OperatingPoints, score_histogram
-from gmm_anomaly.metrics.frame_bins import FrameBins
-from gmm_anomaly.metrics.runs import Runs
+from gmm_anomaly.metrics.runs import FrameBins, Runs
 from gmm_anomaly.metrics.score_counts import FloatCounts, HalfCounts
 
 PROTOCOLS: dict[str, str] = {

@@ -19,9 +19,9 @@ PANS = json.loads((DATA / "pans_streethazards.json").read_text())
 
 @pytest.fixture(scope="module")
 def arrays():
-    """By the name of their file."""
-    names = ("fishyscapes_pixel", "smiyc_components", "pans_streethazards")
-    return {name: dict(np.load(DATA / f"{name}.npz")) for name in names}
+    """By benchmark."""
+    names = {"fishyscapes": "fishyscapes_pixel", "smiyc": "smiyc_components", "pans": "pans_streethazards"}
+    return {name: dict(np.load(DATA / f"{file}.npz")) for name, file in names.items()}
 
 
 def fishyscapes_case(name: str, arrays: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +38,7 @@ def fishyscapes_case(name: str, arrays: dict) -> tuple[np.ndarray, np.ndarray]:
 def test_fishyscapes_numbers(name, protocol, arrays):
     expected = FISHYSCAPES["cases"][name]
     metrics = PixelMetrics(protocol)
-    for label, score in zip(*fishyscapes_case(name, arrays["fishyscapes_pixel"]), strict=True):
+    for label, score in zip(*fishyscapes_case(name, arrays["fishyscapes"]), strict=True):
         metrics.update(score, label)
     found = metrics.compute()
     assert found["exact"] and found["protocol"] == protocol
@@ -86,7 +86,7 @@ def test_smiyc_sets(kind, arrays):
     expected = SMIYC["pixel"][kind]
     metrics = PixelMetrics("smiyc", "float16" if "float16" in kind else "float32")
     for frame in expected["ids"]:
-        metrics.update(smiyc_score(arrays["smiyc_components"], frame, kind), arrays["smiyc_components"][f"label_{frame:02d}"])
+        metrics.update(smiyc_score(arrays["smiyc"], frame, kind), arrays["smiyc"][f"label_{frame:02d}"])
     found = metrics.compute()
     # The reference's AP depends on the order of frames that share the top score (by up to 2.2e-4).
     check_smiyc(found, expected["PixBinaryClass"], ap_tolerance=3e-4)
@@ -100,23 +100,23 @@ def test_smiyc_uniform_sets(kind, arrays):
     expected = SMIYC["pixel"][kind]
     metrics = PixelMetrics("smiyc_uniform")
     for frame in expected["ids"]:
-        metrics.update(smiyc_score(arrays["smiyc_components"], frame, kind), arrays["smiyc_components"][f"label_{frame:02d}"])
+        metrics.update(smiyc_score(arrays["smiyc"], frame, kind), arrays["smiyc"][f"label_{frame:02d}"])
     check_smiyc(metrics.compute(), expected["PixBinaryClass-uniThr"], ap_tolerance=1e-6)
 
 
 @pytest.mark.parametrize("frame", sorted(SMIYC["pixel_single_frame"], key=int))
 def test_smiyc_single_frames(frame, arrays):
-    score = arrays["smiyc_components"][f"score_{int(frame):02d}"].astype(np.float32)
+    score = arrays["smiyc"][f"score_{int(frame):02d}"].astype(np.float32)
     for protocol, key in (("smiyc", "PixBinaryClass"), ("smiyc_uniform", "PixBinaryClass-uniThr")):
         metrics = PixelMetrics(protocol)
-        metrics.update(score, arrays["smiyc_components"][f"label_{int(frame):02d}"])
+        metrics.update(score, arrays["smiyc"][f"label_{int(frame):02d}"])
         check_smiyc(metrics.compute(), SMIYC["pixel_single_frame"][frame][key], ap_tolerance=1e-6)
 
 
 def test_smiyc_uniform_drops_scores_outside_its_range_and_says_so(arrays):
     metrics = PixelMetrics("smiyc_uniform")
-    score = smiyc_score(arrays["smiyc_components"], 9, "logscale")
-    label = arrays["smiyc_components"]["label_09"]
+    score = smiyc_score(arrays["smiyc"], 9, "logscale")
+    label = arrays["smiyc"]["label_09"]
     metrics.update(score, label)
     outside = int((((score < -0.01) | (score > 1.01)) & (label != 255)).sum())
     assert outside > 0
@@ -128,8 +128,8 @@ def test_per_image_means(name, arrays):
     expected = PANS["datasets"][name]
     metrics = PixelMetrics("per_image")
     for image in expected["ids"]:
-        anomaly = arrays["pans_streethazards"]["labels"][image] >= 13  # PAnS: also a wrapped 255; nothing is ignored
-        metrics.update(1 - arrays["pans_streethazards"]["conf"][image], anomaly)
+        anomaly = arrays["pans"]["labels"][image] >= 13  # PAnS: also a wrapped 255; nothing is ignored
+        metrics.update(1 - arrays["pans"]["conf"][image], anomaly)
     found = metrics.compute()
     assert found["images_used"] == expected["images_used_for_anomaly_metrics"]
     for ours, theirs in (("AP", "AUPR"), ("AUROC", "AUROC"), ("FPR95", "FPR95")):
