@@ -170,7 +170,13 @@ class AnomalyEvaluator(RecordEvaluator):
                     computed = merged.compute()
                     results[f"{ANOMALY}/{self.protocol}/{name}"] = pixel_task(computed)
                     if self.output_dir is not None:
-                        curves[name] = _curves(merged, computed)
+                        curve = merged.curve(POINTS)
+                        curves[name] = {
+                            "AP": computed["AP"],
+                            "AUROC": computed["AUROC"],
+                            "curve": {key: curve[key] for key in ("recall", "precision", "fpr")},
+                            "histogram": merged.histogram(BINS),
+                        }
             thresholds = self._share([result["best_f1_threshold"] for result in results.values()])[0]
             if self.track is not None:
                 at = dict(zip(self.scores, thresholds, strict=True))
@@ -254,17 +260,6 @@ def frame_average_precision(score: np.ndarray, label: np.ndarray) -> float:
     if not positive.size or not negative.size:
         return math.nan
     return OperatingPoints(Runs.sorted(negative), Runs.from_scores(positive)).average_precision
-
-
-def _curves(metrics: PixelMetrics, computed: Mapping[str, Any]) -> dict[str, Any]:
-    """Curves and histogram of one score, beside the numbers by which they are known."""
-    curve = metrics.curve(POINTS)
-    return {
-        "AP": computed["AP"],
-        "AUROC": computed["AUROC"],
-        "curve": {key: curve[key] for key in ("recall", "precision", "fpr")},
-        "histogram": metrics.histogram(BINS),
-    }
 
 
 def _score_map(output: Mapping[str, Any], name: str, shape: tuple[int, ...], where: str) -> np.ndarray:

@@ -95,9 +95,7 @@ def measure_overlap(
                 torch.from_numpy(part).to(masks.device) for part in (region, label != IGNORE_LABEL)
             )
             covered = (masks > math.log(threshold / (1 - threshold))) & valid
-            both, either = (
-                (part).flatten(1).sum(1).double() for part in (covered & wanted, covered | wanted)
-            )
+            both, either = (part.flatten(1).sum(1).double() for part in (covered & wanted, covered | wanted))
             found.append(((both / either).cpu(), result["class_logits"].double().softmax(dim=-1).cpu()))
     if not found:
         raise ValueError(

@@ -38,15 +38,10 @@ def read_score_map(path: Path, key: str | None = None) -> ScoreMap:
     scale + offset (scale above 0); without them the pixels are taken as they are, which keeps the ranks.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file cannot be decoded, or holds something else; the message names it.
+        ValueError: the file is not there, cannot be decoded, or holds something else; the message names it.
         ImportError: an HDF5 file, and h5py is not installed.
     """
     suffix = path.suffix.lower()
-    if suffix not in SCORE_EXTENSIONS:
-        raise ValueError(f"{path}: score maps are {', '.join(SCORE_EXTENSIONS)} files")
-    if not path.is_file():
-        raise FileNotFoundError(f"no score map {path}")
     h5py = require_h5py() if suffix in (".hdf5", ".h5") else None
     ranks_only = False
     try:

@@ -201,8 +201,8 @@ class Submission:
         finite = values[np.isfinite(values)]
         if finite.size and np.abs(finite).max() > np.finfo(np.float16).max:
             raise ValueError(
-                f"{frame.target.stem}: scores reach {finite.min():.6g} to {finite.max():.6g}, float16 ends at "
-                "65504; give --offset and --scale, constants of the whole submission, so that (score - "
+                f"{frame.target.stem}: scores reach {finite.min():.6g} to {finite.max():.6g}, float16 ends "
+                "at 65504; give --offset and --scale, constants of the whole submission, so that (score - "
                 "offset) / scale fits"
             )
         return values.astype(np.float16)

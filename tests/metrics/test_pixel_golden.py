@@ -148,21 +148,6 @@ def test_per_image_literal_cases(name):
         assert found[ours] == pytest.approx(case[theirs], abs=1e-9)
 
 
-# Worked by hand; the first three agree with the code of SegmentMeIfYouCan and of Fishyscapes.
-TEN = ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95], [0, 0, 0, 1, 0, 0, 1, 0, 1, 1])
-
-
-@pytest.mark.parametrize("protocol", ["pooled", "fishyscapes", "smiyc"])
-def test_ten_pixels(protocol):
-    metrics = PixelMetrics(protocol)
-    metrics.update([TEN[0]], [TEN[1]])
-    found = metrics.compute()
-    assert found["AP"] == pytest.approx((1 + 1 + 3 / 4 + 4 / 7) / 4)
-    assert found["AUROC"] == pytest.approx(20 / 24)
-    assert (found["FPR95"], found["best_f1"]) == (0.5, 0.75)
-    assert found["best_f1_threshold"] == pytest.approx(0.7)
-
-
 @pytest.mark.parametrize(
     "protocol, expected",
     [
