@@ -18,7 +18,6 @@ from gmm_anomaly.compat import add_upstream_keys
 from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.data import check_num_classes, configure_synthetic
 from gmm_anomaly.evaluation.anomaly import check_component_track
-from gmm_anomaly.evaluation.postprocessing import check_postprocesses
 from gmm_anomaly.modeling.norm import usable_norm
 from gmm_anomaly.modeling.registry import look_up
 from gmm_anomaly.modeling.scoring import score_names
@@ -31,6 +30,8 @@ from gmm_anomaly.scores import (
     MAX_LOGIT_MOMENTS,
     get_scores,
 )
+
+from .evaluation import check_postprocesses
 
 logger = logging.getLogger(__name__)
 

@@ -52,7 +52,7 @@ class EvaluatedRecords:
             )
         if not self.records:
             raise ValueError(
-                f"{dataset_name}: the data set has no image; gmm-anomaly check-data says what is missing"
+                f"{dataset_name}: the data set has no image; gmm-anomaly datasets says what is missing"
             )
         # A label names a file, or is rendered.
         withheld = [one for one in self.records if "sem_seg_file_name" not in one and "render" not in one]

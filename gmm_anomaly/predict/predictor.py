@@ -24,8 +24,7 @@ from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.engine.checkpoint import Checkpointer
 from gmm_anomaly.engine.config import build_config
 from gmm_anomaly.engine.trained_model import inference_config
-from gmm_anomaly.evaluation.files import file_digest
-from gmm_anomaly.evaluation.overlays import distinct_colors
+from gmm_anomaly.evaluation.files import distinct_colors, file_digest
 
 from .inputs import AnyImage, as_rgb
 from .result import MIN_AREA, Prediction
