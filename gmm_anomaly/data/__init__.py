@@ -1,12 +1,11 @@
 """Data sets, their labels, and loaders for training and evaluation; importing it registers the data sets."""
 
-from .benchmarks import register_benchmarks
+from .benchmarks import BENCHMARKS
 from .build import build_test_loader, build_train_loader, check_num_classes
-from .label_rule import LabelRule
 from .mapper import SegmentationMapper
 from .pairing import LayoutError, MissingDataError
-from .reading import read_image, read_label
-from .registration import get_records, register_anomaly_dataset, register_segmentation_dataset
+from .reading import LabelRule, read_image, read_label
+from .registration import get_records, register, register_anomaly_dataset, register_segmentation_dataset
 from .stream import ClassBalancedSampler
 from .streets.datasets import configure_synthetic, register_streets
 
@@ -32,7 +31,8 @@ __all__ = [
 def register_all() -> None:
     """Enter the project's data sets into Detectron2's catalogs; touches no files."""
     register_streets()
-    register_benchmarks()
+    for spec in BENCHMARKS:
+        register(spec)
 
 
 register_all()

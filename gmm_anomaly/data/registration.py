@@ -15,10 +15,8 @@ from detectron2.utils.logger import log_first_n
 
 from gmm_anomaly.metrics import PROTOCOLS
 
-from .label_rule import ANOMALY, CLOSED_SET, IGNORE_LABEL, LabelRule
 from .pairing import DataRoot, FolderPairs, LayoutError, MissingDataError, Record, make_record
-
-COMPONENT_TRACKS = (None, "anomaly", "obstacle")
+from .reading import ANOMALY, CLOSED_SET, IGNORE_LABEL, LabelRule
 
 PairFiles = Callable[[Path, "Path | None"], Iterable["tuple[str | Path, str | Path | None]"]]
 
@@ -112,11 +110,8 @@ def register(spec: DatasetSpec, *, overwrite: bool = False) -> None:
     MetadataCatalog.get(spec.name).set(**spec.metadata())
 
 
-def load_records(spec: DatasetSpec, *, warn: bool = True) -> list[Record]:
+def load_records(spec: DatasetSpec) -> list[Record]:
     """List the frames of a data set; opens no image.
-
-    Args:
-        warn: log a warning, once, if the number of frames is not the expected one.
 
     Raises:
         MissingDataError: there is no root folder; says what to download and where to put it.
@@ -135,13 +130,6 @@ def load_records(spec: DatasetSpec, *, warn: bool = True) -> list[Record]:
             raise LayoutError(f"{len(records)} frames, but only {different} different names")
     except (LayoutError, MissingDataError) as error:
         raise type(error)(f"{spec.name}: {error}. {spec.hint()}".strip()) from None
-    if warn and spec.expected_count not in (None, len(records)):
-        log_first_n(
-            logging.WARNING,
-            f"{spec.name}: {len(records)} of {spec.expected_count} frames in {root}; its numbers are not the "
-            "benchmark's",
-            key="message",
-        )
     return records
 
 
@@ -151,7 +139,8 @@ def registered_specs() -> dict[str, DatasetSpec]:
 
 
 def get_records(name: str) -> list[Record]:
-    """Records of a data set in Detectron2's catalog, whoever registered it.
+    """Records of a data set in Detectron2's catalog, whoever registered it; a number of frames other than the
+    complete data set's is a warning, once.
 
     Raises:
         ValueError: no data set of this name, or one without images. Others as ``load_records``.
@@ -160,6 +149,10 @@ def get_records(name: str) -> list[Record]:
     records = DatasetCatalog.get(name)
     if not records:
         raise ValueError(f"{name}: the data set has no images")
+    expected = MetadataCatalog.get(name).get("expected_count")
+    if expected not in (None, len(records)):
+        text = f"{name}: {len(records)} of {expected} frames; its numbers are not the benchmark's"
+        log_first_n(logging.WARNING, text, key="message")
     return records
 
 
@@ -173,21 +166,15 @@ def require_known(name: str) -> None:
 
 
 @dataclass(frozen=True)
-class _OwnLayout:
-    """Images and labels in two folders given as paths."""
+class _ListedPairs:
+    """Layout that a user's function lists."""
 
     label_root: str | None
-    image_suffix: str
-    label_suffix: str
-    pair_files: PairFiles | None
+    pair_files: PairFiles
 
     def __call__(self, root: Path) -> list[Record]:
-        labels = None if self.label_root is None else DataRoot((self.label_root,)).path()
-        if self.pair_files is None:
-            folder = None if labels is None else str(labels)
-            return FolderPairs("", folder, self.image_suffix, self.label_suffix, recursive=True)(root)
         records = []
-        for image, label in self.pair_files(root, labels):
+        for image, label in self.pair_files(root, None if self.label_root is None else Path(self.label_root)):
             for path in (image, label):
                 if path is not None and not Path(path).is_file():
                     raise LayoutError(f"pair_files names a file that is not there: {path}")
@@ -233,17 +220,16 @@ def register_segmentation_dataset(
         ValueError: the name is taken by another data set, or ``label_map`` or ``colors`` do not fit the
             classes.
     """
-    spec = DatasetSpec(
+    _register_own(
         name,
         CLOSED_SET,
-        _OwnLayout(None if label_root is None else str(label_root), image_suffix, label_suffix, pair_files),
-        DataRoot((str(image_root),)),
+        (image_root, label_root, image_suffix, label_suffix, pair_files),
+        label_map,
+        overwrite,
         classes=tuple(classes),
         colors=None if colors is None else tuple((int(r), int(g), int(b)) for r, g, b in colors),
-        label_map=_pairs(label_map),
         expected_count=expected_count,
     )
-    register(spec, overwrite=overwrite)
 
 
 def register_anomaly_dataset(
@@ -275,22 +261,33 @@ def register_anomaly_dataset(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"{name}: protocol must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
-    if component_track not in COMPONENT_TRACKS:
+    if component_track not in (None, "anomaly", "obstacle"):
         raise ValueError(
             f"{name}: component_track must be 'anomaly', 'obstacle' or None, found {component_track!r}"
         )
-    spec = DatasetSpec(
+    _register_own(
         name,
         ANOMALY,
-        _OwnLayout(None if label_root is None else str(label_root), image_suffix, label_suffix, pair_files),
-        DataRoot((str(image_root),)),
-        label_map=_pairs(label_map),
+        (image_root, label_root, image_suffix, label_suffix, pair_files),
+        label_map,
+        overwrite,
         expected_count=expected_count,
         protocol=protocol,
         component_track=component_track,
     )
-    register(spec, overwrite=overwrite)
 
 
-def _pairs(label_map: Mapping[int, int] | None) -> tuple[tuple[int, int], ...] | None:
-    return None if label_map is None else tuple(sorted(label_map.items(), key=str))
+def _register_own(
+    name: str, kind: str, files: tuple[Any, ...], label_map: Mapping[int, int] | None, overwrite: bool,
+    **measured: Any,
+) -> None:  # fmt: skip
+    image_root, label_root, image_suffix, label_suffix, pair_files = files
+    labels = None if label_root is None else str(Path(label_root).expanduser().absolute())
+    layout: Callable[[Path], list[Record]]
+    if pair_files is None:
+        layout = FolderPairs("", labels, image_suffix, label_suffix, recursive=True)
+    else:
+        layout = _ListedPairs(labels, pair_files)
+    pairs = None if label_map is None else tuple(sorted(label_map.items(), key=str))
+    root = DataRoot((str(image_root),))
+    register(DatasetSpec(name, kind, layout, root, label_map=pairs, **measured), overwrite=overwrite)

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from gmm_anomaly.data import SegmentationMapper
 from gmm_anomaly.data.build import train_records
-from gmm_anomaly.data.label_rule import CLOSED_SET, LabelRule
 from gmm_anomaly.data.mapper import test_augmentations
+from gmm_anomaly.data.reading import CLOSED_SET, LabelRule
 from gmm_anomaly.data.registration import get_records
 
 # Larger images are reduced to so many pixels: 512 x 1024.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from gmm_anomaly.data.label_rule import CLOSED_SET
+from gmm_anomaly.data.reading import CLOSED_SET
 from gmm_anomaly.data.registration import require_known
 from gmm_anomaly.modeling.scoring import score_names
 from gmm_anomaly.postprocess import chain_name, get_postprocesses

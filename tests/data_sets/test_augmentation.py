@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 from detectron2.data import transforms as T
 
-from gmm_anomaly.data.augmentation import (
-    ColorMatrix,
-    PadTo,
-    RandomColorJitter,
-    RandomScaledCrop,
-    WindowResize,
-)
+from gmm_anomaly.data.mapper import PadTo, RandomColorJitter, RandomScaledCrop, WindowResize
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +151,7 @@ def test_bad_values_name_their_key(arguments, key):
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
 def test_colour_jitter_equals_its_three_steps(order):
-    image = np.random.default_rng(0).integers(60, 190, (20, 30, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     np.random.seed(5)
     brightness, contrast, saturation = np.random.uniform(0.75, 1.25, 3)
     expected = image.astype(float) * brightness
@@ -170,8 +164,3 @@ def test_colour_jitter_equals_its_three_steps(order):
     np.testing.assert_allclose(transform.apply_image(image), expected.clip(0, 255), atol=0.6)
     label = image[:, :, 0]
     assert transform.apply_segmentation(label) is label
-
-
-def test_colours_are_clipped_not_wrapped():
-    bright = ColorMatrix(np.hstack([np.eye(3) * 2, np.zeros((3, 1))]))
-    assert bright.apply_image(np.full((2, 2, 3), 200, np.uint8)).tolist() == [[[255] * 3] * 2] * 2

@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 
 from gmm_anomaly.data import get_records, read_image, read_label
 from gmm_anomaly.data import mapper as mapper_module
-from gmm_anomaly.data.label_rule import LabelRule
+from gmm_anomaly.data.reading import LabelRule
 from gmm_anomaly.data.mapper import SegmentationMapper
 
 
@@ -105,7 +105,6 @@ def test_decoded_cache_reads_once_and_stays_clean(closed, record, monkeypatch):
         mapped["image"].fill_(0), mapped["sem_seg"].fill_(0)
     assert reads == ["read_image", "read_label"]
     assert all(torch.equal(*pair) for sample in samples for pair in zip(sample, samples[0], strict=True))
-    assert not pickle.loads(pickle.dumps(mapper))._decoded
 
 
 def test_pickled_mapper_needs_no_catalog(closed, record):

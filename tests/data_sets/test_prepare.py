@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from gmm_anomaly.data import get_records, read_image, read_label
-from gmm_anomaly.data.prepare import PREPARED_VALUES, convert_labels, main, static_image, unpack_flat
+from gmm_anomaly.data.prepare import PREPARED_VALUES, convert_labels, main
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {"coco_stuff10k": [], "fishyscapes_static": ["--version", "3"], "lost_and_found": []}
@@ -113,12 +113,6 @@ def test_ids_of_coco_stuff():
     np.testing.assert_array_equal(convert_labels(ORIGINAL, "f"), CONVERTED)
     with pytest.raises(ValueError, match=r"f: the ids \[12, 183, 300\] are not COCO-Stuff's; is this"):
         convert_labels(np.array([[1, 12], [183, 300]], np.uint16), "f")
-
-
-def test_static_image_adds_cuts_fractions_off_and_clips():
-    base = np.array([[[0, 100, 255]], [[10, 20, 30]]], np.uint8)
-    added = np.array([[[-5, 50, 5]], [[245, -1.9, 0.5]]])
-    assert static_image(base, added).tolist() == [[[0, 150, 255]], [[255, 19, 30]]]
 
 
 @pytest.mark.parametrize(

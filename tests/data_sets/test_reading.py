@@ -13,7 +13,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import read_image as detectron2_read_image
 from PIL import Image
 
-from gmm_anomaly.data.label_rule import LabelRule
+from gmm_anomaly.data.reading import LabelRule
 from gmm_anomaly.data.reading import image_size, read_image, read_label, read_raw_label
 
 RULE = LabelRule.build("ten", None, num_classes=10)
