@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from detectron2.data import MetadataCatalog
 
 from gmm_anomaly.data import get_records, read_image, read_label
 from gmm_anomaly.data import mapper as mapper_module
-from gmm_anomaly.data.reading import LabelRule
 from gmm_anomaly.data.mapper import SegmentationMapper
 
 
@@ -105,23 +102,6 @@ def test_decoded_cache_reads_once_and_stays_clean(closed, record, monkeypatch):
         mapped["image"].fill_(0), mapped["sem_seg"].fill_(0)
     assert reads == ["read_image", "read_label"]
     assert all(torch.equal(*pair) for sample in samples for pair in zip(sample, samples[0], strict=True))
-
-
-def test_pickled_mapper_needs_no_catalog(closed, record):
-    mapper = SegmentationMapper(closed, True)
-    np.random.seed(2)
-    expected = mapper(record)
-    copy = pickle.loads(pickle.dumps(mapper))
-    vars(MetadataCatalog.get("one")).pop("stuff_classes")
-    np.random.seed(2)
-    got = copy(record)
-    assert torch.equal(got["image"], expected["image"]) and torch.equal(got["sem_seg"], expected["sem_seg"])
-
-
-def test_explicit_arguments_need_no_config(record):
-    rule = LabelRule.build("one", None, num_classes=3)
-    mapper = SegmentationMapper(image_format="RGB", augmentations=[], label_rules={"one": rule})
-    assert mapper(record)["sem_seg"].shape == (40, 60)
 
 
 @pytest.mark.parametrize(
