@@ -70,24 +70,22 @@ _CAMVID_SOURCE = (
 _CAMVID_HELD_OUT = {"bicyclist": 10, "signsymbol": 6, "fence": 7}
 
 
-def _camvid(split: str, suffix: str = "", held_out: int | None = None) -> DatasetSpec:
-    values = ((value, IGNORE_LABEL if value == held_out else value) for value in _CAMVID_VALUES)
+def _camvid(split: str, suffix: str = "", held_out: int | None = None, **anomaly: Any) -> DatasetSpec:
+    void = (held_out, _CAMVID_VOID)
+    values = ((value, IGNORE_LABEL if value in void else value) for value in range(12))
+    closed = {"classes": tuple(_CAMVID_CLASSES), "colors": tuple(_CAMVID_CLASSES.values())}
     return DatasetSpec(
-        f"camvid_{split}{suffix}", CLOSED_SET, FolderPairs(split, f"{split}annot"), _CAMVID_ROOT,
-        classes=tuple(_CAMVID_CLASSES), colors=tuple(_CAMVID_CLASSES.values()),
-        label_map=(*values, (_CAMVID_VOID, IGNORE_LABEL)), expected_count=_CAMVID_COUNTS[split],
-        source=_CAMVID_SOURCE,
+        f"camvid_{split}{suffix}", ANOMALY if anomaly else CLOSED_SET, FolderPairs(split, f"{split}annot"),
+        _CAMVID_ROOT, expected_count=_CAMVID_COUNTS[split], source=_CAMVID_SOURCE,
+        **anomaly or closed | {"label_map": tuple(values)},
     )
 
 
 def _camvid_held_out(name: str, value: int) -> list[DatasetSpec]:
     known = [other for other in _CAMVID_VALUES if other != value]
-    unknown = DatasetSpec(
-        f"camvid_val_unknown_{name}", ANOMALY, FolderPairs("val", "valannot"), _CAMVID_ROOT,
-        label_map=_anomaly_map(known, [value], [_CAMVID_VOID]), expected_count=_CAMVID_COUNTS["val"],
-        source=_CAMVID_SOURCE,
-    )
-    return [*(_camvid(split, f"_without_{name}", value) for split in ("train", "val")), unknown]
+    unknown = _anomaly_map(known, [value], [_CAMVID_VOID])
+    without = [_camvid(split, f"_without_{name}", value) for split in ("train", "val")]
+    return [*without, _camvid("val", f"_unknown_{name}", label_map=unknown)]
 
 
 # CamVid-OOD (Besnier et al., ICCV 2021): CamVid's test frames with an animal pasted into each.
@@ -317,14 +315,12 @@ _HAZARD_CLASSES = {
     "wall": (102, 102, 156), "traffic sign": (220, 220, 0),
 }
 _HAZARD_VALUES = range(1, 14)
-_HAZARD_ANOMALY = 14
-_HAZARD_KNOWN = _class_map(_HAZARD_VALUES, [])
-_HAZARD_VOID = _class_map(_HAZARD_VALUES, [_HAZARD_ANOMALY])
+_HAZARD_KNOWN, _HAZARD_VOID = _class_map(_HAZARD_VALUES, []), _class_map(_HAZARD_VALUES, [14])
 # Name, split, number of frames, folder of the download and name inside it, label map, measured as.
 _HAZARD_SPLITS = (
     ("train", "train", 5125, "train", "training", _HAZARD_KNOWN, CLOSED_SET),
     ("validation", "validation", 1031, "train", "validation", _HAZARD_KNOWN, CLOSED_SET),
-    ("test", "test", 1500, "test", "test", _anomaly_map(_HAZARD_VALUES, [_HAZARD_ANOMALY]), ANOMALY),
+    ("test", "test", 1500, "test", "test", _anomaly_map(_HAZARD_VALUES, [14]), ANOMALY),
     ("test_closed_set", "test", 1500, "test", "test", _HAZARD_VOID, CLOSED_SET),
 )
 

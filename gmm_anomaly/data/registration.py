@@ -52,14 +52,10 @@ class DatasetSpec:
 
     def metadata(self) -> dict[str, Any]:
         """What Detectron2's ``MetadataCatalog`` says of the data set."""
-        values = {
-            "evaluator_type": self.evaluator_type,
-            "ignore_label": IGNORE_LABEL,
-            "label_map": None if self.label_map is None else dict(self.label_map),
-            "expected_count": self.expected_count,
-            "protocol": self.protocol,
-            "component_track": self.component_track,
-        }
+        kept = ("evaluator_type", "expected_count", "protocol", "component_track")
+        values: dict[str, Any] = {key: getattr(self, key) for key in kept}
+        values["ignore_label"] = IGNORE_LABEL
+        values["label_map"] = None if self.label_map is None else dict(self.label_map)
         if self.classes:
             values["stuff_classes"] = list(self.classes)
         if self.colors is not None:
@@ -120,7 +116,7 @@ def load_records(spec: DatasetSpec) -> list[Record]:
     """
     root = Path() if spec.root is None else spec.root.path()
     try:
-        if spec.root is not None and not root.is_dir():
+        if not root.is_dir():
             raise MissingDataError(f"there is no folder {root}")
         records = spec.layout(root)
         if not records:
@@ -220,16 +216,11 @@ def register_segmentation_dataset(
         ValueError: the name is taken by another data set, or ``label_map`` or ``colors`` do not fit the
             classes.
     """
+    rgb = None if colors is None else tuple((int(r), int(g), int(b)) for r, g, b in colors)
     _register_own(
-        name,
-        CLOSED_SET,
-        (image_root, label_root, image_suffix, label_suffix, pair_files),
-        label_map,
-        overwrite,
-        classes=tuple(classes),
-        colors=None if colors is None else tuple((int(r), int(g), int(b)) for r, g, b in colors),
-        expected_count=expected_count,
-    )
+        name, CLOSED_SET, image_root, label_root, image_suffix, label_suffix, pair_files, label_map,
+        overwrite=overwrite, classes=tuple(classes), colors=rgb, expected_count=expected_count,
+    )  # fmt: skip
 
 
 def register_anomaly_dataset(
@@ -266,22 +257,17 @@ def register_anomaly_dataset(
             f"{name}: component_track must be 'anomaly', 'obstacle' or None, found {component_track!r}"
         )
     _register_own(
-        name,
-        ANOMALY,
-        (image_root, label_root, image_suffix, label_suffix, pair_files),
-        label_map,
-        overwrite,
-        expected_count=expected_count,
-        protocol=protocol,
+        name, ANOMALY, image_root, label_root, image_suffix, label_suffix, pair_files, label_map,
+        overwrite=overwrite, expected_count=expected_count, protocol=protocol,
         component_track=component_track,
-    )
+    )  # fmt: skip
 
 
 def _register_own(
-    name: str, kind: str, files: tuple[Any, ...], label_map: Mapping[int, int] | None, overwrite: bool,
-    **measured: Any,
+    name: str, kind: str, image_root: str | Path, label_root: str | Path | None, image_suffix: str,
+    label_suffix: str, pair_files: PairFiles | None, label_map: Mapping[int, int] | None, *, overwrite: bool,
+    **more: Any,
 ) -> None:  # fmt: skip
-    image_root, label_root, image_suffix, label_suffix, pair_files = files
     labels = None if label_root is None else str(Path(label_root).expanduser().absolute())
     layout: Callable[[Path], list[Record]]
     if pair_files is None:
@@ -290,4 +276,4 @@ def _register_own(
         layout = _ListedPairs(labels, pair_files)
     pairs = None if label_map is None else tuple(sorted(label_map.items(), key=str))
     root = DataRoot((str(image_root),))
-    register(DatasetSpec(name, kind, layout, root, label_map=pairs, **measured), overwrite=overwrite)
+    register(DatasetSpec(name, kind, layout, root, label_map=pairs, **more), overwrite=overwrite)

@@ -53,16 +53,6 @@ def _quadruped(pen: Canvas, rng: np.random.Generator) -> None:
     pen.limb((-length * 0.95, body + 0.05), tail, 0.05, 0.03, 204)
 
 
-def _bird(pen: Canvas, rng: np.random.Generator) -> None:
-    for x in (-0.05, 0.07):
-        pen.limb((x, 0.4), (x + 0.03, 0.0), 0.035, 0.03, 153)
-    pen.disc(0.0, 0.5, 0.3, 0.2, 217, 0.25)
-    pen.disc(-0.08, 0.52, 0.2, 0.12, 166, 0.35)
-    pen.limb((0.2, 0.56), (0.3, 0.88), 0.12, 0.07, 230)
-    pen.disc(0.32, 0.9, 0.075, 0.07, 255)
-    pen.polygon([(0.37, 0.93), (0.37, 0.87), (0.5, 0.88)], 128)
-
-
 def _crate(pen: Canvas, rng: np.random.Generator) -> None:
     w, skew, top = rng.uniform((0.35, 0.12, 0.74), (0.6, 0.4, 0.9))
     pen.box(-w, 0, w - skew, top, 230)
@@ -145,7 +135,6 @@ def _blob(pen: Canvas, rng: np.random.Generator) -> None:
 # draw, box width / height, usual height in metres, the patterns it may wear
 _SHAPES: tuple[tuple[Callable[[Canvas, np.random.Generator], None], float, tuple[float, float], str], ...] = (
     (_quadruped, 1.9, (0.6, 2.0), "fur leopard zebra knit plain"),
-    (_bird, 1.1, (0.5, 1.4), "fur leopard plain stripes"),
     (_crate, 1.25, (0.4, 1.4), "wood checker stripes plain rust"),
     (_barrel, 0.9, (0.7, 1.2), "stripes rust checker wood"),
     (_ball, 1.0, (0.3, 1.3), "checker stripes leopard zebra knit"),

@@ -174,7 +174,7 @@ def _paint(frame: Frame, street: Street, plots: list[Plot], things: list[Thing])
 
 
 def _expose(image: np.ndarray, light: Light, rng: np.random.Generator) -> np.ndarray:
-    """Lens, exposure, white balance, tone curve, sensor noise and compression, over everything alike."""
+    """Lens, exposure, white balance, tone curve and sensor noise, over everything alike."""
     height, width = image.shape[1:]
     gains = 1.0 + 0.1 * light.warmth * np.array([1.0, 0.1, -1.0]) + rng.uniform(-0.025, 0.025, 3)
     tones = np.clip(np.arange(256)[:, None] / 255.0 * gains, 0.0, 1.0) ** rng.uniform(0.8, 1.12)
@@ -190,11 +190,7 @@ def _expose(image: np.ndarray, light: Light, rng: np.random.Generator) -> np.nda
         chroma = _noise(rng, (height + 1) // 2, (width + 1) // 2, 0.6 * strength)
         chroma = cv2.resize(chroma, (width, height), interpolation=cv2.INTER_LINEAR)
         planes.append(cv2.add(toned, chroma + luma, dtype=cv2.CV_8U))
-    if rng.random() < 0.5:
-        return cv2.merge(planes)
-    quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(60, 96))]
-    _, packed = cv2.imencode(".jpg", cv2.merge(planes[::-1]), quality)
-    return cv2.cvtColor(cv2.imdecode(packed, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return cv2.merge(planes)
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, strength: float) -> np.ndarray:

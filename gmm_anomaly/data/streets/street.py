@@ -176,13 +176,9 @@ def paint_backdrop(frame: Frame, rng: np.random.Generator) -> None:
     cover = noise("blotch", columns[:, ::2] * distance + offset, distance, smooth=True)
     cover = np.clip((cover + rng.uniform(-0.3, 0.36)) * 1.6, 0.0, 1.0) * np.clip(above[::2] * 6.0, 0.15, 0.95)
     cover = cv2.resize(cover, (camera.width, rows), interpolation=cv2.INTER_LINEAR)
-    bearing = np.arctan2(light.sun[0], light.sun[2])
-    glow: np.ndarray | float = 0.0
-    if abs(bearing) < 1.2 and light.ambient < 0.7:
-        glow = 45.0 * np.exp(-3.0 * (columns - float(np.tan(bearing))) ** 2) * np.exp(-3.0 * above)
     rise = np.clip(above * 1.9, 0.0, 1.0) ** 0.7
-    for channel, warmth in enumerate((1.0, 0.9, 0.65)):
-        sky = light.horizon[channel] + rise * (light.zenith[channel] - light.horizon[channel]) + glow * warmth
+    for channel in range(3):
+        sky = light.horizon[channel] + rise * (light.zenith[channel] - light.horizon[channel])
         frame.image[channel, :rows] = sky + cover * (light.cloud[channel] - sky)
     frame.label[:rows] = SKY
 
