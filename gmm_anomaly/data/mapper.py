@@ -150,12 +150,8 @@ class _PixelTransform(Transform):
 
 
 class WindowResize(_PixelTransform):
-    """Cut a window out and resize it: bilinear for images, nearest for labels, pixel centres aligned.
-
-    Args:
-        window: top, left, height and width in the source, in pixels.
-        size: height and width of the result.
-    """
+    """Cut ``window`` (top, left, height, width; pixels) out and resize it to ``size`` (height, width):
+    bilinear for images, nearest for labels, pixel centres aligned."""
 
     def __init__(self, window: tuple[int, int, int, int], size: tuple[int, int]) -> None:
         super().__init__()
@@ -241,12 +237,8 @@ def _extent(source: int, scale: float, crop: int | None) -> tuple[int, int]:
 
 
 class PadTo(_PixelTransform):
-    """Pad at the bottom and the right to a size: the image with a colour, the label with 255.
-
-    Args:
-        size: height and width.
-        color: (3,) in the image's channel order.
-    """
+    """Pad at the bottom and the right to ``size`` (height, width): the image with ``color`` (3,), in its
+    channel order, the label with 255."""
 
     def __init__(self, size: tuple[int, int], color: Sequence[float]) -> None:
         super().__init__()
@@ -264,11 +256,8 @@ class PadTo(_PixelTransform):
 class RandomColorJitter(T.Augmentation):
     """Random brightness, then contrast around the image's mean, then saturation around its grey image.
 
-    Each is linear in the pixel, so the three are one 3 x 4 matrix, applied once.
-
-    Args:
-        amount: each factor is drawn uniformly from 1 - amount to 1 + amount.
-        format: "RGB" or "BGR", the channel order of the images.
+    Each is linear in the pixel, so the three are one 3 x 4 matrix, applied once. Each factor is drawn
+    uniformly from 1 - amount to 1 + amount. format: "RGB" or "BGR", the channel order of the images.
     """
 
     def __init__(self, amount: float, format: str) -> None:

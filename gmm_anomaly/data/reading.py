@@ -107,9 +107,11 @@ def read_image(record: Mapping[str, Any], format: str) -> np.ndarray:
     return np.array(image if format == "RGB" else image[:, :, ::-1], order="C")
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of an image file, upright. Errors as ``read_image``."""
-    with _open_image(path, "image") as image:
+def image_size(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of a record's image, upright. Errors as ``read_image``."""
+    if "render" in record:
+        return record["render"]["height"], record["render"]["width"]
+    with _open_image(record["file_name"], "image") as image:
         width, height = image.size
         # Orientations that exchange height and width.
         return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
@@ -147,7 +149,7 @@ def read_label(
     path = record["sem_seg_file_name"]
     label = rule.apply(read_raw_label(path), path)
     if size is None and Path(image).is_file():
-        size = image_size(image)
+        size = image_size(record)
     if size is not None and size != label.shape:
         raise ValueError(
             f"the label {path} is {label.shape[1]} x {label.shape[0]} (width x height), its image {image} is "

@@ -162,15 +162,21 @@ def require_known(name: str) -> None:
 
 
 @dataclass(frozen=True)
-class _ListedPairs:
-    """Layout that a user's function lists."""
+class _OwnLayout:
+    """Images and labels in two folders given as paths, which are looked up where the process then is."""
 
     label_root: str | None
-    pair_files: PairFiles
+    image_suffix: str
+    label_suffix: str
+    pair_files: PairFiles | None
 
     def __call__(self, root: Path) -> list[Record]:
+        labels = None if self.label_root is None else DataRoot((self.label_root,)).path()
+        if self.pair_files is None:
+            folder = None if labels is None else str(labels)
+            return FolderPairs("", folder, self.image_suffix, self.label_suffix, recursive=True)(root)
         records = []
-        for image, label in self.pair_files(root, None if self.label_root is None else Path(self.label_root)):
+        for image, label in self.pair_files(root, labels):
             for path in (image, label):
                 if path is not None and not Path(path).is_file():
                     raise LayoutError(f"pair_files names a file that is not there: {path}")
@@ -268,12 +274,8 @@ def _register_own(
     label_suffix: str, pair_files: PairFiles | None, label_map: Mapping[int, int] | None, *, overwrite: bool,
     **more: Any,
 ) -> None:  # fmt: skip
-    labels = None if label_root is None else str(Path(label_root).expanduser().absolute())
-    layout: Callable[[Path], list[Record]]
-    if pair_files is None:
-        layout = FolderPairs("", labels, image_suffix, label_suffix, recursive=True)
-    else:
-        layout = _ListedPairs(labels, pair_files)
+    labels = None if label_root is None else str(label_root)
+    layout = _OwnLayout(labels, image_suffix, label_suffix, pair_files)
     pairs = None if label_map is None else tuple(sorted(label_map.items(), key=str))
     root = DataRoot((str(image_root),))
     register(DatasetSpec(name, kind, layout, root, label_map=pairs, **more), overwrite=overwrite)

@@ -28,8 +28,7 @@ Place = tuple[int, int]
 class TrainingStream(IterableDataset[list[dict[str, Any]]]):
     """Batches of training inputs, shared out over a loader's workers.
 
-    Batch ``k`` depends on the seed and ``k`` alone: its images on the sampler's seed, the augmentation of
-    each on the seed and its place in the stream. So neither the number of workers nor what was read before
+    Batch ``k`` depends on the seed and ``k`` alone. So neither the number of workers nor what was read before
     matters, and a run that begins at batch ``k`` continues one that stopped there. Without grouping, the
     ranks together have the images and augmentations of one process with the whole batch.
 
@@ -89,10 +88,7 @@ class TrainingStream(IterableDataset[list[dict[str, Any]]]):
                 group.clear()
 
     def _is_wide(self, index: int) -> bool:
-        record = self.records[index]
-        if "render" in record:
-            return bool(record["render"]["width"] > record["render"]["height"])
-        height, width = image_size(record["file_name"])
+        height, width = image_size(self.records[index])
         return width > height
 
 

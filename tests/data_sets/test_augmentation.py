@@ -132,23 +132,6 @@ def test_ignored_pixels_do_not_count_as_a_class():
     assert not augmentation._is_varied(varied)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "key"),
-    [
-        (((0.0, 1.0), None), "INPUT.SCALE_RANGE"),
-        (((2.0, 1.0), None), "INPUT.SCALE_RANGE"),
-        (((1.0, 1.0), (0, 5)), "INPUT.CROP.SIZE"),
-        (((1.0, 1.0), (5, 5), 0.0), "SINGLE_CATEGORY_MAX_AREA"),
-        (((1.0, 1.0), None, 1.0, (2048, 512)), "INPUT.SCALE_BASE"),
-    ],
-)
-def test_bad_values_name_their_key(arguments, key):
-    with pytest.raises(ValueError, match=key):
-        RandomScaledCrop(*arguments)
-    with pytest.raises(ValueError, match="INPUT.COLOR_JITTER: expected 0 to 1, found 1.5"):
-        RandomColorJitter(1.5, "RGB")
-
-
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
 def test_colour_jitter_equals_its_three_steps(order):
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)

@@ -65,28 +65,16 @@ def test_exif_orientation(tmp_path, orientation):
     picture = np.zeros((16, 32, 3), np.uint8)
     picture[:8, :16] = 255
     Image.fromarray(picture).save(path, exif=turned(orientation), quality=95)
-    upright = {
-        1: picture,
-        2: picture[:, ::-1],
-        3: picture[::-1, ::-1],
-        4: picture[::-1],
-        5: picture.swapaxes(0, 1),
-        6: np.rot90(picture, -1),
-        7: picture[::-1, ::-1].swapaxes(0, 1),
-        8: np.rot90(picture),
-    }[orientation]
-    image = read_image({"file_name": path}, "RGB")
-    assert image.shape == upright.shape
-    assert np.abs(image.astype(int) - upright).max() <= 6
-    assert image_size(path) == upright.shape[:2]
-    np.testing.assert_array_equal(image, detectron2_read_image(path, "RGB"))
+    upright = detectron2_read_image(path, "RGB")
+    np.testing.assert_array_equal(read_image({"file_name": path}, "RGB"), upright)
+    assert image_size({"file_name": path}) == upright.shape[:2]
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_broken_exif_leaves_the_image_as_stored(tmp_path, save_image):
     path = save_image(tmp_path / "a.png", PICTURE, exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
     np.testing.assert_array_equal(read_image({"file_name": path}, "RGB"), PICTURE)
-    assert image_size(path) == (7, 11)
+    assert image_size({"file_name": path}) == (7, 11)
 
 
 def test_palette_grey_and_alpha_give_the_colours_a_viewer_shows(tmp_path):
@@ -129,9 +117,9 @@ def test_files_that_cannot_be_decoded_are_named(tmp_path, save_image, extension)
     with pytest.raises(ValueError, match=f"image .*frame_17{extension} cannot be decoded"):
         read_image(record, "RGB")
     path.write_text("<html>not found</html>")
-    for read in (image_size, read_raw_label):
+    for read, source in ((image_size, record), (read_raw_label, path)):
         with pytest.raises(ValueError, match=f"frame_17{extension} cannot be decoded"):
-            read(path)
+            read(source)
     # A file of a few hundred bytes that claims gigabytes: Pillow's limit.
     path.write_bytes(grey_png(50_000, 50_000, 8, bytes(100_000)))
     with pytest.raises(ValueError, match=f"image .*frame_17{extension} is too large .*MAX_IMAGE_PIXELS"):
@@ -199,6 +187,7 @@ def test_rendered_records_are_the_callers_own():
     render = {"seed": 5, "index": 3, "height": 64, "width": 128, "anomalies": False}
     record = {"file_name": "synthetic/000003", "render": render}
     image, label = read_image(record, "RGB"), read_label(record, RULE)
+    assert image_size(record) == (64, 128)
     assert image.shape == (64, 128, 3) and label.shape == (64, 128)
     np.testing.assert_array_equal(read_image(record, "BGR"), image[:, :, ::-1])
     kept = image.copy()
