@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from gmm_anomaly.data import build_test_loader
 from gmm_anomaly.data.atomic import replacing
-from gmm_anomaly.data.label_rule import CLOSED_SET, IGNORE_LABEL
+from gmm_anomaly.data.reading import CLOSED_SET, IGNORE_LABEL
 
 from .command import load_model, model_config
 from .records import EVALUATOR_TYPES, EvaluatedRecords

@@ -14,8 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from gmm_anomaly.data.label_rule import ANOMALY, CLOSED_SET
-from gmm_anomaly.data.reading import read_image, read_label
+from gmm_anomaly.data.reading import ANOMALY, CLOSED_SET, read_image, read_label
 from gmm_anomaly.data.registration import get_records
 
 logger = logging.getLogger(__name__)

@@ -114,9 +114,8 @@ class Submission:
         found = []
         for record in records:
             name = Path(str(record["file_name"])).stem.removesuffix(_IMAGE_SUFFIX)
-            shape = record.get("render")
-            size = (shape["height"], shape["width"]) if shape else image_size(str(record["file_name"]))
-            found.append(Frame(record, size, self.folder / (folder or known[0]) / f"{name}.hdf5"))
+            path = self.folder / (folder or known[0]) / f"{name}.hdf5"
+            found.append(Frame(record, image_size(record), path))
         return found
 
     def begin(self, frames: Sequence[Frame], *, overwrite: bool = False) -> None:

@@ -17,9 +17,8 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from torch import nn
 
-from gmm_anomaly.data.label_rule import CLOSED_SET, IGNORE_LABEL
 from gmm_anomaly.data.mapper import test_augmentations
-from gmm_anomaly.data.reading import read_image, read_label
+from gmm_anomaly.data.reading import CLOSED_SET, IGNORE_LABEL, read_image, read_label
 from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.engine.checkpoint import Checkpointer
 from gmm_anomaly.engine.config import build_config
