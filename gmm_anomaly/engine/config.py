@@ -160,7 +160,8 @@ def _merge_file(cfg: CfgNode, file: Path, inheriting: tuple[Path, ...]) -> None:
     if file.resolve() in [other.resolve() for other in inheriting]:
         raise ConfigError(f"{chain} never ends: {file} is in it twice")
     try:
-        given = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        with file.open(encoding="utf-8") as text:
+            given = yaml.load(text, _Loader)
         if not isinstance(given, Mapping):
             raise ConfigError(f"expected keys with values, found {type(given).__name__}")
         bases = given.get(BASE, [])
@@ -185,12 +186,13 @@ def _merge_file(cfg: CfgNode, file: Path, inheriting: tuple[Path, ...]) -> None:
 
 
 def _merge(cfg: CfgNode, given: Mapping[Any, Any], prefix: str = "") -> None:
+    keys = dict(_items(cfg))
     for name, value in given.items():
         key = f"{prefix}{name}"
-        known = _get(cfg, key)
+        known = keys.get(key)
         if isinstance(known, CfgNode) and isinstance(value, Mapping):
             _merge(cfg, value, f"{key}.")
-        elif prefix and (node := _get(cfg, prefix[:-1])).is_new_allowed():
+        elif prefix and (node := keys[prefix[:-1]]).is_new_allowed():
             node[name] = value
         elif key == "VERSION" and value != known:
             raise ConfigError(f"VERSION: expected {known}, found {value!r}")
@@ -199,11 +201,12 @@ def _merge(cfg: CfgNode, given: Mapping[Any, Any], prefix: str = "") -> None:
 
 
 def _merge_value(cfg: CfgNode, key: str, value: Any) -> None:
-    known = _get(cfg, key)
-    if known is _NOTHING:
-        nearest = get_close_matches(key, dict(_items(cfg)), n=1)
+    keys = dict(_items(cfg))
+    if key not in keys:
+        nearest = get_close_matches(key, keys, n=1)
         meant = f"; did you mean {nearest[0]}?" if nearest else ""
         raise ConfigError(f"there is no config key {key}{meant}")
+    known = keys[key]
     if isinstance(known, CfgNode):
         raise ConfigError(f"{key} is a section; give its keys, such as {key}.{next(iter(known), '')}")
     try:
@@ -212,20 +215,6 @@ def _merge_value(cfg: CfgNode, key: str, value: Any) -> None:
         raise ConfigError(
             f"{key}: expected {type(known).__name__} such as {known!r}, found {value!r}"
         ) from error
-
-
-# None is a value, of SOLVER.WEIGHT_DECAY_BIAS.
-_NOTHING = object()
-
-
-def _get(cfg: CfgNode, key: str) -> Any:
-    """The value of a dotted key, or ``_NOTHING``."""
-    value: Any = cfg
-    for part in key.split("."):
-        if not isinstance(value, CfgNode) or part not in value:
-            return _NOTHING
-        value = value[part]
-    return value
 
 
 def _items(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
