@@ -193,7 +193,7 @@ def _merge(cfg: CfgNode, given: Mapping[Any, Any], prefix: str = "") -> None:
         if isinstance(known, CfgNode) and isinstance(value, Mapping):
             _merge(cfg, value, f"{key}.")
         elif prefix and (node := keys[prefix[:-1]]).is_new_allowed():
-            node[name] = value
+            node[name] = CfgNode(value) if isinstance(value, Mapping) else value
         elif key == "VERSION" and value != known:
             raise ConfigError(f"VERSION: expected {known}, found {value!r}")
         elif key != BASE:

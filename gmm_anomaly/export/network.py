@@ -47,7 +47,9 @@ class ExportableSegmentor(nn.Module):
         self.divisor = max(1, int(model.backbone.size_divisibility))
         strides = [int(shape.stride) for shape in model.backbone.output_shape().values()]
         # torch.export holds a map of one row or column for a special case; 32: there may be one inside.
-        self.min_side = max(self.divisor, *strides, 32) + 1
+        largest = max(self.divisor, *strides, 32)
+        # Strides of 4, 2, 2, 2 that round up leave two rows of 2 * 32 - 3.
+        self.min_side = largest + 1 if self.divisor > 1 else 2 * largest - 3
         model = copy.deepcopy(model).eval().cpu().float().requires_grad_(False)
         model.compiled = False
         # The model knows best whether all of it is fitted.
