@@ -13,7 +13,7 @@ WIDTH, ITERATIONS = 4, 4
 
 
 @register_postprocess("boundary_suppression")
-def boundary_suppression(score: Tensor, prediction: Tensor) -> Tensor:
+def boundary_suppression(score: Tensor, prediction: Tensor, _image: Tensor) -> Tensor:
     """:func:`suppress_boundaries` with the width and the iterations of the released code."""
     return suppress_boundaries(score, prediction, WIDTH, ITERATIONS)
 

@@ -20,6 +20,7 @@ from gmm_anomaly.postprocess import (
 from gmm_anomaly.postprocess.boundary_suppression import class_boundary, suppress_boundaries
 from gmm_anomaly.postprocess.smoothing import dilated_smoothing
 
+NO_IMAGE = torch.zeros(3, 1, 1)
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
@@ -124,40 +125,42 @@ def test_smoothing_is_the_dilated_kernel():
     assert kernel[18, 18] == pytest.approx(0.159241, abs=1e-6)
     assert kernel[18, 24] == pytest.approx(0.096585, abs=1e-6)
     expected = ndimage.correlate(score.numpy().astype(np.float64), kernel, mode="nearest")
-    np.testing.assert_allclose(dilated_smoothing(score, prediction).numpy(), expected, rtol=1e-4, atol=1e-5)
+    found = dilated_smoothing(score, prediction, NO_IMAGE)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_gaussian_smoothing_is_scipys():
     score, prediction = street()
     expected = ndimage.gaussian_filter(score.numpy().astype(np.float64), 1.0, radius=3, mode="nearest")
-    found = POSTPROCESS_REGISTRY.get("gaussian_smoothing")(score, prediction)
+    found = POSTPROCESS_REGISTRY.get("gaussian_smoothing")(score, prediction, NO_IMAGE)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", known_postprocesses())
 def test_contract_of_every_post_process(name):
     postprocess = POSTPROCESS_REGISTRY.get(name)
-    # Nothing but the score and the model's own prediction: a label has no way in.
-    assert len(inspect.signature(postprocess).parameters) == 2
+    # Nothing but the score, the model's own prediction and the image: a label has no way in.
+    assert len(inspect.signature(postprocess).parameters) == 3
     for height, width in ((24, 31), (5, 3), (1, 1)):
         score, prediction = street(24, 31)
         score, prediction = score[:height, :width], prediction[:height, :width]
+        image = torch.randint(0, 256, (3, 2 * height, width), dtype=torch.uint8)
         before = score.clone()
-        found = postprocess(score, prediction)
+        found = postprocess(score, prediction, image)
         assert found.shape == score.shape and found.dtype == torch.float32 and torch.equal(score, before)
-        torch.testing.assert_close(postprocess(-score, prediction), -found)
+        torch.testing.assert_close(postprocess(-score, prediction, image), -found)
         constant = torch.full_like(score, 7.5)
-        torch.testing.assert_close(postprocess(constant, prediction), constant)
+        torch.testing.assert_close(postprocess(constant, prediction, image), constant)
 
 
 def test_a_chain_is_applied_in_order():
     score, prediction = street()
     names = ["boundary_suppression", "dilated_smoothing"]
-    found = apply_chain(score, prediction, get_postprocesses(names))
-    assert torch.equal(found, dilated_smoothing(suppress_boundaries(score, prediction), prediction))
-    reverse = apply_chain(score, prediction, get_postprocesses(names[::-1]))
+    found = apply_chain(score, prediction, NO_IMAGE, get_postprocesses(names))
+    assert torch.equal(found, dilated_smoothing(suppress_boundaries(score, prediction), prediction, NO_IMAGE))
+    reverse = apply_chain(score, prediction, NO_IMAGE, get_postprocesses(names[::-1]))
     assert not torch.equal(found, reverse)
-    assert torch.equal(apply_chain(score, prediction, {}), score)
+    assert torch.equal(apply_chain(score, prediction, NO_IMAGE, {}), score)
     assert chain_name("energy", names) == "energy+boundary_suppression+dilated_smoothing"
     assert chain_name("energy", []) == "energy"
 
@@ -170,4 +173,4 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="width: expected a positive multiple of the 3 iterations, found 4"):
         suppress_boundaries(*street(), 4, 3)
     with pytest.raises(ValueError, match=r"two maps \(H, W\) of one size"):
-        apply_chain(torch.zeros(3, 4), torch.zeros(4, 3), {})
+        apply_chain(torch.zeros(3, 4), torch.zeros(4, 3), NO_IMAGE, {})
