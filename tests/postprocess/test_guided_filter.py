@@ -20,7 +20,7 @@ def boxes(height, width, radius):
 
 
 def by_formula(score, guide, radius):
-    """He et al., Eq. 12 to 14, before the coefficients are applied: (4, H, W), three slopes and a constant."""
+    """He et al., Eq. 5, 6 and 8, colour form: (4, H, W), three slopes and a constant of each pixel."""
     height, width = score.shape
     own = np.zeros((4, height, width))
     for (y, x), box in boxes(height, width, radius):
