@@ -21,8 +21,10 @@ from .decoders import build_decoder
 from .decoders.base import Decoded
 from .feature_distance import (
     FeatureDistance,
+    FrozenBackbone,
     MaxLogitMoments,
     build_feature_distance,
+    build_frozen_backbone,
     build_max_logit_moments,
     feature_shapes,
 )
@@ -41,6 +43,7 @@ class AnomalySegmentor(nn.Module):
         decoder: the pyramid to pixel features; has ``in_features`` and ``out_channels``.
         classifier: pixel features to class evidence.
         feature_distance: distances on features, fitted after training; or None.
+        frozen_backbone: what gives them the backbone's features; None: the backbone.
         max_logit_moments: how large logits are on the training set, measured after training; or None.
         pixel_mean, pixel_std: per channel, in the order and units of the input images (0 to 255).
         inference: how test images are looked at; by default whole, once.
@@ -65,6 +68,7 @@ class AnomalySegmentor(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         feature_distance: FeatureDistance | None = None,
+        frozen_backbone: FrozenBackbone | None = None,
         max_logit_moments: MaxLogitMoments | None = None,
         inference: InferenceMode | None = None,
         scores: Sequence[str] = ("msp",),
@@ -78,6 +82,7 @@ class AnomalySegmentor(nn.Module):
         self.decoder = decoder
         self.classifier = classifier
         self.feature_distance = feature_distance
+        self.frozen_backbone = frozen_backbone
         self.max_logit_moments = max_logit_moments
         self.inference = inference or InferenceMode()
         given = {
@@ -114,6 +119,7 @@ class AnomalySegmentor(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "feature_distance": build_feature_distance(cfg, shapes),
+            "frozen_backbone": build_frozen_backbone(cfg, backbone),
             "max_logit_moments": build_max_logit_moments(cfg),
             "inference": InferenceMode.from_config(cfg),
             "scores": score_names(cfg),
@@ -185,9 +191,16 @@ class AnomalySegmentor(nn.Module):
         return self.padded([self.normalised(item) for item in batched_inputs])
 
     def outputs(self, images: Tensor) -> tuple[dict[str, Tensor], PixelOutputs]:
-        """images: (B, 3, H, W) normalised and padded -> the backbone's pyramid, and the classifier's outputs,
-        without distances."""
-        pyramid, decoded = self._pixel_features(images)
+        """images: (B, 3, H, W) normalised and padded -> the pyramid that distances are measured on, and the
+        classifier's outputs, without distances."""
+        # Here, so that both backbones see the same tensor.
+        images = images.contiguous(memory_format=self.memory_format)
+        if self.frozen_backbone is None:
+            pyramid, decoded = self._pixel_features(images)
+        else:
+            with self.frozen_backbone.sharing():
+                _, decoded = self._pixel_features(images)
+                pyramid = self.frozen_backbone(images)
         return pyramid, self.classifier(decoded.features)
 
     def _pixel_features(
