@@ -64,7 +64,7 @@ test: check-python  ## set-up, then the test suite
 	@$(PY) -m pytest -q tests $(PYTEST_ARGS)
 
 doctor: check-python  ## what is installed, which Detectron2, CUDA, data sets; what is missing and how to mend it
-	@$(SETUP_PYTHON) -m gmm_anomaly.doctor
+	@$(SETUP_PYTHON) -m gmm_anomaly.cli doctor
 
 lint: check-python  ## ruff over everything, mypy over the pure packages
 	@$(SETUP) --extras test

@@ -9,8 +9,8 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-# Configs, and the scripts behind `gmm-anomaly train` and `gmm-anomaly evaluate`.
-BESIDE = [*sorted(ROOT.glob("configs/**/*.yaml")), ROOT / "train_net.py", ROOT / "tools" / "evaluate.py"]
+# Configs, and the script behind `gmm-anomaly train` and `gmm-anomaly evaluate`.
+BESIDE = [*sorted(ROOT.glob("configs/**/*.yaml")), ROOT / "train_net.py"]
 
 
 class BuildWithRepository(build_py):

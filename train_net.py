@@ -35,9 +35,9 @@ from gmm_anomaly.engine.held_log import held_log  # noqa: E402
 from gmm_anomaly.engine.launching import config_overrides, launch  # noqa: E402
 from gmm_anomaly.engine.output_folder import require_writable  # noqa: E402
 from gmm_anomaly.engine.restarting import resumes_after_restart  # noqa: E402
+from gmm_anomaly.engine.weights import add_trust_argument, trust_pickles  # noqa: E402
 from gmm_anomaly.freed_memory import keep_freed_memory  # noqa: E402
 from gmm_anomaly.repository_files import find_config  # noqa: E402
-from gmm_anomaly.weight_files import add_trust_argument, trust_pickles  # noqa: E402
 
 
 def parser() -> ArgumentParser:

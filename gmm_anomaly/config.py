@@ -23,9 +23,7 @@ def _add_model(cfg: CN) -> None:
     # "MaskAnomalySegmentor" (Mask2Former, MODEL.MASK2FORMER).
     cfg.MODEL.META_ARCHITECTURE = "AnomalySegmentor"
 
-    # Detectron2's key: a checkpoint or model-zoo pickle; or weights of the backbone alone, from a file of
-    # torchvision, timm or the network's authors, or by name ("torchvision:resnet50", "torchvision:NAME.TAG",
-    # "timm:NAME.TAG"), downloaded and cached by the library. What does not fill the backbone is refused.
+    # Detectron2's key: a checkpoint of a whole model, or a pickle of Detectron2's model zoo (--trust-pickle).
     cfg.MODEL.WEIGHTS = ""
 
     # Weights and activations in channels-last order; faster convolutions on CPUs and tensor cores, same
@@ -45,17 +43,25 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
     cfg.MODEL.RESNETS.STEM_TYPE = "basic"
 
+    # Pretrained weights of the backbone: "" (random); by name "torchvision:resnet50", "torchvision:NAME.TAG",
+    # "timm:NAME.TAG", or "hub", those of the backbone's own name, downloaded and cached by the library (of a
+    # mit, by transformers); "package:NAME/FILE", a file inside an installed Python package; or a file of
+    # torchvision, timm, transformers, the network's authors or MMSegmentation. What does not fill the
+    # backbone is refused.
+    cfg.MODEL.BACKBONE.WEIGHTS = ""
     # Detectron2's key, which every backbone follows: 1 freezes the stem (patch embedding), 2 the first stage
-    # too, up to 5, everything that is pretrained. A plain ViT's stages are the quarters of its blocks. By
-    # default nothing is frozen (2 in Detectron2).
+    # too, up to 5, everything that is pretrained: no gradients, norm statistics and stochastic depth as at
+    # inference. A plain ViT's stages are the quarters of its blocks. By default nothing is frozen (2 in
+    # Detectron2).
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    # Freeze the whole backbone: no gradients, norm statistics and stochastic depth as at inference. Ignored,
-    # with a warning, where optional weights were not found (MODEL.TIMM.WEIGHTS_REQUIRED False).
-    cfg.MODEL.BACKBONE.FREEZE = False
+    # Stochastic depth of the last block of a timm model, mit or ViT; negative: the model's own (Swin and mit:
+    # 0.1).
+    cfg.MODEL.BACKBONE.DROP_PATH = -1.0
     # Compute activations again in the backward pass instead of keeping them: less memory, more time.
     cfg.MODEL.BACKBONE.GRADIENT_CHECKPOINTING = False
 
-    # timm backbone (MODEL.BACKBONE.NAME "build_timm_backbone").
+    # timm backbone (MODEL.BACKBONE.NAME "build_timm_backbone"). Its batch norms are synchronised where
+    # MODEL.DECODER.NORM is "SyncBN".
     cfg.MODEL.TIMM = CN()
     # Any timm model that supports features_only.
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
@@ -63,43 +69,20 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.TIMM.OUT_INDICES = [1, 2, 3, 4]
     # Stride of the last level; 8 or 16 dilates the last stages where the model supports it.
     cfg.MODEL.TIMM.OUTPUT_STRIDE = 32
-    # LayerNorm over the channels of every output: "LN", "" (none) or "auto" ("LN" for Swin and ConvNeXt,
-    # whose stages end without a norm).
-    cfg.MODEL.TIMM.OUTPUT_NORM = "auto"
-    # Batch norms of the model: "BN" (statistics of each process's own) or "SyncBN".
-    cfg.MODEL.TIMM.NORM = "BN"
-    # Stochastic depth of the last block; negative: the model's own (Swin: 0.1).
-    cfg.MODEL.TIMM.DROP_PATH = -1.0
-    # Where ImageNet weights come from: "" (random), "hub" (timm's hub download), a local file, or
-    # "package:NAME/FILE" (a weight file shipped inside an installed Python package). Files of the networks'
-    # own authors fit too, for example official Swin files.
-    cfg.MODEL.TIMM.WEIGHTS = ""
-    # With True, weights that cannot be found are an error; with False training starts from scratch with a
-    # warning.
-    cfg.MODEL.TIMM.WEIGHTS_REQUIRED = True
 
     # Mix Transformer, SegFormer's encoder ("build_mit_backbone").
     cfg.MODEL.MIT = CN()
     # "mit_b0" to "mit_b5".
     cfg.MODEL.MIT.NAME = "mit_b0"
-    # ImageNet weights: "" (random), "hub" (nvidia/mit-b0 to -b5, by the package transformers), or a file of
-    # SegFormer's authors, MMSegmentation or transformers.
-    cfg.MODEL.MIT.WEIGHTS = ""
-    # Stochastic depth of the last block.
-    cfg.MODEL.MIT.DROP_PATH = 0.1
 
     # Plain ViT of timm under a simple feature pyramid ("build_vit_backbone").
     cfg.MODEL.VIT = CN()
     # Any plain ViT of timm with patches of 16 or 14 pixels. With 14, images are reduced to 14/16 first, so
     # that strides are exact.
     cfg.MODEL.VIT.NAME = "vit_small_patch14_dinov2"
-    # As MODEL.TIMM.WEIGHTS, for the transformer; the pyramid starts from random weights.
-    cfg.MODEL.VIT.WEIGHTS = ""
-    # Stochastic depth of the last block.
-    cfg.MODEL.VIT.DROP_PATH = 0.0
-    # Channels of every level, and which levels there are (strides 4, 8, 16, 32).
+    # Channels of every level of the pyramid (p2 to p5, strides 4 to 32; with MODEL.DECODER.IN_FEATURES only
+    # those that something reads).
     cfg.MODEL.VIT.OUT_CHANNELS = 256
-    cfg.MODEL.VIT.OUT_FEATURES = ["p2", "p3", "p4", "p5"]
 
     cfg.MODEL.DECODER = CN()
     # Name in the decoder registry.
@@ -107,34 +90,16 @@ def _add_model(cfg: CN) -> None:
     # Backbone features given to the decoder; empty: its own choice (UPerNet and SegFormer: all; DeepLabV3+:
     # the first and the last one; OCRNet and PSP: the last one).
     cfg.MODEL.DECODER.IN_FEATURES = []
-    # DeepLabV3+. Channels of the atrous spatial pyramid pooling branches.
-    cfg.MODEL.DECODER.ASPP_CHANNELS = 256
-    # Dilations of its three atrous branches ([6, 12, 18] at output stride 16, doubled at 8).
+    # DeepLabV3+: dilations of the three atrous branches ([6, 12, 18] at output stride 16, doubled at 8).
     cfg.MODEL.DECODER.ASPP_DILATIONS = [6, 12, 18]
-    # Dropout after the pyramid pooling (DeepLabV3PlusDecoder only).
-    cfg.MODEL.DECODER.ASPP_DROPOUT = 0.1
-    # Channels of the skip connection's projection.
-    cfg.MODEL.DECODER.PROJECT_CHANNELS = 48
-    # Depthwise separable convolutions in the pyramid pooling and the decoder (DeepLabV3PlusDecoder; the
-    # SeparableDeepLabV3PlusDecoder always has them).
-    cfg.MODEL.DECODER.DEPTHWISE_SEPARABLE = False
-    # UPerNet, PSP: cells per side of the pooling grids.
-    cfg.MODEL.DECODER.POOL_BINS = [1, 2, 3, 6]
-    # OCRNet: channels of the queries, keys and values.
-    cfg.MODEL.DECODER.OCR_CHANNELS = 256
-    # Channels of the decoder's output.
+    # Channels of the decoder's output, and of its branches.
     cfg.MODEL.DECODER.CHANNELS = 256
-    # Backbone feature that an auxiliary head with a loss of its own reads ("" = no head). OCRNet always has
-    # the head, for its soft object regions; "" is the last feature but one there, or with several IN_FEATURES
-    # all of them.
+    # Backbone feature that an auxiliary head with a loss of its own reads ("" = no head), and the channels of
+    # its convolution. Its classifier is a 1x1 convolution, beside MODEL.CLASSIFIER.NAME "prototype" cosine
+    # prototypes, as PAnS has it. OCRNet always has the head, for its soft object regions; "" is the last
+    # feature but one there, or with several IN_FEATURES all of them.
     cfg.MODEL.DECODER.AUX_FEATURE = ""
-    # Weight of that loss; channels, kernel (3 or 1) and dropout of that head.
-    cfg.MODEL.DECODER.AUX_WEIGHT = 0.4
     cfg.MODEL.DECODER.AUX_CHANNELS = 256
-    cfg.MODEL.DECODER.AUX_KERNEL = 3
-    cfg.MODEL.DECODER.AUX_DROPOUT = 0.1
-    # Its classifier: "linear" (1x1 convolution), or "cosine" (learned prototypes, as PAnS has it).
-    cfg.MODEL.DECODER.AUX_CLASSIFIER = "linear"
     # Norm of the decoder's layers: "BN", "SyncBN", "GN" or "".
     cfg.MODEL.DECODER.NORM = "BN"
 
@@ -180,7 +145,7 @@ def _add_mask2former(cfg: CN) -> None:
     # Mask2Former of the package transformers (MODEL.META_ARCHITECTURE "MaskAnomalySegmentor").
     keys = cfg.MODEL.MASK2FORMER = CN()
     # Weights, and with them the architecture: a model name of the hub or a folder with config.json and
-    # model.safetensors; "" builds what the keys from NUM_QUERIES on say, with random weights.
+    # model.safetensors; "" builds ARCHITECTURE with random weights.
     keys.WEIGHTS = ""
     # With True, WEIGHTS of another number of classes get a new class layer, to be trained.
     keys.REPLACE_CLASSES = False
@@ -188,26 +153,10 @@ def _add_mask2former(cfg: CN) -> None:
     # checkpoint only; tools/find_anomaly_queries.py finds them and writes these keys.
     keys.ANOMALY_QUERIES = []
     keys.ROAD_QUERIES = []
-    # Queries (Q); channels of the pixel and transformer decoders (a multiple of 32), their layers, attention
-    # heads.
-    keys.NUM_QUERIES = 100
-    keys.HIDDEN_DIM = 256
-    keys.ENCODER_LAYERS = 6
-    keys.DECODER_LAYERS = 9
-    keys.NUM_HEADS = 8
-    # Points per mask at which mask losses are taken.
-    keys.TRAIN_POINTS = 12544
-    # "swin" (random weights, the keys SWIN; as they are: Swin-T) or "timm" (the keys NAME, OUT_INDICES and
-    # WEIGHTS of MODEL.TIMM, with features in NCHW).
-    keys.BACKBONE = "swin"
-    keys.SWIN = CN()
-    # Channels of the first stage, blocks and attention heads of each stage, side of a window, stochastic
-    # depth of the last block.
-    keys.SWIN.EMBED_DIM = 96
-    keys.SWIN.DEPTHS = [2, 2, 6, 2]
-    keys.SWIN.NUM_HEADS = [3, 6, 12, 24]
-    keys.SWIN.WINDOW_SIZE = 7
-    keys.SWIN.DROP_PATH = 0.3
+    # In config files: arguments of transformers' Mask2FormerConfig by name, and under backbone_config those
+    # of the config that its model_type names ("swin"; "timm_backbone" takes MODEL.BACKBONE.WEIGHTS). What is
+    # not given is transformers' own.
+    keys.ARCHITECTURE = CN(new_allowed=True)
 
 
 def _add_input(cfg: CN) -> None:

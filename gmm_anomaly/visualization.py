@@ -1,4 +1,4 @@
-"""Pictures of labels and scores: pure functions on (H, W, 3) uint8 RGB arrays."""
+"""Pictures of labels, scores and embeddings: pure functions that give (H, W, 3) uint8 RGB arrays."""
 
 from __future__ import annotations
 
@@ -11,36 +11,22 @@ VOID_COLOR = (0, 0, 0)
 CAPTION_BACKGROUND = (24, 24, 24)
 CAPTION_COLOR = (240, 240, 240)
 SEPARATOR = 4  # pixels between panels
+MAX_PANEL_WIDTH = 1024  # wider ones are shrunk
+LEGEND_LINES = 30
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def colorize_labels(
-    label: np.ndarray, colors: Sequence[Sequence[int]], void_color: Sequence[int] = VOID_COLOR
-) -> np.ndarray:
+def colorize_labels(label: np.ndarray, colors: Sequence[Sequence[int]]) -> np.ndarray:
     """Paint a label image.
 
     Args:
-        label: (H, W) integers.
-        colors: RGB of class 0, 1, …; 0 to 255.
-        void_color: RGB of every value without a colour (255 for instance).
+        label: (H, W) integers. colors: RGB of class 0, 1, …; 0 to 255.
 
     Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        ValueError: ``label`` is not (H, W) or ``colors`` not a list of RGB triples. TypeError: labels are no
-            integers.
+        (H, W, 3) uint8; every value without a colour (255 for instance) is black.
     """
-    label = np.asarray(label)
-    if label.ndim != 2:
-        raise ValueError(f"label must be (H, W), found shape {label.shape}")
-    if label.dtype.kind not in "bui":
-        raise TypeError(f"label must be integers, found {label.dtype}")
-    table = np.asarray(colors, dtype=np.uint8)
-    if table.ndim != 2 or table.shape[1] != 3:
-        raise ValueError(f"colors must be RGB triples, found an array of shape {table.shape}")
-    table = np.concatenate([table, np.asarray([void_color], dtype=np.uint8)])
+    table = np.concatenate([np.asarray(colors, np.uint8), np.asarray([VOID_COLOR], np.uint8)])
     known = (label >= 0) & (label < len(table) - 1)
     return table[np.where(known, label, len(table) - 1)]
 
@@ -57,11 +43,9 @@ def heat_map(score: np.ndarray, low: float | None = None, high: float | None = N
         (H, W, 3) uint8 RGB.
 
     Raises:
-        ValueError: ``score`` is not (H, W), or ``low`` exceeds ``high``.
+        ValueError: ``low`` exceeds ``high``.
     """
     values = np.asarray(score, dtype=np.float32)
-    if values.ndim != 2:
-        raise ValueError(f"score must be (H, W), found shape {values.shape}")
     if low is None or high is None:
         own_low, own_high = robust_range(values)
         low, high = own_low if low is None else low, own_high if high is None else high
@@ -76,13 +60,14 @@ def heat_map(score: np.ndarray, low: float | None = None, high: float | None = N
     return colored
 
 
-def robust_range(score: np.ndarray, lower: float = 1.0, upper: float = 99.8) -> tuple[float, float]:
-    """Percentiles of the finite scores, over which a heat map spreads its colours; (0, 0) without any."""
+def robust_range(score: np.ndarray) -> tuple[float, float]:
+    """Percentiles 1 and 99.8 of the finite scores, over which a heat map spreads its colours; (0, 0) without
+    any."""
     finite = np.asarray(score, dtype=np.float32)
     finite = finite[np.isfinite(finite)]
     if not finite.size:
         return 0.0, 0.0
-    low, high = np.percentile(finite, [lower, upper])
+    low, high = np.percentile(finite, [1.0, 99.8])
     return float(low), float(high)
 
 
@@ -90,54 +75,37 @@ def overlay(image: np.ndarray, color: np.ndarray, alpha: float | np.ndarray = 0.
     """Blend a painting over an image.
 
     Args:
-        image, color: (H, W, 3) uint8.
-        alpha: weight of ``color`` in [0, 1], a number or one per pixel (H, W).
+        image, color: (H, W, 3) uint8. alpha: weight of ``color`` in [0, 1], a number or (H, W).
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        ValueError: shapes that differ, or ``alpha`` outside [0, 1].
+        ValueError: shapes that differ.
     """
-    if image.shape != color.shape or image.ndim != 3:
+    if image.shape != color.shape:
         raise ValueError(f"image and color must both be (H, W, 3), found {image.shape} and {color.shape}")
     weight = np.asarray(alpha, dtype=np.float32)
-    if weight.min() < 0 or weight.max() > 1:
-        raise ValueError(f"alpha must lie in [0, 1], found {weight.min()} to {weight.max()}")
-    if weight.ndim:
-        if weight.shape != image.shape[:2]:
-            raise ValueError(f"alpha must be a number or {image.shape[:2]}, found shape {weight.shape}")
-        weight = weight[..., None]
+    weight = weight[..., None] if weight.ndim else weight
     return np.rint(image * (1 - weight) + color * weight).astype(np.uint8)
 
 
-def side_by_side(
-    panels: Sequence[np.ndarray], captions: Sequence[str], max_panel_width: int = 1024
-) -> np.ndarray:
-    """Join pictures in a row, each under its caption.
+def side_by_side(panels: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
+    """Join pictures in a row, each under its caption; panels wider than 1024 pixels are shrunk.
 
     Args:
         panels: (H, W, 3) uint8, all of one size.
         captions: one for each panel, ASCII (OpenCV's fonts have no other letters; others become "?"). A
             caption too long for its panel is written smaller, then cut.
-        max_panel_width: wider panels are shrunk to it.
 
     Returns:
         (H', W', 3) uint8.
-
-    Raises:
-        ValueError: no panel, panels of different sizes, or another number of captions.
     """
-    if not panels or len(panels) != len(captions):
-        raise ValueError(f"expected panels and as many captions, found {len(panels)} and {len(captions)}")
-    shapes = {panel.shape for panel in panels}
-    if len(shapes) > 1:
-        raise ValueError(f"panels must all have one size, found {sorted(shapes)}")
     columns: list[np.ndarray] = []
     for panel, caption in zip(panels, captions, strict=True):
         height, width = panel.shape[:2]
-        if width > max_panel_width:
-            size = (max_panel_width, max(1, round(height * max_panel_width / width)))
+        if width > MAX_PANEL_WIDTH:
+            size = (MAX_PANEL_WIDTH, max(1, round(height * MAX_PANEL_WIDTH / width)))
             panel = cv2.resize(panel, size, interpolation=cv2.INTER_AREA)
         column = np.concatenate([_caption_bar(caption, panel.shape[1]), panel])
         if columns:
@@ -172,7 +140,74 @@ def _caption_bar(caption: str, width: int) -> np.ndarray:
 
 
 def encode_png(picture: np.ndarray) -> bytes:
-    """An (H, W, 3) uint8 RGB picture as the bytes of a PNG file. Raises ValueError for anything else."""
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
-        raise ValueError(f"picture must be (H, W, 3) uint8, found {picture.shape} {picture.dtype}")
+    """An (H, W, 3) uint8 RGB picture as the bytes of a PNG file."""
     return bytes(cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1])
+
+
+def plot_embedding(
+    features: np.ndarray,
+    labels: np.ndarray,
+    means: np.ndarray,
+    scales: np.ndarray,
+    owners: np.ndarray,
+    colors: Sequence[Sequence[int]],
+    names: Sequence[str],
+    *,
+    title: str = "",
+    size: int = 640,
+) -> np.ndarray:
+    """Pixels' embeddings on the plane of their largest variance (PCA) as dots, rarer classes above commoner
+    ones; components of the classes' mixtures as ellipses of one standard deviation.
+
+    Args:
+        features: (N, D) float, N >= 1, D >= 2. labels: (N,) integers in ``0 .. C-1``.
+        means, scales: (K, D) float, means and standard deviations of components. owners: (K,) their classes.
+        colors: RGB of the C classes, 0 to 255. names: of the C classes.
+        title: a line above the plot, before what the axes explain.
+        size: height and width of the plot itself in pixels.
+
+    Returns:
+        (size + 30, size + 200, 3) uint8 RGB.
+    """
+    # Not every user of this module waits for it.
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Ellipse, Patch
+
+    features = np.asarray(features, np.float64)
+    origin = features.mean(axis=0)
+    variances, directions = np.linalg.eigh(np.cov(features.T, bias=True))
+    plane = directions[:, :-3:-1]
+    # An axis's largest entry is positive, so that pictures of one training do not flip for nothing.
+    plane = plane * np.where(plane[np.abs(plane).argmax(axis=0), [0, 1]] < 0, -1.0, 1.0)
+    first, second = variances[:-3:-1] / max(variances.sum(), np.finfo(float).tiny)
+
+    count = np.bincount(labels, minlength=len(names))
+    order = np.argsort(-count[labels], kind="stable")
+    palette = np.asarray(colors) / 255
+    width, height = size + 200, size + 30
+    with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
+        figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+        axes = figure.add_axes((0, 0, size / width, size / height))
+        axes.scatter(*((features - origin) @ plane)[order].T, s=9, c=palette[labels[order]], linewidths=0)
+        for mean, scale, owner in zip((means - origin) @ plane, scales, owners, strict=True):
+            values, vectors = np.linalg.eigh(plane.T @ (np.square(scale)[:, None] * plane))
+            shape = mean, *(2 * np.sqrt(values.clip(min=0)))
+            angle = np.degrees(np.arctan2(vectors[1, 0], vectors[0, 0]))
+            # A dark rim, for a line is lost among dots of its own colour.
+            for color, line in (("0.2", 3.0), (palette[owner], 1.5)):
+                axes.add_patch(Ellipse(*shape, angle=angle, fill=False, edgecolor=color, linewidth=line))
+        axes.autoscale_view()
+        axes.set_aspect("equal", "datalim")
+        axes.axis("off")
+        present = sorted({*labels.tolist(), *np.asarray(owners).tolist()}, key=lambda label: -count[label])
+        entries = [Patch(color=palette[label], label=f"{names[label]} {count[label]}") for label in present]
+        if len(entries) > LEGEND_LINES:
+            entries[LEGEND_LINES:] = [Patch(alpha=0, label=f"and {len(entries) - LEGEND_LINES} more")]
+        figure.legend(handles=entries, loc="upper left", bbox_to_anchor=(size / width, size / height))
+        explained = f"axes of {first:.0%} and {second:.0%} of the variance, ellipses of one sigma"
+        figure.text(0.01, 0.99, f"{title}: {explained}", verticalalignment="top")
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -32,7 +32,6 @@ ALLOWED = {
         "compat",
         "config",
         "visualization",
-        "embedding_plot",
         "weight_files",
         "repository_files",
     },
@@ -49,7 +48,7 @@ ALLOWED = {
         "compat",
         "weight_files",
     },
-    "reporting": {"gmm", "metrics", "visualization"},
+    "report": {"gmm", "metrics", "visualization"},
     "prediction": {
         "metrics",
         "data",

@@ -63,10 +63,12 @@ def built(tmp_path_factory) -> SimpleNamespace:
 
 def test_the_wheel_holds_the_package_the_configs_and_nothing_else(built):
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "gmm_anomaly").rglob("*.py")}
-    beside = [*(ROOT / "configs").rglob("*.yaml"), ROOT / "train_net.py", ROOT / "tools" / "evaluate.py"]
+    beside = [*(ROOT / "configs").rglob("*.yaml"), ROOT / "train_net.py"]
     copies = {f"gmm_anomaly/repository/{path.relative_to(ROOT).as_posix()}": path for path in beside}
     information = {name for name in built.files if ".dist-info/" in name}
-    assert set(built.files) - information == modules | set(copies) | {"gmm_anomaly/py.typed"}
+    assert set(built.files) - information == modules | set(copies) | {
+        "gmm_anomaly/py.typed", "gmm_anomaly/report/page.html.j2",
+    }  # fmt: skip
     assert len(copies) > 40
     for name, path in copies.items():
         assert built.files[name] == path.read_bytes(), name
@@ -77,7 +79,7 @@ def test_the_wheel_holds_the_package_the_configs_and_nothing_else(built):
 def test_the_source_archive_builds_and_holds_no_tests_and_no_data(built):
     assert {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml"} <= set(built.sdist)
     folders = {name.split("/")[0] for name in built.sdist if "/" in name}
-    assert folders == {"configs", "gmm_anomaly", "gmm_anomaly.egg-info", "tools"}
+    assert folders == {"configs", "gmm_anomaly", "gmm_anomaly.egg-info"}
     assert not [name for name in built.sdist if name.endswith((".pth", ".png", ".npz", ".pyc", "~"))]
 
 
@@ -133,7 +135,7 @@ def test_the_installed_command(installed, tmp_path):
     found = run(installed, tmp_path, "python", "-c", "import gmm_anomaly; print(gmm_anomaly.__file__)")
     assert found.stdout.startswith(str(installed.parent)), found
     listed = run(installed, tmp_path, "gmm-anomaly", "--help")
-    assert listed.returncode == 0 and all(f"\n  {verb} " in listed.stdout for verb in cli.VERBS)
+    assert listed.returncode == 0 and all(f"\n    {verb} " in listed.stdout for verb in cli.VERBS)
 
 
 def test_the_installed_configs_and_train_net(installed, tmp_path):
@@ -143,7 +145,7 @@ def test_the_installed_configs_and_train_net(installed, tmp_path):
     assert "train_net.py: error: there is no config key SEEDS; did you mean SEED?" in done.stderr
     code = (
         "from gmm_anomaly.repository_files import ROOT, find_config\n"
-        f"print(find_config('{DEMO}'), (ROOT / 'tools/evaluate.py').is_file())\n"
+        f"print(find_config('{DEMO}'), (ROOT / 'train_net.py').is_file())\n"
         "find_config('synthetic/effnetlite0.yaml')"
     )
     done = run(installed, tmp_path, "python", "-c", code)

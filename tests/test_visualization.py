@@ -5,7 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 
+from gmm_anomaly import visualization
 from gmm_anomaly.visualization import (
     CAPTION_BACKGROUND,
     SEPARATOR,
@@ -13,6 +15,7 @@ from gmm_anomaly.visualization import (
     encode_png,
     heat_map,
     overlay,
+    plot_embedding,
     robust_range,
     side_by_side,
 )
@@ -24,12 +27,9 @@ def luminance(rgb: np.ndarray) -> np.ndarray:
 
 def test_labels_get_their_colours():
     label = np.array([[0, 1, 2], [255, 3, -1]])
-    painted = colorize_labels(label, [(1, 2, 3), (40, 50, 60), (7, 8, 9)], void_color=(200, 0, 100))
+    painted = colorize_labels(label, [(1, 2, 3), (40, 50, 60), (7, 8, 9)])
     assert painted.dtype == np.uint8
-    assert painted.tolist() == [
-        [[1, 2, 3], [40, 50, 60], [7, 8, 9]],
-        [[200, 0, 100], [200, 0, 100], [200, 0, 100]],
-    ]
+    assert painted.tolist() == [[[1, 2, 3], [40, 50, 60], [7, 8, 9]], [[0, 0, 0]] * 3]
 
 
 def test_heat_map_brightens_with_the_score():
@@ -60,7 +60,7 @@ def test_heat_map_of_unusual_values():
 
 def test_robust_range_is_made_of_percentiles_of_the_finite_scores():
     score = np.concatenate([np.arange(1001.0), [np.inf, -np.inf, np.nan]])
-    assert robust_range(score, 1, 90) == (10.0, 900.0)
+    assert robust_range(score) == pytest.approx((10.0, 998.0))
     assert robust_range(np.array([np.nan])) == (0.0, 0.0)
 
 
@@ -90,8 +90,9 @@ def test_side_by_side_keeps_the_panels_and_writes_captions():
         assert (text[[0, -1]] == background).all() and (text[:, [0, -1]] == background).all()
 
 
-def test_wide_panels_shrink():
-    joined = side_by_side([np.zeros((100, 400, 3), np.uint8)] * 2, ["a", "b"], max_panel_width=200)
+def test_wide_panels_shrink(monkeypatch):
+    monkeypatch.setattr(visualization, "MAX_PANEL_WIDTH", 200)
+    joined = side_by_side([np.zeros((100, 400, 3), np.uint8)] * 2, ["a", "b"])
     assert joined.shape[1] == 2 * 200 + SEPARATOR
 
 
@@ -101,26 +102,51 @@ def test_png_round_trip_in_rgb():
     assert np.array_equal(decoded[..., ::-1], picture)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: colorize_labels(np.zeros((2, 2, 3), int), [(0, 0, 0)]), "label must be"),
-        (lambda: colorize_labels(np.zeros((2, 2), int), [(0, 0)]), "RGB triples"),
-        (lambda: heat_map(np.zeros(3)), "score must be"),
-        (lambda: heat_map(np.zeros((2, 2)), 1, 0), "low must not exceed high"),
-        (
-            lambda: overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 1, 3), np.uint8)),
-            r"\(2, 2, 3\) and \(2, 1, 3\)",
-        ),
-        (lambda: overlay(*[np.zeros((2, 2, 3), np.uint8)] * 2, 1.5), "alpha"),
-        (lambda: side_by_side([], []), "expected panels"),
-        (
-            lambda: side_by_side([np.zeros((2, 2, 3), np.uint8), np.zeros((2, 3, 3), np.uint8)], ["", ""]),
-            "one size",
-        ),
-        (lambda: encode_png(np.zeros((2, 2, 3))), "uint8"),
-    ],
-)
-def test_bad_input(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+def test_bad_input():
+    with pytest.raises(ValueError, match="low must not exceed high"):
+        heat_map(np.zeros((2, 2)), 1, 0)
+    with pytest.raises(ValueError, match=r"\(2, 2, 3\) and \(2, 1, 3\)"):
+        overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 1, 3), np.uint8))
+
+
+def test_embeddings_lie_where_pca_puts_them_and_ellipses_are_as_wide_as_sigma():
+    """Five dots of a class each, in six dimensions; scikit-learn's PCA is the oracle."""
+    rng = np.random.default_rng(3)
+    features = rng.normal(size=(5, 6)) @ np.diag([9, 4, 0.5, 0.4, 0.3, 0.2])
+    # Dots of three pixels cannot tell more than that.
+    colors = [(220, 30, 30), (20, 160, 20), (30, 60, 220), (200, 150, 0), (120, 0, 120), (0, 140, 140)]
+    scale = np.array([[2.0, 1.0, 0.5, 0.5, 0.5, 0.5]])
+    mean = features.mean(axis=0, keepdims=True)
+    picture = plot_embedding(
+        features, np.arange(5), mean, scale, np.array([5]), colors, [f"$class_{i}$" for i in range(6)]
+    )
+    assert picture.shape == (670, 840, 3) and picture.dtype == np.uint8
+    places = [np.argwhere((picture[:, :640] == color).all(axis=2))[:, ::-1] for color in colors]
+    drawn = np.array([place.mean(axis=0) for place in places])
+
+    pca = PCA(2).fit(features)
+    axes = pca.components_ * np.sign(pca.components_[[0, 1], np.abs(pca.components_).argmax(axis=1)])[:, None]
+    wanted = (np.concatenate([features, mean]) - pca.mean_) @ axes.T
+    # One scale for both directions; rows grow downwards.
+    units = np.polyfit(wanted[:, 0], drawn[:, 0], 1)
+    expected = wanted * [units[0], -units[0]] + drawn[5]
+    np.testing.assert_allclose(drawn, expected, atol=1.5)
+    # Its projections onto the axes are one standard deviation to either side.
+    reach = np.sqrt(np.einsum("id,d,id->i", axes, scale[0] ** 2, axes)) * units[0]
+    np.testing.assert_allclose((places[5].max(axis=0) - places[5].min(axis=0)) / 2, reach, atol=1.5)
+    assert all((picture[:, 640:] == color).all(axis=2).sum() > 50 for color in colors), "the legend"
+
+
+def test_rarer_classes_are_above_and_long_legends_end_in_a_count():
+    labels = np.array([0, 0, *range(60)])
+    features = np.zeros((62, 2))
+    features[-1] = 1.0
+    none = np.zeros((0, 2))
+    colors = [(index, 0, 200) for index in range(60)]
+    names = [str(index) for index in range(60)]
+    picture = plot_embedding(features, labels, none, none, np.zeros(0, int), colors, names)
+    found = np.unique(picture[:, :640].reshape(-1, 3), axis=0).tolist()
+    assert [58, 0, 200] in found and [59, 0, 200] in found and [0, 0, 200] not in found
+    legend = np.unique(picture[:, 640:].reshape(-1, 3), axis=0).tolist()
+    shown = [color[0] for color in legend if color[1:] == [0, 200]]
+    assert shown == list(range(visualization.LEGEND_LINES))

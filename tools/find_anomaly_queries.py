@@ -21,6 +21,7 @@ from torch import nn
 from gmm_anomaly.data import build_test_loader
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.engine import Checkpointer, Trainer, build_config
+from gmm_anomaly.engine.weights import add_trust_argument, trust_pickles
 from gmm_anomaly.evaluation.query_overlap import (
     MASK_THRESHOLD,
     MINIMUM_IOU,
@@ -30,7 +31,6 @@ from gmm_anomaly.evaluation.query_overlap import (
 )
 from gmm_anomaly.evaluation.query_report import known_class_names, query_config, query_table
 from gmm_anomaly.evaluation.records import EvaluatedRecords
-from gmm_anomaly.weight_files import add_trust_argument, trust_pickles
 
 
 def parser() -> argparse.ArgumentParser:

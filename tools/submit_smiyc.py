@@ -25,8 +25,8 @@ from torch import nn
 
 from gmm_anomaly.data import SegmentationMapper
 from gmm_anomaly.engine import Checkpointer, Trainer, build_config, inference_config
+from gmm_anomaly.engine.weights import add_trust_argument, trust_pickles
 from gmm_anomaly.evaluation.submission import Frame, Submission, file_digest, file_problem, list_frames
-from gmm_anomaly.weight_files import add_trust_argument, trust_pickles
 
 DEFAULT_DATASETS = ("road_anomaly21_all", "road_obstacle21_all")
 

@@ -12,7 +12,7 @@ from gmm_anomaly.modeling.feature_distance import FeatureDistance, MaxLogitMomen
 # Pretrained weights change no cost, and need not be there.
 NO_WEIGHTS = [
     part
-    for key in ("WEIGHTS", "TIMM.WEIGHTS", "MIT.WEIGHTS", "VIT.WEIGHTS", "MASK2FORMER.WEIGHTS")
+    for key in ("WEIGHTS", "BACKBONE.WEIGHTS", "MASK2FORMER.WEIGHTS")
     for part in (f"MODEL.{key}", "")
 ]
 

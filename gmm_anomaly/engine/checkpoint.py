@@ -13,12 +13,10 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from gmm_anomaly.data.atomic import replacing
-from gmm_anomaly.weight_files import read_weights
 
 from .checkpoint_history import TAG, CheckpointHistory
-from .conversion.direct_files import check_backbone_filled, fill_backbone
-from .conversion.library_names import is_library_name, load_library_weights
 from .output_folder import free_space
+from .weights import check_backbone_filled, check_own_names, load_weight_file
 
 # The tensors whose first dimension is the number of classes, by classifier.
 CLASS_TENSORS = ("classifier.bank.means", "classifier.predictor.weight")
@@ -110,19 +108,13 @@ class Checkpointer(DetectionCheckpointer):
         return str(self.history.find_usable())
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint, or weights of the backbone alone: of a library by name ("torchvision:resnet50",
-        "timm:NAME.TAG"), or a file of theirs.
+        """Load a checkpoint of a whole model, or a pickle of Detectron2's model zoo.
 
         Raises:
             ValueError: a file of another network, or one that leaves parts of the backbone unfilled.
-            FileNotFoundError: no such file. OSError: weights that cannot be downloaded.
+            FileNotFoundError: no such file.
         """
         self._source = path
-        if is_library_name(path):
-            if self._dispensable is not None:
-                raise ValueError(f"MODEL.WEIGHTS: expected a trained model, found a backbone's: {path}")
-            load_library_weights(self.model, path)
-            return {}
         if path and "://" not in path and not Path(path).is_file():
             raise FileNotFoundError(f"MODEL.WEIGHTS: no file {path}")
         return super().load(path, *args, **kwargs)
@@ -154,8 +146,8 @@ class Checkpointer(DetectionCheckpointer):
         return tuple(prefix for prefix in TRAINING_STATE if not (speaks and prefix == GUIDE))
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """A file in one of the formats that Detectron2 knows, read as data, see ``read_weights``."""
-        loaded = read_weights(filename)
+        """A file in one of the formats that Detectron2 knows, see ``load_weight_file``."""
+        loaded = load_weight_file(filename)
         if not isinstance(loaded, dict):
             raise ValueError(f"MODEL.WEIGHTS: {filename} holds no state dict, but {type(loaded).__name__}")
         by_shape = {"matching_heuristics": True}
@@ -177,8 +169,7 @@ class Checkpointer(DetectionCheckpointer):
     _source = ""
 
     def _load_model(self, checkpoint: Any) -> Any:
-        if self._dispensable is None and fill_backbone(self.model, checkpoint, self._source):
-            return None
+        check_own_names(self.model, checkpoint, self._source)
         self._check_classes(checkpoint["model"])
         if self._dispensable is not None and set(FITTED) <= set(self._dispensable):
             # Those in the file may be of other features.

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
-from gmm_anomaly.weight_files import read_weights
-
 from .checkpoint import FITTED, GUIDE, Checkpointer
+from .weights import load_weight_file
 
 MIXTURES = "classifier.bank."
 SOFTMAX, SOFTMAX_BIAS = "classifier.predictor.", "classifier.predictor.bias"
@@ -34,7 +33,7 @@ def trained_classifier(path: str) -> TrainedClassifier:
         raise ValueError("MODEL.WEIGHTS: --fit-mixture needs a trained network; add MODEL.WEIGHTS FILE")
     if not PathManager.isfile(path):
         raise FileNotFoundError(f"MODEL.WEIGHTS: no file {path}")
-    content = read_weights(PathManager.get_local_path(path))
+    content = load_weight_file(PathManager.get_local_path(path))
     state = content.get("model", content) if isinstance(content, dict) else {}
     if MEANS in state:
         return TrainedClassifier("gmm", len(state[MEANS]))

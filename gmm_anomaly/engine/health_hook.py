@@ -14,9 +14,9 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from gmm_anomaly.embedding_plot import Ellipses, plot_embedding
 from gmm_anomaly.evaluation.overlays import distinct_colors
-from gmm_anomaly.gmm.health import pixel_health, principal_plane
+from gmm_anomaly.gmm.health import pixel_health
+from gmm_anomaly.visualization import plot_embedding
 
 from .labelled_embedding import labelled_embedding
 from .probe_images import ProbeImages, probe_images
@@ -24,8 +24,6 @@ from .probe_images import ProbeImages, probe_images
 logger = logging.getLogger(__name__)
 
 PIXELS_PER_IMAGE = 4096
-# Standard deviations.
-ELLIPSE_RADIUS = 1.0
 
 
 class HealthHook(HookBase):
@@ -107,28 +105,13 @@ class HealthHook(HookBase):
 
     def _picture(self, features: Tensor, labels: Tensor, iteration: int) -> np.ndarray:
         bank = self.model.bank
-        plane = principal_plane(features)
         fitted = bank.fitted
-        classes = torch.arange(bank.num_classes, device=fitted.device)[:, None].expand_as(fitted)
-        ellipses = Ellipses(
-            plane.points(bank.unit_means[fitted]).cpu().numpy(),
-            plane.covariances(bank.scales[fitted]).cpu().numpy(),
-            classes[fitted].cpu().numpy(),
-            ELLIPSE_RADIUS,
-        )
-        first, second = plane.explained
-        title = (
-            f"{self.images.dataset}, iteration {iteration}: axes of {first:.0%} and {second:.0%} of the "
-            f"variance, components at {ELLIPSE_RADIUS:g} sigma"
-        )
+        owners = torch.arange(bank.num_classes, device=fitted.device)[:, None].expand_as(fitted)
+        arrays = features, labels, bank.unit_means[fitted], bank.scales[fitted], owners[fitted]
         return plot_embedding(
-            plane.points(features).cpu().numpy(),
-            labels.cpu().numpy(),
-            ellipses,
-            self.colors,
-            self.names,
-            title=title,
-        )
+            *(array.cpu().numpy() for array in arrays), self.colors, self.names,
+            title=f"{self.images.dataset}, iteration {iteration}",
+        )  # fmt: skip
 
 
 def _spaced(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-PRETRAINED = ("TIMM", "MIT", "VIT")
-
 
 def inference_config(cfg: CfgNode) -> CfgNode:
     """The config with which a model is built that gets complete weights and is not trained.
@@ -21,8 +19,7 @@ def inference_config(cfg: CfgNode) -> CfgNode:
     """
     light = cfg.clone()
     light.defrost()
-    for family in PRETRAINED:
-        light.MODEL[family].WEIGHTS = ""
+    light.MODEL.BACKBONE.WEIGHTS = ""
     light.MODEL.GMM.MEMORY_SIZE = light.MODEL.GMM.SAMPLES_PER_UPDATE
     light.MODEL.GMM.SAVE_MEMORY = False
     light.freeze()

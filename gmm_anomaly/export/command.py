@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmm_anomaly.compat import silence_import_warnings
-from gmm_anomaly.weight_files import add_trust_argument, trust_pickles
+from gmm_anomaly.engine.weights import add_trust_argument, trust_pickles
 
 if TYPE_CHECKING:
     from .job import Exported

@@ -314,8 +314,9 @@ class MaxLogitMoments(nn.Module):
 
 
 def _moments(count: Tensor, total: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased standard deviation, as the released code of Standardized Max Logits computes it."""
     mean = total / count.clamp(min=1)
-    return mean, (square / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
+    return mean, ((square - count * mean.square()) / (count - 1).clamp(min=1)).clamp(min=0).sqrt()
 
 
 def build_max_logit_moments(cfg: CfgNode) -> MaxLogitMoments | None:

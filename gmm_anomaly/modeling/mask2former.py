@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
 from .backbones import TimmBackbone
+from .backbones.weights import load_pretrained
+
+KEY = "MODEL.MASK2FORMER.ARCHITECTURE"
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 logger = logging.getLogger(__name__)
-
-# Groups of the pixel decoder's norms.
-GROUPS = 32
 
 
 def build_mask2former(cfg: CfgNode) -> nn.Module:
     """``Mask2FormerForUniversalSegmentation`` (Cheng et al., CVPR 2022) for ``MODEL.CLASSIFIER.NUM_CLASSES``.
 
-    ``MODEL.MASK2FORMER.WEIGHTS`` names the weights, and with them the architecture; without, the keys beside
-    it describe a network of random weights, but for those of a timm backbone.
+    ``MODEL.MASK2FORMER.WEIGHTS`` names the weights, and with them the architecture; without,
+    ``MODEL.MASK2FORMER.ARCHITECTURE`` describes a network of random weights, but for those of a timm backbone
+    in ``MODEL.BACKBONE.WEIGHTS``.
 
     Raises:
         ImportError: the extra ``mask`` is not installed.
         FileNotFoundError: weights that are neither a folder nor to be had from the hub.
-        ValueError: weights of another number of classes, or keys that describe no network.
+        ValueError: weights of another number of classes, or an architecture that is none.
     """
     _require_packages()
     keys = cfg.MODEL.MASK2FORMER
@@ -34,7 +38,7 @@ def build_mask2former(cfg: CfgNode) -> nn.Module:
     if keys.WEIGHTS:
         network = _pretrained(keys.WEIGHTS, classes, replace_classes=keys.REPLACE_CLASSES)
     else:
-        network = _by_keys(cfg)
+        network = _by_architecture(cfg)
     # The backbone's last norm is not on the way to any loss; data-parallel training stops at such parameters.
     unused = getattr(getattr(network.model.pixel_level_module.encoder, "swin", None), "layernorm", None)
     if unused is not None:
@@ -80,70 +84,56 @@ def _pretrained(weights: str, classes: int, *, replace_classes: bool) -> nn.Modu
     return network
 
 
-def _by_keys(cfg: CfgNode) -> nn.Module:
-    from transformers import (
-        Mask2FormerConfig,
-        Mask2FormerForUniversalSegmentation,
-        SwinConfig,
-        TimmBackboneConfig,
-    )
+def _by_architecture(cfg: CfgNode) -> nn.Module:
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
-    keys = cfg.MODEL.MASK2FORMER
+    arguments: dict[str, Any] = yaml.safe_load(cfg.MODEL.MASK2FORMER.ARCHITECTURE.dump())
+    backbone = arguments.get("backbone_config", {"model_type": "swin"})
+    _check_names(arguments, backbone)
     timm: TimmBackbone | None = None
-    if keys.BACKBONE == "timm":
-        timm = _timm_backbone(cfg)
-        backbone = TimmBackboneConfig(
-            backbone=cfg.MODEL.TIMM.NAME, out_indices=list(cfg.MODEL.TIMM.OUT_INDICES)
-        )
-    elif keys.BACKBONE == "swin":
-        backbone = SwinConfig(
-            embed_dim=keys.SWIN.EMBED_DIM,
-            depths=list(keys.SWIN.DEPTHS),
-            num_heads=list(keys.SWIN.NUM_HEADS),
-            window_size=keys.SWIN.WINDOW_SIZE,
-            drop_path_rate=keys.SWIN.DROP_PATH,
-            out_features=[f"stage{stage}" for stage in (1, 2, 3, 4)],
+    if backbone["model_type"] == "timm_backbone":
+        timm = _timm_backbone(cfg, backbone)
+    elif cfg.MODEL.BACKBONE.WEIGHTS:
+        raise ValueError(
+            "MODEL.BACKBONE.WEIGHTS: Mask2Former takes them with ARCHITECTURE.backbone_config.model_type "
+            "timm_backbone only"
         )
     else:
-        raise ValueError(f'MODEL.MASK2FORMER.BACKBONE: expected "swin" or "timm", found {keys.BACKBONE!r}')
-    dim = keys.HIDDEN_DIM
-    if dim < 1 or dim % GROUPS:
-        raise ValueError(f"MODEL.MASK2FORMER.HIDDEN_DIM: expected a multiple of {GROUPS}, found {dim}")
-    config = Mask2FormerConfig(
-        backbone_config=backbone,
-        num_labels=cfg.MODEL.CLASSIFIER.NUM_CLASSES,
-        num_queries=keys.NUM_QUERIES,
-        feature_size=dim,
-        mask_feature_size=dim,
-        hidden_dim=dim,
-        # The paper's ratios: 1024 and 2048 at 256.
-        encoder_feedforward_dim=4 * dim,
-        dim_feedforward=8 * dim,
-        encoder_layers=keys.ENCODER_LAYERS,
-        # transformers counts the prediction from the untouched queries as a layer.
-        decoder_layers=keys.DECODER_LAYERS + 1,
-        num_attention_heads=keys.NUM_HEADS,
-        train_num_points=keys.TRAIN_POINTS,
-    )
-    network = Mask2FormerForUniversalSegmentation(config)
+        backbone.setdefault("out_features", STAGES)
+    try:
+        config = Mask2FormerConfig(**arguments, num_labels=cfg.MODEL.CLASSIFIER.NUM_CLASSES)
+        network = Mask2FormerForUniversalSegmentation(config)
+    except Exception as error:  # whatever transformers raises
+        raise ValueError(f"{KEY}: transformers cannot build it: {error}") from error
     if timm is not None:
         network.model.pixel_level_module.encoder._backbone.load_state_dict(timm.model.state_dict())
     return network
 
 
-def _timm_backbone(cfg: CfgNode) -> TimmBackbone:
-    """The backbone of ``MODEL.TIMM``, with its weights. ValueError unless its strides are 4, 8, 16, 32."""
-    keys = cfg.MODEL.TIMM
-    backbone = TimmBackbone(
-        keys.NAME,
-        out_indices=keys.OUT_INDICES,
-        weights=keys.WEIGHTS,
-        weights_required=keys.WEIGHTS_REQUIRED,
-    )
+def _check_names(arguments: dict[str, Any], backbone: dict[str, Any]) -> None:
+    """ValueError: arguments that transformers' configs do not have; it would keep and ignore them."""
+    from transformers import CONFIG_MAPPING, Mask2FormerConfig
+
+    kind = backbone.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"{KEY}.backbone_config: transformers has no model_type {kind!r}")
+    for known, names in ((Mask2FormerConfig, arguments), (CONFIG_MAPPING[kind], backbone)):
+        fields = {field.name.removeprefix("_") for field in dataclasses.fields(known)}
+        unknown = set(names) - fields - {"model_type", "out_features", "out_indices"}
+        if unknown:
+            raise ValueError(f"{KEY}: {known.__name__} has no {', '.join(sorted(unknown))}")
+
+
+def _timm_backbone(cfg: CfgNode, keys: dict[str, Any]) -> TimmBackbone:
+    """The backbone with its weights. ValueError unless its strides are 4, 8, 16, 32."""
+    indices = keys.get("out_indices", [1, 2, 3, 4])
+    backbone = TimmBackbone(keys.get("backbone", ""), out_indices=indices)
     strides = [shape.stride for shape in backbone.output_shape().values()]
     if strides != [4, 8, 16, 32]:
         raise ValueError(
-            f"MODEL.TIMM.OUT_INDICES: Mask2Former needs features of strides 4, 8, 16 and 32, {keys.NAME} "
-            f"gives {', '.join(map(str, strides))} at {list(keys.OUT_INDICES)}"
+            f"{KEY}: Mask2Former needs features of strides 4, 8, 16 and 32, {backbone.name} gives "
+            f"{', '.join(map(str, strides))} at the out_indices {indices}"
         )
+    if cfg.MODEL.BACKBONE.WEIGHTS:
+        load_pretrained(backbone, cfg)
     return backbone

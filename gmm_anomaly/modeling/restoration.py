@@ -55,7 +55,7 @@ def restore(
                 )
             )
         else:
-            part = _rows(looks, scored, rows, output_size)
+            part = _rows(looks, scored, rows, output_size, direct=True)
         if len(rows) == output_size[0]:
             return strip, part
         if sem_seg is None or scores is None:
@@ -94,17 +94,31 @@ def _field_rows(seen: Seen, field: str, rows: range, output_size: tuple[int, int
 
 
 def _rows(
-    looks: Sequence[Look], tiles: Sequence[Tensor], rows: range, output_size: tuple[int, int]
+    looks: Sequence[Look],
+    tiles: Sequence[Tensor],
+    rows: range,
+    output_size: tuple[int, int],
+    *,
+    direct: bool = False,
 ) -> Tensor:
-    """tiles: (K, h, w) of every window of every look -> (K, len(rows), width), the mean over the looks."""
+    """tiles: (K, h, w) of every window of every look -> (K, len(rows), width), the mean over the looks.
+
+    Class evidence goes over the look's own size, as in MMSegmentation. With ``direct``, scores of a look that
+    is whole and not padded are enlarged to the output in one step, as in PAnS.
+    """
     remaining = iter(tiles)
     total: Tensor | None = None
     for look in looks:
-        needed = source_rows(rows, look.size[0], output_size[0])
-        part = _merged_rows(look, [next(remaining) for _ in look.windows], needed)
-        # Mirrored back before it is resized: as the image was resized before it was mirrored.
-        part = part.flip(-1) if look.mirrored else part
-        part = interpolate_rows(part, output_size, rows, source_height=look.size[0], first=needed.start)
+        parts = [next(remaining) for _ in look.windows]
+        if direct and len(parts) == 1 and look.padded == look.size:
+            part = parts[0].flip(-1) if look.mirrored else parts[0]
+            part = interpolate_rows(part, output_size, rows)
+        else:
+            needed = source_rows(rows, look.size[0], output_size[0])
+            part = _merged_rows(look, parts, needed)
+            # Mirrored back before it is resized: as the image was resized before it was mirrored.
+            part = part.flip(-1) if look.mirrored else part
+            part = interpolate_rows(part, output_size, rows, source_height=look.size[0], first=needed.start)
         total = part if total is None else total + part
     assert total is not None
     return total / len(looks) if len(looks) > 1 else total

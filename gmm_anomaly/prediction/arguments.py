@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from gmm_anomaly.weight_files import add_trust_argument
+from gmm_anomaly.engine.weights import add_trust_argument
 
 from .components import MIN_AREA
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from gmm_anomaly.engine.weights import trust_pickles
 from gmm_anomaly.predictor import AnomalyPredictor
 from gmm_anomaly.visualization import robust_range
-from gmm_anomaly.weight_files import trust_pickles
 
 from .arguments import DEFAULT_FPR
 from .inputs import as_rgb

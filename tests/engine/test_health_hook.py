@@ -10,15 +10,6 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from gmm_anomaly.embedding_plot import (
-    BACKGROUND,
-    LEGEND_WIDTH,
-    MARGIN,
-    TITLE_HEIGHT,
-    Ellipses,
-    View,
-    plot_embedding,
-)
 from gmm_anomaly.engine import Trainer, build_config
 from gmm_anomaly.engine.health_hook import HealthHook, health_hooks
 from gmm_anomaly.engine.labelled_embedding import labelled_embedding
@@ -29,79 +20,6 @@ from gmm_anomaly.modeling.classifiers import GMMClassifier
 
 RED, GREEN, BLUE = (220, 30, 30), (20, 160, 20), (30, 60, 220)
 NAMES, COLORS = ["road", "car", "sky"], [RED, GREEN, BLUE]
-
-
-# The picture.
-
-
-def ellipse(centre, covariance, label=0, radius=1.0) -> Ellipses:
-    return Ellipses(np.array([centre]), np.array([covariance]), np.array([label]), radius)
-
-
-def test_outline_lies_at_its_mahalanobis_distance():
-    centre, covariance = np.array([1.0, -2.0]), np.array([[0.5, 0.3], [0.3, 0.4]])
-    away = ellipse(centre, covariance, radius=2.0).outline(0) - centre
-    np.testing.assert_allclose(np.einsum("ki,ij,kj->k", away, np.linalg.inv(covariance), away), 4.0)
-    # It goes all the way round.
-    assert np.abs(away.sum(0)).max() < 1e-9 and len(np.unique(away.round(9), axis=0)) == len(away)
-
-
-def test_view_keeps_all_points_in_the_picture_at_one_scale():
-    points = np.array([[-1.0, 2.0], [3.0, 2.5], [0.0, 4.0]])
-    pixels = View.around(points, 200).pixels(points)
-    # The wider extent, 4 units, fills the room; the other one, 2 units, lies in the middle; up is up.
-    expected = [[MARGIN, 99.5 + 41.75], [199 - MARGIN, 99.5 + 20.875], [MARGIN + 41.75, 99.5 - 41.75]]
-    np.testing.assert_allclose(pixels, expected)
-    assert np.isfinite(View.around(np.zeros((1, 2)), 200).pixels(np.zeros((1, 2)))).all()
-
-
-def test_dots_and_ellipses_are_where_they_belong():
-    points = np.array([[-1.0, -1.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
-    labels = np.array([0, 0, 1, 2])
-    found = ellipse([0.0, 0.0], [[0.36, 0.0], [0.0, 0.16]], label=1)
-    picture = plot_embedding(points, labels, found, COLORS, NAMES, title="x", size=233)
-    assert picture.shape == (233 + TITLE_HEIGHT, 233 + LEGEND_WIDTH, 3) and picture.dtype == np.uint8
-
-    def at(x: float, y: float) -> tuple[int, ...]:
-        # 200 pixels for 2 units.
-        return tuple(picture[TITLE_HEIGHT + round(116 - 100 * y), round(116 + 100 * x)].tolist())
-
-    assert at(-1, -1) == RED and at(0, 0) == BLUE
-    assert at(1, 1) == GREEN, "of two dots in one place the rarer class is seen"
-    for x, y in ((0.6, 0), (-0.6, 0), (0, 0.4), (0, -0.4)):
-        assert at(x, y) == GREEN
-    for x, y in ((0.4, 0), (0.8, 0), (0, 0.6), (0.55, 0.35), (-1, 1)):
-        assert at(x, y) == BACKGROUND
-    legend = picture[TITLE_HEIGHT:, 233:].reshape(-1, 3)
-    for color in COLORS:
-        assert (legend == color).all(1).sum() == 13 * 13
-    assert (picture[:TITLE_HEIGHT] != BACKGROUND).any(), "there is a title"
-
-
-def test_long_legends_end_in_a_count():
-    classes = 60
-    labels = np.arange(classes)
-    points = np.random.default_rng(0).normal(size=(classes, 2))
-    none = Ellipses(np.zeros((0, 2)), np.zeros((0, 2, 2)), np.zeros(0, dtype=int))
-    colors = [(index, 0, 0) for index in range(classes)]
-    picture = plot_embedding(points, labels, none, colors, [str(i) for i in labels], size=160)
-    assert picture.shape[0] == 160 + TITLE_HEIGHT
-    squares = picture[TITLE_HEIGHT + MARGIN + 6 :: 18, 160 + 10].tolist()
-    assert squares[:6] == [[index, 0, 0] for index in range(6)] and squares[6] == list(BACKGROUND)
-
-
-@pytest.mark.parametrize(
-    "points, labels, names, message",
-    [
-        (np.zeros((0, 2)), np.zeros(0, dtype=int), NAMES, "points: expected shape"),
-        (np.zeros((2, 2)), np.zeros(3, dtype=int), NAMES, "labels: expected shape"),
-        (np.zeros((2, 2)), np.array([0, 3]), NAMES, r"labels: expected classes in 0 \.\. 2, found 3"),
-        (np.zeros((1, 2)), np.zeros(1, dtype=int), NAMES[:2], "as many colors as names, found 3 and 2"),
-    ],
-)
-def test_what_does_not_fit_is_named(points, labels, names, message):
-    with pytest.raises(ValueError, match=message):
-        plot_embedding(points, labels, ellipse([0, 0], np.eye(2)), COLORS, names)
 
 
 # The hook.
@@ -174,8 +92,8 @@ def test_hook_writes_every_period_and_at_the_end_and_changes_nothing():
     assert (name, iteration) == ("gmm/embedding", 6)
     picture = np.asarray(picture).transpose(1, 2, 0)
     for color in (RED, GREEN):
-        # Dots and ellipses, beside the legend's 13 x 13 squares.
-        assert (picture == color).all(2).sum() > 3 * 169
+        # Dots and ellipses.
+        assert (picture[:, :640] == color).all(2).sum() > 500
 
 
 def test_training_images_have_another_name():

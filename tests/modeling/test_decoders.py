@@ -6,26 +6,25 @@ import itertools
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_model
+from detectron2.projects.deeplab.semantic_seg import DeepLabV3PlusHead
 from torch import nn
 from torch.nn import functional as F
 
-from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.modeling.classifiers import RunningMeanPrototypes, build_classifier
 from gmm_anomaly.modeling.decoders import (
     AuxiliaryHead,
+    DeepLabV3PlusDecoder,
     OCRNetDecoder,
     PSPDecoder,
     SegFormerDecoder,
     SeparableDeepLabV3PlusDecoder,
     UPerNetDecoder,
     build_decoder,
+    deeplabv3plus,
 )
 from gmm_anomaly.modeling.decoders.blocks import conv_norm_relu, convolve_parts
 from gmm_anomaly.modeling.decoders.ocrnet import region_representations
-from gmm_anomaly.modeling.decoders.pyramid_pooling import PyramidPooling
 from gmm_anomaly.modeling.losses import pixel_cross_entropy
 from gmm_anomaly.modeling.registry import DECODER_REGISTRY
 
@@ -35,18 +34,20 @@ DECODERS = sorted(name for name, _ in DECODER_REGISTRY)
 SHAPES = {f"f{i}": ShapeSpec(channels=7 + 2 * i, stride=4 * 2**i) for i in range(4)}
 
 
-def config(*overrides):
-    cfg = get_cfg()
-    add_gmm_anomaly_config(cfg)
-    tiny = [
-        "MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.GMM.NUM_COMPONENTS", 2,
-        "MODEL.GMM.EMBED_DIM", 8, "MODEL.GMM.MEMORY_SIZE", 50, "MODEL.GMM.WARM_START_FEATURES", 2,
-        "MODEL.DECODER.CHANNELS", 12, "MODEL.DECODER.ASPP_CHANNELS", 10, "MODEL.DECODER.PROJECT_CHANNELS", 6,
-        "MODEL.DECODER.OCR_CHANNELS", 8, "MODEL.DECODER.AUX_CHANNELS", 8,
-        "MODEL.DECODER.AUX_FEATURE", "f2", "MODEL.DECODER.ASPP_DILATIONS", [1, 2, 3],
-    ]  # fmt: skip
-    cfg.merge_from_list([*tiny, *overrides])
-    return cfg
+TINY = ["MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.GMM.NUM_COMPONENTS", 2, "MODEL.GMM.EMBED_DIM", 8,
+        "MODEL.GMM.MEMORY_SIZE", 50, "MODEL.GMM.WARM_START_FEATURES", 2, "MODEL.DECODER.CHANNELS", 12,
+        "MODEL.DECODER.AUX_CHANNELS", 8, "MODEL.DECODER.AUX_FEATURE", "f2",
+        "MODEL.DECODER.ASPP_DILATIONS", [1, 2, 3]]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def build(config):
+    """``build(name, *overrides)``: a decoder by config on SHAPES."""
+
+    def make(name, *overrides, shapes=SHAPES):
+        return build_decoder(config(*TINY, "MODEL.DECODER.NAME", name, *overrides), shapes)
+
+    return make
 
 
 def pyramid(batch=2, size=(50, 73), shapes=SHAPES, dtype=torch.float32):
@@ -108,8 +109,8 @@ def average_cells(x, bins):
 
 def pooled_pyramid(module, x):
     parts = [x]
-    for bins, branch in zip(module.bins, module.branches, strict=True):
-        parts.append(up(plain(branch, average_cells(x, bins)), x.shape[-2:]))
+    for bins, branch in zip((1, 2, 3, 6), module.branches, strict=True):
+        parts.append(up(plain(branch.conv, average_cells(x, bins)), x.shape[-2:]))
     return plain(module.bottleneck, torch.cat(parts, 1))
 
 
@@ -135,16 +136,10 @@ def test_convolution_of_parts_is_that_of_their_concatenation(kernel_size, norm):
 
 
 @pytest.mark.parametrize("size", [(11, 5), (2, 3), (1, 1)])
-def test_pyramid_pooling_is_its_averages(size):
-    module = randomise(PyramidPooling(3, 4, bins=(1, 2, 3, 6), norm="BN"))
-    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(4)).double()
-    equal(module(x), pooled_pyramid(module, x))
-
-
-def test_psp_pools_its_feature():
+def test_psp_is_its_averages(size):
     decoder = randomise(PSPDecoder(named(3), channels=6))
-    features = pyramid(dtype=torch.float64)
-    equal(decoder(features).features, pooled_pyramid(decoder.pyramid, features["f3"]))
+    x = torch.randn(2, SHAPES["f3"].channels, *size, generator=torch.Generator().manual_seed(4)).double()
+    equal(decoder({"f3": x}).features, pooled_pyramid(decoder.pyramid, x))
 
 
 def test_segformer_fuses_upsampled_projections():
@@ -169,14 +164,11 @@ def test_upernet_is_a_feature_pyramid_below_pyramid_pooling():
 
 
 def test_separable_deeplab_is_its_formula():
-    decoder = randomise(
-        SeparableDeepLabV3PlusDecoder(
-            named(0, 3), aspp_channels=4, aspp_dilations=(1, 2, 3), project_channels=3, channels=6
-        )
-    )
+    decoder = randomise(SeparableDeepLabV3PlusDecoder(named(0, 3), dilations=(1, 2, 3), channels=6))
     features = pyramid(dtype=torch.float64)
     low, high = features["f0"], features["f3"]
-    pooled = plain(decoder.image_pool, high.mean((-2, -1), keepdim=True)).expand(-1, -1, *high.shape[-2:])
+    pooled = plain(decoder.image_pool.conv, high.mean((-2, -1), keepdim=True))
+    pooled = pooled.expand(-1, -1, *high.shape[-2:])
     branches = [separable(branch, high) for branch in list(decoder.branches)[1:]]
     context = plain(decoder.bottleneck, torch.cat([pooled, plain(decoder.branches[0], high), *branches], 1))
     assert [branch.depthwise.dilation for branch in list(decoder.branches)[1:]] == [(1, 1), (2, 2), (3, 3)]
@@ -184,6 +176,19 @@ def test_separable_deeplab_is_its_formula():
     for layer in decoder.refine:
         fused = separable(layer, fused)
     equal(decoder(features).features, fused)
+
+
+def test_deeplab_is_detectron2s_head_with_separable_convolutions():
+    decoder = randomise(DeepLabV3PlusDecoder(named(0, 1, 3), dilations=(1, 2, 3), channels=6))
+    head = DeepLabV3PlusHead(
+        named(0, 1, 3), project_channels=[48, 48], aspp_dilations=[1, 2, 3], aspp_dropout=0.1, norm="BN",
+        decoder_channels=[6, 6, 6], common_stride=4, train_size=None, num_classes=CLASSES,
+        use_depthwise_separable_conv=True,
+    ).double().eval()  # fmt: skip
+    missing, unexpected = head.load_state_dict(decoder.head.state_dict(), strict=False)
+    assert not unexpected and all(name.startswith("predictor") for name in missing)
+    features = pyramid(dtype=torch.float64)
+    equal(head.predictor(decoder(features).features), head.layers(features))
 
 
 def test_regions_are_weighted_means_of_each_class():
@@ -199,12 +204,13 @@ def test_regions_are_weighted_means_of_each_class():
 
 @pytest.mark.parametrize(
     "levels, auxiliary, kernel",
-    [([3], ["f2"], 3), ([1, 2, 3], ["f1", "f2", "f3"], 1)],
+    [([3], ["f2"], (3, 3)), ([1, 2, 3], ["f1", "f2", "f3"], (1, 1))],
     ids=["one", "several"],
 )
 def test_ocrnet_attends_to_the_regions_of_its_auxiliary_head(levels, auxiliary, kernel):
     width = sum(SHAPES[name].channels for name in auxiliary)
-    head = AuxiliaryHead(width, CLASSES, features=auxiliary, channels=6, kernel_size=kernel)
+    head = AuxiliaryHead(width, CLASSES, features=auxiliary, channels=6)
+    assert head.conv.kernel_size == kernel
     nn.init.normal_(head.predictor.weight)
     decoder = randomise(OCRNetDecoder(named(*levels), auxiliary=head, channels=6, key_channels=4))
     features = pyramid(dtype=torch.float64)
@@ -228,11 +234,10 @@ def test_ocrnet_attends_to_the_regions_of_its_auxiliary_head(levels, auxiliary, 
     equal(decoder(features).features, expected)
 
 
-@pytest.mark.parametrize("classifier", ["linear", "cosine"])
-@pytest.mark.parametrize("average", ["valid", "all"])
-def test_auxiliary_loss_is_the_weighted_cross_entropy_of_its_logits(classifier, average):
+@pytest.mark.parametrize("cosine, average", [(False, "valid"), (True, "all")])
+def test_auxiliary_loss_is_the_weighted_cross_entropy_of_its_logits(cosine, average):
     head = AuxiliaryHead(
-        SHAPES["f2"].channels, CLASSES, features=["f2"], channels=6, weight=0.3, classifier=classifier,
+        SHAPES["f2"].channels, CLASSES, features=["f2"], channels=6, weight=0.3, cosine=cosine,
         loss_average=average,
     )  # fmt: skip
     nn.init.normal_(head.predictor.weight)
@@ -241,7 +246,7 @@ def test_auxiliary_loss_is_the_weighted_cross_entropy_of_its_logits(classifier, 
     labels = torch.randint(0, CLASSES, (2, 50, 73), generator=torch.Generator().manual_seed(6))
     labels[:, :20] = 255
     hidden = plain(head.conv, features["f2"])
-    if classifier == "cosine":
+    if cosine:
         weight = F.normalize(head.predictor.weight[:, :, 0, 0], dim=1)
         logits = 10 * torch.einsum("bfhw,cf->bchw", F.normalize(hidden, dim=1), weight)
     else:
@@ -254,31 +259,34 @@ def test_auxiliary_loss_is_the_weighted_cross_entropy_of_its_logits(classifier, 
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_auxiliary_head_computes_only_what_is_needed(name):
-    decoder = build_decoder(config("MODEL.DECODER.NAME", name), SHAPES).eval()
+def test_auxiliary_head_computes_only_what_is_needed(build, name):
+    decoder = build(name).eval()
     calls = []
     decoder.auxiliary.register_forward_hook(lambda *_: calls.append(1))
     decoder(pyramid())
     # OCRNet's regions come from it.
-    assert bool(calls) == (name == "OCRNetDecoder")
-    without = build_decoder(config("MODEL.DECODER.NAME", name, "MODEL.DECODER.AUX_FEATURE", ""), SHAPES)
-    assert (without.auxiliary is not None) == (name == "OCRNetDecoder")
-    if name == "OCRNetDecoder":
+    is_ocrnet = name == "OCRNetDecoder"
+    assert bool(calls) == is_ocrnet
+    without = build(name, "MODEL.DECODER.AUX_FEATURE", "")
+    assert (without.auxiliary is not None) == is_ocrnet
+    if is_ocrnet:
         assert without.auxiliary.features == ["f2"]
-        levels = ["MODEL.DECODER.IN_FEATURES", ["f1", "f3"], "MODEL.DECODER.AUX_FEATURE", ""]
-        several = build_decoder(config("MODEL.DECODER.NAME", name, *levels), SHAPES)
+        several = build(name, "MODEL.DECODER.IN_FEATURES", ["f1", "f3"], "MODEL.DECODER.AUX_FEATURE", "")
         assert several.auxiliary.features == ["f1", "f3"] and several.out_stride == SHAPES["f1"].stride
 
 
-@pytest.mark.parametrize("classifier", ["gmm", "softmax", "prototype", "running prototype"])
-@pytest.mark.parametrize("name", DECODERS)
-def test_every_decoder_works_with_every_classifier(name, classifier):
-    cfg = config(
-        "MODEL.DECODER.NAME", name, "MODEL.CLASSIFIER.NAME", classifier.removeprefix("running "),
-        "MODEL.PROTOTYPE.RUNNING_MEAN", classifier.startswith("running"),
-    )  # fmt: skip
-    decoder = build_decoder(cfg, SHAPES)
-    head = build_classifier(cfg, decoder.out_channels)
+# Every decoder, and every classifier.
+@pytest.mark.parametrize(
+    "name, classifier",
+    list(zip(DECODERS, itertools.cycle(["gmm", "softmax", "prototype", "running prototype"]))),
+)
+def test_decoders_work_with_classifiers(build, config, name, classifier):
+    keys = ["MODEL.CLASSIFIER.NAME", classifier.removeprefix("running "),
+            "MODEL.PROTOTYPE.RUNNING_MEAN", classifier.startswith("running")]  # fmt: skip
+    decoder = build(name, *keys)
+    head = build_classifier(config(*TINY, *keys), decoder.out_channels)
+    cosine = type(decoder.auxiliary.predictor).__name__ == "CosinePrototypes"
+    assert cosine == classifier.endswith("prototype")
     model = nn.ModuleList([decoder, head])
     features = pyramid()
     labels = torch.randint(0, CLASSES, (2, 50, 73), generator=torch.Generator().manual_seed(7))
@@ -294,21 +302,20 @@ def test_every_decoder_works_with_every_classifier(name, classifier):
     unused = [key for key, parameter in model.named_parameters() if parameter.grad is None]
     assert not unused, "an unused parameter breaks data parallelism"
     if classifier == "gmm":
-        head.bank.update()
+        head.bank.fitted.fill_(True)
     model.eval()
     with torch.no_grad():
         decoded = decoder(features)
-        classified = head(decoded.features)
+        logits = head(decoded.features).logits
     finest = max(x.shape[-2:] for x in (features[key] for key in decoder.in_features))
     assert decoded.features.shape == (2, decoder.out_channels, *finest)
     assert decoder.out_stride == min(SHAPES[key].stride for key in decoder.in_features)
-    assert classified.logits.shape == (2, CLASSES, *finest) and classified.logits.isfinite().all()
-    assert head.anomaly_score(classified).shape == (2, *finest)
+    assert logits.shape == (2, CLASSES, *finest) and logits.isfinite().all()
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_images_of_a_batch_do_not_influence_each_other(name):
-    decoder = randomise(build_decoder(config("MODEL.DECODER.NAME", name), SHAPES))
+def test_images_of_a_batch_do_not_influence_each_other(build, name):
+    decoder = randomise(build(name))
     features = pyramid(dtype=torch.float64)
     together = decoder(features).features
     for index in range(2):
@@ -318,12 +325,12 @@ def test_images_of_a_batch_do_not_influence_each_other(name):
 
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("norm", ["GN", ""])
-def test_one_image_trains_without_batch_norm_under_autocast(name, norm):
+def test_one_image_trains_without_batch_norm_under_autocast(build, name, norm, monkeypatch):
     # Detectron2's GN has 32 groups, of two channels here.
-    keys = ["CHANNELS", "ASPP_CHANNELS", "PROJECT_CHANNELS", "OCR_CHANNELS", "AUX_CHANNELS"]
-    wide = [item for key in keys for item in (f"MODEL.DECODER.{key}", 64)]
+    monkeypatch.setattr(deeplabv3plus, "PROJECTED", 64)
+    wide = ["MODEL.DECODER.CHANNELS", 64, "MODEL.DECODER.AUX_CHANNELS", 64, "MODEL.DECODER.NORM", norm]
     shapes = {key: ShapeSpec(channels=64, stride=shape.stride) for key, shape in SHAPES.items()}
-    decoder = build_decoder(config("MODEL.DECODER.NAME", name, "MODEL.DECODER.NORM", norm, *wide), shapes)
+    decoder = build(name, *wide, shapes=shapes)
     features = pyramid(batch=1, size=(33, 20), shapes=shapes)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         decoded = decoder(features, torch.zeros(1, 33, 20, dtype=torch.int64))
@@ -333,8 +340,8 @@ def test_one_image_trains_without_batch_norm_under_autocast(name, norm):
 
 
 @pytest.mark.parametrize("name", ["PSPDecoder", "UPerNetDecoder", "SeparableDeepLabV3PlusDecoder"])
-def test_batch_norm_of_a_single_value_is_explained(name):
-    decoder = build_decoder(config("MODEL.DECODER.NAME", name), SHAPES)
+def test_batch_norm_of_a_single_value_is_explained(build, name):
+    decoder = build(name)
     with pytest.raises(ValueError, match=r"MODEL\.DECODER\.NORM: .*SOLVER\.IMS_PER_BATCH"):
         decoder(pyramid(batch=1))
 
@@ -350,62 +357,21 @@ def test_batch_norm_of_a_single_value_is_explained(name):
         ("PSPDecoder", ["f3"], ["f2"], ["f2"]),
     ],
 )
-def test_decoders_choose_their_features(name, default, given, order):
-    named_decoder = ["MODEL.DECODER.NAME", name]
-    assert build_decoder(config(*named_decoder), SHAPES).in_features == default
-    chosen = config(*named_decoder, "MODEL.DECODER.IN_FEATURES", given)
-    assert build_decoder(chosen, SHAPES).in_features == order
-
-
-def test_the_contract_covers_every_decoder():
-    assert len(DECODERS) == 6
+def test_decoders_choose_their_features(build, name, default, given, order):
+    assert build(name).in_features == default
+    assert build(name, "MODEL.DECODER.IN_FEATURES", given).in_features == order
 
 
 @pytest.mark.parametrize(
-    "overrides, message",
+    "name, key, value, message",
     [
-        (["NAME", "PSPDecoder", "IN_FEATURES", ["f2", "f3"]], r"IN_FEATURES: expected exactly 1 of"),
-        (["NAME", "UPerNetDecoder", "IN_FEATURES", ["f3"]], r"IN_FEATURES: expected at least 2 of"),
-        (["NAME", "SegFormerDecoder", "IN_FEATURES", ["res2"]], r"IN_FEATURES: .*f0, f1.*found \['res2'\]"),
-        (
-            ["NAME", "SeparableDeepLabV3PlusDecoder", "IN_FEATURES", ["f3"]],
-            r"IN_FEATURES: expected exactly 2",
-        ),
-        (["NAME", "PSPDecoder", "AUX_FEATURE", "res4"], r"AUX_FEATURE: expected one of .*found 'res4'"),
-        (["NAME", "PSPDecoder", "AUX_KERNEL", 2], r"AUX_KERNEL: expected an odd size, found 2"),
-        (["NAME", "PSPDecoder", "AUX_CLASSIFIER", "mlp"], r"AUX_CLASSIFIER: expected .*found 'mlp'"),
-        (["NAME", "PSPDecoder", "POOL_BINS", [1, 0]], r"POOL_BINS: expected positive .*found \[1, 0\]"),
+        ("PSPDecoder", "IN_FEATURES", ["f2", "f3"], "expected exactly 1 of"),
+        ("UPerNetDecoder", "IN_FEATURES", ["f3"], "expected at least 2 of"),
+        ("SegFormerDecoder", "IN_FEATURES", ["res2"], r".*f0, f1.*found \['res2'\]"),
+        ("SeparableDeepLabV3PlusDecoder", "IN_FEATURES", ["f3"], "expected exactly 2"),
+        ("PSPDecoder", "AUX_FEATURE", "res4", "expected one of .*found 'res4'"),
     ],
 )
-def test_wrong_keys_are_named(overrides, message):
-    overrides = [f"MODEL.DECODER.{item}" if i % 2 == 0 else item for i, item in enumerate(overrides)]
-    with pytest.raises(ValueError, match=r"MODEL\.DECODER\." + message):
-        build_decoder(config(*overrides), SHAPES)
-
-
-@pytest.mark.parametrize("name", DECODERS)
-def test_whole_segmentor_trains_and_predicts_at_an_odd_size(name):
-    model = build_model(
-        config(
-            "MODEL.DECODER.NAME", name, "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME",
-            "tf_efficientnet_lite0", "MODEL.DECODER.AUX_FEATURE", "level3",
-            "MODEL.CLASSIFIER.NAME", "prototype",
-        )
-    )  # fmt: skip
-    generator = torch.Generator().manual_seed(8)
-    inputs = [
-        {
-            "image": torch.randint(0, 256, (3, 65, 47), dtype=torch.uint8, generator=generator),
-            "sem_seg": torch.randint(0, CLASSES, (65, 47), generator=generator),
-        }
-        for _ in range(2)
-    ]
-    losses = model(inputs)
-    assert set(losses) == {"loss_ce", "loss_aux"}
-    sum(losses.values()).backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    model.eval()
-    with torch.no_grad():
-        result = model(inputs[:1])[0]
-    assert result["sem_seg"].shape == (CLASSES, 65, 47)
-    assert result["anomaly_score"].shape == (65, 47) and "log_density" not in result
+def test_wrong_keys_are_named(build, name, key, value, message):
+    with pytest.raises(ValueError, match=rf"MODEL\.DECODER\.{key}: {message}"):
+        build(name, f"MODEL.DECODER.{key}", value)

@@ -45,7 +45,7 @@ def config(*overrides):
     tiny = [
         "MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.GMM.NUM_COMPONENTS", 2,
         "MODEL.GMM.EMBED_DIM", 8, "MODEL.GMM.MEMORY_SIZE", 50, "MODEL.GMM.WARM_START_FEATURES", 40,
-        "MODEL.DECODER.CHANNELS", 16, "MODEL.DECODER.ASPP_CHANNELS", 16, "MODEL.DECODER.PROJECT_CHANNELS", 8,
+        "MODEL.DECODER.CHANNELS", 16,
         "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "tf_efficientnet_lite0",
         "MODEL.TIMM.OUT_INDICES", [1, 3],
     ]  # fmt: skip

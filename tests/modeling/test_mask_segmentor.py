@@ -19,14 +19,16 @@ pytest.importorskip("transformers")
 
 CLASSES, QUERIES = 5, 10
 
+SWIN = {"model_type": "swin", "embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2],
+        "drop_path_rate": 0.0}  # fmt: skip
+ARCHITECTURE = {
+    "num_queries": QUERIES, "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32,
+    "encoder_layers": 1, "encoder_feedforward_dim": 128, "decoder_layers": 3, "dim_feedforward": 256,
+    "num_attention_heads": 2, "train_num_points": 64, "backbone_config": SWIN,
+}  # fmt: skip
 TINY = [
     "MODEL.DEVICE", "cpu", "MODEL.META_ARCHITECTURE", "MaskAnomalySegmentor",
-    "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.MASK2FORMER.NUM_QUERIES", QUERIES,
-    "MODEL.MASK2FORMER.HIDDEN_DIM", 32, "MODEL.MASK2FORMER.ENCODER_LAYERS", 1,
-    "MODEL.MASK2FORMER.DECODER_LAYERS", 2, "MODEL.MASK2FORMER.NUM_HEADS", 2,
-    "MODEL.MASK2FORMER.TRAIN_POINTS", 64, "MODEL.MASK2FORMER.SWIN.EMBED_DIM", 12,
-    "MODEL.MASK2FORMER.SWIN.DEPTHS", [1, 1, 1, 1], "MODEL.MASK2FORMER.SWIN.NUM_HEADS", [1, 1, 2, 2],
-    "MODEL.MASK2FORMER.SWIN.DROP_PATH", 0.0,
+    "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.MASK2FORMER.ARCHITECTURE", ARCHITECTURE,
 ]  # fmt: skip
 
 
@@ -202,7 +204,7 @@ def test_what_would_be_ignored_is_refused(key, value):
 
 
 def test_weights_of_a_folder_are_loaded_whole(model, weights):
-    loaded = build("MODEL.MASK2FORMER.WEIGHTS", str(weights), "MODEL.MASK2FORMER.HIDDEN_DIM", 256)
+    loaded = build("MODEL.MASK2FORMER.WEIGHTS", str(weights), "MODEL.MASK2FORMER.ARCHITECTURE", {})
     for (name, own), other in zip(
         model.network.state_dict().items(), loaded.network.state_dict().values(), strict=True
     ):
@@ -231,18 +233,26 @@ def test_other_classes_are_an_error_or_a_new_class_layer(model, weights, caplog)
 def test_timm_backbone_brings_its_weights(tmp_path):
     import timm
 
-    state = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    torch.save(state, tmp_path / "lite0.pth")
-    keys = ["MODEL.MASK2FORMER.BACKBONE", "timm", "MODEL.TIMM.WEIGHTS", str(tmp_path / "lite0.pth")]
-    model = build(*keys)
+    state = timm.create_model("test_efficientnet", pretrained=False).state_dict()
+    torch.save(state, tmp_path / "file.pth")
+    weights = ["MODEL.BACKBONE.WEIGHTS", str(tmp_path / "file.pth")]
+
+    def build_on_timm(indices):
+        backbone = {"model_type": "timm_backbone", "backbone": "test_efficientnet", "out_indices": indices}
+        architecture = ARCHITECTURE | {"backbone_config": backbone}
+        return build("MODEL.MASK2FORMER.ARCHITECTURE", architecture, *weights)
+
+    model = build_on_timm([1, 2, 3, 4])
     stem = model.network.model.pixel_level_module.encoder.state_dict()["_backbone.conv_stem.weight"]
     assert torch.equal(stem, state["conv_stem.weight"])
     sum(model(batch(((64, 64),))).values()).backward()
     assert all(p.grad is not None for p in model.parameters())
     with pytest.raises(
-        ValueError, match=r"MODEL\.TIMM\.OUT_INDICES: .*strides 4, 8, 16 and 32, .* 4, 16, 32"
+        ValueError, match=r"MASK2FORMER\.ARCHITECTURE: .*strides 4, 8, 16 and 32, .* 4, 16, 32"
     ):
-        build(*keys, "MODEL.TIMM.OUT_INDICES", [1, 3, 4])
+        build_on_timm([1, 3, 4])
+    with pytest.raises(ValueError, match=r"MODEL\.BACKBONE\.WEIGHTS: .* timm_backbone only"):
+        build(*weights)
 
 
 def test_weights_that_are_not_there_are_named(tmp_path, monkeypatch):
@@ -265,8 +275,10 @@ def test_missing_packages_are_named_with_their_extra(monkeypatch, package):
     [
         ("ANOMALY_QUERIES", [4, 10], r"ANOMALY_QUERIES: the network has 10 queries, 0 to 9; found \[10\]"),
         ("ROAD_QUERIES", [-1], r"ROAD_QUERIES: the network has 10 queries, 0 to 9; found \[-1\]"),
-        ("HIDDEN_DIM", 48, "MODEL.MASK2FORMER.HIDDEN_DIM: expected a multiple of 32, found 48"),
-        ("BACKBONE", "resnet", 'MODEL.MASK2FORMER.BACKBONE: expected "swin" or "timm", found \'resnet\''),
+        ("ARCHITECTURE", {"queries": 3}, "ARCHITECTURE: Mask2FormerConfig has no queries"),
+        ("ARCHITECTURE", {"backbone_config": {"model_type": "swin", "dim": 8}}, "SwinConfig has no dim"),
+        ("ARCHITECTURE", {"backbone_config": {"model_type": "x"}}, "transformers has no model_type 'x'"),
+        ("ARCHITECTURE", ARCHITECTURE | {"feature_size": 48}, "transformers cannot build it: .*divisible"),
     ],
 )
 def test_wrong_keys_are_named(key, value, message):

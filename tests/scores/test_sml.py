@@ -48,7 +48,7 @@ def test_classes_hardly_predicted_share_the_moments_of_all():
     mean, std = moments.mean, moments.std
     everything = np.concatenate(values)
     torch.testing.assert_close(mean, torch.tensor([3.0] + [everything.mean()] * 3).float())
-    torch.testing.assert_close(std, torch.tensor([values[0].std()] + [everything.std()] * 3).float())
+    torch.testing.assert_close(std, torch.tensor([values[0].std(ddof=1)] + [everything.std(ddof=1)] * 3).float())
     with pytest.raises(ValueError, match="found 0 pixels"):
         moments.fit(*torch.zeros(3, 4, dtype=torch.float64))
 
@@ -90,7 +90,7 @@ def test_moments_are_those_of_every_labelled_pixel(tmp_path):
     mean, std = model.max_logit_moments.mean.numpy(), model.max_logit_moments.std.numpy()
     for label in range(CLASSES):
         own = largest[predicted == label] if label in seen else largest
-        np.testing.assert_allclose([mean[label], std[label]], [own.mean(), own.std()], rtol=1e-3)
+        np.testing.assert_allclose([mean[label], std[label]], [own.mean(), own.std(ddof=1)], rtol=1e-3)
     best = logits.argmax(0)
     score = found["anomaly_scores"]["sml"].numpy()
     np.testing.assert_allclose(score, -(logits.max(0) - mean[best]) / std[best], rtol=1e-3, atol=1e-3)

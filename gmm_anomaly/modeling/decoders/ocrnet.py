@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from ..norm import usable_norm
 from ..registry import DECODER_REGISTRY
-from .auxiliary import AuxiliaryHead
-from .base import Decoded
+from .base import AuxiliaryHead, Decoded, Decoder
 from .blocks import conv_norm_relu, convolve_parts, resize
-from .features import select_features
 
 
 def region_representations(features: Tensor, logits: Tensor) -> Tensor:
@@ -64,9 +61,9 @@ class ObjectAttention(nn.Module):
 
 
 @DECODER_REGISTRY.register()
-class OCRNetDecoder(nn.Module):
-    """Object-contextual representations of one feature, or of several put together at the finest one's
-    resolution (as over HRNet); the auxiliary head gives the soft object regions.
+class OCRNetDecoder(Decoder):
+    """Object-contextual representations of one feature, by default the last one, or of several put together
+    at the finest one's resolution (as over HRNet); the auxiliary head gives the soft object regions.
 
     Args:
         input_shape: the features, by name.
@@ -86,32 +83,22 @@ class OCRNetDecoder(nn.Module):
         key_channels: int = 256,
         norm: str = "BN",
     ) -> None:
-        super().__init__()
-        self.in_features = list(input_shape)
-        self.out_channels = channels
-        self.out_stride = min(shape.stride for shape in input_shape.values())
-        self.auxiliary = auxiliary
+        super().__init__(input_shape, channels, auxiliary)
         width = sum(shape.channels for shape in input_shape.values())
         self.bottleneck = conv_norm_relu(width, channels, 3, norm)
         self.attention = ObjectAttention(channels, key_channels, norm)
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
-        keys = cfg.MODEL.DECODER
-        names = list(input_shape)
-        chosen = select_features(input_shape, keys.IN_FEATURES, default=names[-1:])
-        # Over several features the regions come from all of them, as the authors have it.
-        regions = names[-2:][:1] if len(chosen) == 1 else list(chosen)
-        return {
-            "input_shape": chosen,
-            "auxiliary": AuxiliaryHead.from_config(cfg, input_shape, default=regions),
-            "channels": keys.CHANNELS,
-            "key_channels": keys.OCR_CHANNELS,
-            "norm": usable_norm(keys.NORM, cfg.MODEL.DEVICE),
-        }
+    @staticmethod
+    def default(names: list[str]) -> list[str]:
+        return names[-1:]
+
+    @staticmethod
+    def default_auxiliary(names: list[str], chosen: list[str]) -> list[str]:
+        # Over several features the regions come from all of them, as the authors have it; else from the last
+        # feature but one.
+        return names[-2:][:1] if len(chosen) == 1 else chosen
 
     def forward(self, features: dict[str, Tensor], labels: Tensor | None = None) -> Decoded:
-        """features: {name: (B, F, h, w)} -> pixel features (B, channels, h, w) at the smallest stride."""
         logits = self.auxiliary(features)
         used = [features[name] for name in self.in_features]
         pixels = convolve_parts(self.bottleneck, used, used[0].shape[-2:])

@@ -1,0 +1,262 @@
+"""Checkpoints of MMSegmentation, the released GMMSeg's among them, and files of a backbone alone, converted
+to this project's segmentors.
+
+Prints what matched. Nothing is written unless every tensor of the config's model is filled, but for those
+that --allow-missing names:
+
+gmm-anomaly convert --config-file CONFIG INPUT.pth OUTPUT.pth
+gmm-anomaly convert --config-file CONFIG BACKBONE.pth OUTPUT.pth \\
+    --allow-missing decoder. --allow-missing classifier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.modeling.backbone import ResNet
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from gmm_anomaly.data.atomic import replacing
+from gmm_anomaly.modeling import AnomalySegmentor
+from gmm_anomaly.modeling.backbones.weight_names import COUNTER
+from gmm_anomaly.modeling.backbones.weights import (
+    add_trust_argument,
+    load_weight_file,
+    tensors_of,
+    trust_pickles,
+)
+from gmm_anomaly.modeling.classifiers.gmm import GMMClassifier
+
+from .weight_names import renamed
+
+__all__ = [
+    "Conversion",
+    "add_trust_argument",
+    "check_backbone_filled",
+    "check_own_names",
+    "convert",
+    "convert_main",
+    "load_weight_file",
+    "report",
+    "trust_pickles",
+]
+
+# Tensors that need no place: what is computed from the architecture, counters, and leftovers of the released
+# head (its base class has a linear classifier that nothing uses).
+_SPARE = re.compile(
+    rf".*\.(relative_position_index|attn_mask|{COUNTER})|decode_head\.(eye_matrix|iteration_counter)"
+)
+_SPARE_IN_GMM = re.compile(r"decode_head\.conv_seg\.(weight|bias)")
+
+# What this project adds to pretrained networks: norms of their outputs, a pyramid.
+ADDED = ("output_norms.", "simfp_")
+# Counters, and statistics that networks without batch norm's (Caffe2's) do not have.
+STATISTICS = (COUNTER, "running_mean", "running_var")
+
+
+class Conversion(NamedTuple):
+    """What became of a checkpoint.
+
+    tensors: by the model's names; only those that fit. lacking: the model's other names -> why.
+    unused: names that have no place in the model, the checkpoint's or what they would be called here.
+    spare: how many more need no place.
+    """
+
+    tensors: dict[str, Tensor]
+    lacking: dict[str, str]
+    unused: list[str]
+    spare: int
+
+
+def convert(model: AnomalySegmentor, source: dict[str, Tensor]) -> Conversion:
+    """The tensors of ``source`` under the names of ``model``.
+
+    Args:
+        model: a segmentor of this project (backbone, decoder, classifier), on the CPU.
+        source: names of MMSegmentation; or of a backbone alone, in one of the ways that
+            :func:`~gmm_anomaly.modeling.backbones.weight_names.own_names` knows.
+
+    Raises:
+        ValueError: a decoder or classifier that has no counterpart there, or mixtures whose shapes contradict
+            each other.
+    """
+    found = renamed(model, source)
+    tensors, lacking = {}, {}
+    for name, expected in model.state_dict().items():
+        # Older files have no counters; only a cumulative average would read them.
+        value = found.pop(name, torch.zeros_like(expected) if name.endswith(COUNTER) else None)
+        if value is None:
+            lacking[name] = "missing"
+        elif value.shape != expected.shape:
+            lacking[name] = f"{tuple(value.shape)} in the checkpoint, {tuple(expected.shape)} in the model"
+        else:
+            # Contiguous, and its own: a view would write the whole tensor that it shows a part of.
+            tensors[name] = value.to(expected.dtype).clone(memory_format=torch.contiguous_format)
+    has_mixtures = isinstance(model.classifier, GMMClassifier)
+    unused = [
+        name
+        for name in found
+        if not _SPARE.fullmatch(name) and not (has_mixtures and _SPARE_IN_GMM.fullmatch(name))
+    ]
+    return Conversion(tensors, lacking, unused, len(found) - len(unused))
+
+
+def report(model: nn.Module, result: Conversion) -> str:
+    """A table of the tensors of each part, every name that does not fit, and what a user should know."""
+    rows = []
+    for part in dict.fromkeys(name.partition(".")[0] for name in model.state_dict()):
+        wanted, matched = (
+            [value for name, value in names.items() if name.partition(".")[0] == part]
+            for names in (model.state_dict(), result.tensors)
+        )
+        rows.append([part, len(matched), len(wanted), sum(value.numel() for value in matched)])
+    lines = [tabulate(rows, ["part", "matched", "tensors", "values"], tablefmt="github", intfmt=",")]
+    if result.lacking:
+        lines.append(f"not filled: {len(result.lacking)}")
+        lines += [f"  {name}: {reason}" for name, reason in result.lacking.items()]
+    if result.unused:
+        lines.append(f"unused (in the checkpoint, not in the model): {len(result.unused)}")
+        lines += [f"  {name}" for name in result.unused]
+    if result.spare:
+        lines.append(f"not needed (computed by the model, or training leftovers): {result.spare}")
+    return "\n".join([*lines, *(f"note: {note}" for note in _notes(model, result))])
+
+
+def _notes(model: nn.Module, result: Conversion) -> list[str]:
+    notes = []
+    if isinstance(model.backbone, ResNet) and any(
+        getattr(stage[0], "conv2", stage[0].conv1).dilation != (1, 1) for stage in model.backbone.stages
+    ):
+        notes.append(
+            "MMSegmentation gives the first block of a dilated stage the dilation of the stage before, "
+            "Detectron2's ResNets do not: outputs will differ from the original's. For the same outputs use "
+            'timm\'s ResNets (MODEL.BACKBONE.NAME build_timm_backbone, MODEL.TIMM.NAME "resnet101c", '
+            "MODEL.TIMM.OUTPUT_STRIDE 8)"
+        )
+    if any(name.startswith("classifier.project.") for name in result.lacking):
+        notes.append("the released head's projection is MODEL.GMM.PROJECTION released")
+    if any(name.startswith("classifier.guide.") for name in result.lacking):
+        notes.append(
+            "the released head has no softmax classifier beside it: MODEL.GMM.WARM_START False, or "
+            "--allow-missing classifier.guide."
+        )
+    return notes
+
+
+def check_own_names(model: nn.Module, checkpoint: dict[str, Any], source: str) -> None:
+    """Refuse a checkpoint of which nothing would be loaded.
+
+    Args:
+        checkpoint: as Detectron2 reads a file, with an entry "model". source: the file, for messages.
+
+    Raises:
+        ValueError: none of its names is one of the model, and Detectron2 is not to match them.
+    """
+    own, names = model.state_dict(), checkpoint["model"]
+    if checkpoint.get("matching_heuristics") or any(name.removeprefix("module.") in own for name in names):
+        return
+    raise ValueError(
+        f"MODEL.WEIGHTS: nothing in {source} has a place in the {type(model).__name__}. Weights of a "
+        "backbone alone are MODEL.BACKBONE.WEIGHTS; a checkpoint of MMSegmentation is converted by "
+        f"gmm-anomaly convert --config-file CONFIG {source} OUTPUT.pth"
+    )
+
+
+def check_backbone_filled(missing: Sequence[str], source: str) -> None:
+    """Refuse a file that filled the backbone in part.
+
+    Args:
+        missing: the model's names that it did not fill. source: the file, for messages.
+
+    Raises:
+        ValueError: some of them are of a pretrained network's layers.
+    """
+    layers = [
+        name
+        for name in missing
+        if name.startswith("backbone.")
+        and not name.removeprefix("backbone.").startswith(ADDED)
+        and not name.endswith(STATISTICS)
+    ]
+    if layers:
+        raise ValueError(
+            f"MODEL.WEIGHTS: {source} leaves {len(layers)} tensors of the backbone unfilled "
+            f"({', '.join(layers[:3])}{', ...' if len(layers) > 3 else ''}); is it of another network?"
+        )
+
+
+def convert_main(argv: Sequence[str] | None = None) -> int:
+    """``gmm-anomaly convert``. Returns the exit status: 1 for an error, which is printed."""
+    parser = argparse.ArgumentParser(
+        prog="gmm-anomaly convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the model")
+    parser.add_argument("input", type=Path, metavar="INPUT.pth", help="the checkpoint to convert")
+    parser.add_argument("output", type=Path, metavar="OUTPUT.pth", help="the checkpoint to write")
+    parser.add_argument(
+        "--allow-missing",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="write without the model's tensors that begin so (may be repeated)",
+    )
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config")
+    add_trust_argument(parser)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    trust_pickles(args.trust_pickle)
+    try:
+        _convert_file(args)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _convert_file(args: argparse.Namespace) -> None:
+    if "" in args.allow_missing:
+        raise ValueError('--allow-missing: expected the beginning of names, found ""')
+    source = tensors_of(load_weight_file(args.input, "INPUT"), args.input, "INPUT")
+    model = build_model(_config(args.config_file, args.opts))
+    result = convert(model, source)
+    print(report(model, result))
+    lacking = [name for name in result.lacking if not name.startswith(tuple(args.allow_missing))]
+    if lacking:
+        raise ValueError(
+            f"{args.input} does not fill {len(lacking)} tensors of the model, nothing is written: "
+            f"{', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}. Use the config of the same "
+            "architecture, or --allow-missing PREFIX for what may stay as it is initialised"
+        )
+    with replacing(args.output) as temporary:
+        torch.save({"model": result.tensors}, temporary)
+    print(f"written to {args.output}")
+
+
+def _config(config_file: str, overrides: Sequence[str]) -> CfgNode:
+    from . import build_config
+
+    # Everything comes from the input.
+    overrides = [*overrides, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.BACKBONE.WEIGHTS", ""]
+    cfg = build_config(config_file, overrides)
+    if cfg.MODEL.META_ARCHITECTURE != "AnomalySegmentor":
+        raise ValueError(
+            "MODEL.META_ARCHITECTURE: checkpoints can be converted for AnomalySegmentor, found "
+            f"{cfg.MODEL.META_ARCHITECTURE!r}"
+        )
+    if cfg.MODEL.CLASSIFIER.NAME == "gmm" and not cfg.MODEL.GMM.SAVE_MEMORY:
+        # The memory itself is not written, and at the paper's sizes is gigabytes.
+        small = ["MODEL.GMM.MEMORY_SIZE", cfg.MODEL.GMM.SAMPLES_PER_UPDATE]
+        return build_config(config_file, [*overrides, *small])
+    return cfg

@@ -1,0 +1,112 @@
+"""What backbones have in common: freezing by stages, and activations that are recomputed instead of kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from detectron2.modeling import Backbone
+from detectron2.modeling.backbone import ResNet
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+Part = nn.Module | nn.Parameter
+
+
+class FreezableBackbone(Backbone):
+    """A backbone whose frozen parts stay in evaluation mode: their norm statistics and stochastic depth too.
+
+    ``MODEL.BACKBONE.FREEZE_AT`` counts as in Detectron2: 1 is the stem, 2 the stem and the first stage, 5
+    everything that is pretrained. What this project adds to a pretrained network, the norms of its outputs or
+    a pyramid, stays trainable.
+    """
+
+    # Where the pretrained network is in it, as ``get_submodule`` names it; "": it is the network.
+    network = ""
+    _frozen: Sequence[nn.Module] = ()
+
+    def frozen_parts(self, freeze_at: int) -> list[Part]:
+        """Modules and parameters of the stem and the first ``freeze_at - 1`` stages; freeze_at: 1 to 5."""
+        raise NotImplementedError
+
+    def freeze(self, freeze_at: int) -> None:
+        """Freeze the stem and the first ``freeze_at - 1`` stages; 0 freezes nothing.
+
+        Raises:
+            ValueError: another number than 0 to 5.
+        """
+        if not 0 <= freeze_at <= 5:
+            raise ValueError(
+                f"MODEL.BACKBONE.FREEZE_AT: expected 0 (nothing) to 5 (everything), found {freeze_at}"
+            )
+        parts = self.frozen_parts(freeze_at) if freeze_at else []
+        for part in parts:
+            part.requires_grad_(False)
+        self._frozen = [part for part in parts if isinstance(part, nn.Module)]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> FreezableBackbone:
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def set_grad_checkpointing(self) -> None:
+        """Keep only the inputs of blocks, or of stages, for the backward pass."""
+        raise NotImplementedError
+
+
+class CheckpointedStage(nn.Sequential):
+    """Blocks of which only the inputs are kept for the backward pass; parameters named as in the original."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            x = run_block(block, x, enabled=True)
+        return x
+
+
+def run_block(block: nn.Module, *args: Any, enabled: bool) -> Any:
+    """``block(*args)``, checkpointed if ``enabled`` and gradients are recorded."""
+    if enabled and torch.is_grad_enabled():
+        return checkpoint(block, *args, use_reentrant=False)
+    return block(*args)
+
+
+def checkpoint_gradients(backbone: Backbone) -> None:
+    """Switch gradient checkpointing on, in place: Detectron2's ResNets by block, others as they do it.
+
+    Batch norms update their statistics once a step as without it, not again when activations are recomputed.
+    (The counters ``num_batches_tracked``, which matter to cumulative averages alone, go on.)
+
+    Raises:
+        ValueError: a backbone that cannot.
+    """
+    if isinstance(backbone, ResNet):
+        for index, (name, stage) in enumerate(zip(backbone.stage_names, backbone.stages, strict=True)):
+            backbone.stages[index] = CheckpointedStage(*stage)
+            setattr(backbone, name, backbone.stages[index])
+    elif isinstance(backbone, FreezableBackbone):
+        backbone.set_grad_checkpointing()
+    else:
+        raise ValueError(
+            f"MODEL.BACKBONE.GRADIENT_CHECKPOINTING: {type(backbone).__name__} has no gradient "
+            "checkpointing; set it to False"
+        )
+    backbone.register_forward_pre_hook(_update_statistics)
+    backbone.register_forward_hook(_hold_statistics)
+
+
+def _update_statistics(backbone: nn.Module, inputs: tuple[Any, ...]) -> None:
+    for norm in _batch_norms(backbone):
+        norm.momentum = norm.__dict__.pop("momentum_in_forward", norm.momentum)
+
+
+def _hold_statistics(backbone: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
+    for norm in _batch_norms(backbone):
+        norm.momentum_in_forward, norm.momentum = norm.momentum, 0.0
+
+
+def _batch_norms(backbone: nn.Module) -> Iterator[nn.Module]:
+    return (module for module in backbone.modules() if isinstance(module, _BatchNorm))

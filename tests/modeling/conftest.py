@@ -1,0 +1,106 @@
+"""Networks of timm's families that are small enough to test with, and helpers to build and fill networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from timm.models import register_model
+from timm.models.convnext import _create_convnext
+from timm.models.resnet import BasicBlock, Bottleneck, _create_resnet
+from timm.models.swin_transformer import _create_swin_transformer
+from timm.models.vision_transformer import _create_vision_transformer
+
+from gmm_anomaly.compat import add_upstream_keys
+from gmm_anomaly.config import add_gmm_anomaly_config
+
+
+@register_model
+def resnet_test(pretrained=False, **options):
+    shape = {"block": BasicBlock, "layers": (2, 2, 2, 2), "channels": (64, 64, 64, 64)}
+    return _create_resnet("resnet_test", pretrained, **shape, **options)
+
+
+@register_model
+def resnet_deep_test(pretrained=False, **options):
+    shape = {"block": Bottleneck, "layers": (1, 2, 2, 1), "channels": (4, 8, 16, 32)}
+    stem = {"stem_width": 32, "stem_type": "deep"}
+    return _create_resnet("resnet_deep_test", pretrained, **shape, **stem, **options)
+
+
+@register_model
+def swin_test(pretrained=False, **options):
+    shape = {"window_size": 7, "embed_dim": 12, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 3, 4)}
+    return _create_swin_transformer("swin_test", pretrained, **shape, **options)
+
+
+@register_model
+def convnext_test(pretrained=False, **options):
+    shape = {"depths": (1, 2, 2, 1), "dims": (8, 16, 24, 32)}
+    return _create_convnext("convnext_test", pretrained, **shape, **options)
+
+
+@register_model
+def vit_test_dinov2(pretrained=False, **options):
+    shape = {"patch_size": 14, "img_size": 518, "embed_dim": 24, "depth": 4, "num_heads": 2}
+    return _create_vision_transformer("vit_test_dinov2", pretrained, init_values=1e-5, **shape, **options)
+
+
+@pytest.fixture(scope="session")
+def config():
+    """``config(*overrides)``: all keys, on the CPU."""
+
+    def make(*overrides):
+        cfg = get_cfg()
+        add_gmm_anomaly_config(cfg)
+        add_upstream_keys(cfg)
+        cfg.merge_from_list(["MODEL.DEVICE", "cpu", *overrides])
+        return cfg
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shaken():
+    """``shaken(network)``: lively values everywhere, as norms and biases of ones and zeros hide mistakes."""
+
+    def shake(network):
+        generator = torch.Generator().manual_seed(1)
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                noise = torch.rand(tensor.shape, generator=generator)
+                tensor.mul_(0.9 + 0.2 * noise).add_(0.02 * torch.rand(tensor.shape, generator=generator))
+        return network.eval()
+
+    return shake
+
+
+@pytest.fixture(scope="session")
+def mmsegmentation_mit():
+    """From a Mix Transformer's official names to MMSegmentation's, as its converter does it."""
+
+    def rename(state):
+        result = {}
+        for name, value in state.items():
+            part, _, rest = name.partition(".")
+            kind, stage = part[:-1], int(part[-1]) - 1
+            if kind == "patch_embed":
+                result[f"layers.{stage}.0.{rest.replace('proj.', 'projection.')}"] = value
+            elif kind == "norm":
+                result[f"layers.{stage}.2.{rest}"] = value
+            elif ".attn.q." in name:
+                joint = torch.cat([value, state[name.replace(".q.", ".kv.")]])
+                result[f"layers.{stage}.1.{rest.replace('attn.q.', 'attn.attn.in_proj_')}"] = joint
+            elif ".attn.kv." not in name:
+                for old, new in (
+                    ("attn.proj.", "attn.attn.out_proj."),
+                    ("mlp.fc1.", "ffn.layers.0."),
+                    ("mlp.dwconv.dwconv.", "ffn.layers.1."),
+                    ("mlp.fc2.", "ffn.layers.4."),
+                ):
+                    rest = rest.replace(old, new)
+                linear = "ffn.layers" in rest and value.dim() == 2
+                result[f"layers.{stage}.1.{rest}"] = value[:, :, None, None] if linear else value
+        return result
+
+    return rename

@@ -1,0 +1,420 @@
+"""Checkpoints with MMSegmentation's names, and backbones' own files, become this project's."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torch.nn import functional as F
+
+from gmm_anomaly.engine import Checkpointer, build_config
+from gmm_anomaly.engine.weights import convert_main, trust_pickles
+from gmm_anomaly.modeling.backbones.weight_names import mmsegmentation_timm_names
+
+CLASSES, COMPONENTS, DIM, SLOTS = 5, 2, 8, 6
+TINY = [
+    *("MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "DATASETS.TRAIN", ()),
+    *("DATASETS.TEST", (), "MODEL.CLASSIFIER.NAME", "softmax", "TEST.SCORES", ["msp"]),
+    *("MODEL.DECODER.CHANNELS", 16, "MODEL.DECODER.AUX_CHANNELS", 16),
+    *("MODEL.GMM.NUM_COMPONENTS", COMPONENTS, "MODEL.GMM.EMBED_DIM", DIM, "MODEL.GMM.MEMORY_SIZE", SLOTS),
+    *("MODEL.GMM.SAMPLES_PER_UPDATE", 3, "MODEL.GMM.PROJECTION", "released", "MODEL.GMM.WARM_START", False),
+    *("MODEL.GMM.SAVE_MEMORY", False),
+]
+GMM = ["MODEL.CLASSIFIER.NAME", "gmm"]
+# ResNetV1c, narrow.
+DEEP_RESNET = [
+    *("MODEL.BACKBONE.NAME", "build_resnet_deeplab_backbone", "MODEL.RESNETS.STEM_TYPE", "deeplab"),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.RESNETS.NORM", "BN", "MODEL.RESNETS.STRIDE_IN_1X1", False),
+    *("MODEL.DECODER.AUX_FEATURE", "res4"),
+]
+TIMM = ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME"]
+TIMM_RESNET = [*TIMM, "resnet_deep_test", "MODEL.DECODER.AUX_FEATURE", "level3"]
+SWIN = [*TIMM, "swin_test", "MODEL.TIMM.OUT_INDICES", [0, 1, 2, 3], "MODEL.DECODER.AUX_FEATURE", "level2"]
+MIT = ["MODEL.BACKBONE.NAME", "build_mit_backbone"]
+
+
+def decoder(name):
+    return ["MODEL.DECODER.NAME", f"{name}Decoder"]
+
+
+# Backbone, decoder and classifier of each; a name and shape that MMSegmentation's model of that kind has.
+MODELS = {
+    "resnet-deeplabv3plus-softmax": (
+        [*DEEP_RESNET, *decoder("SeparableDeepLabV3Plus")],
+        {"backbone.stem.7.running_var": (16,), "backbone.layer3.5.bn3.weight": (128,),
+         "backbone.layer1.0.downsample.0.weight": (32, 16, 1, 1), "auxiliary_head.conv_seg.bias": (CLASSES,),
+         "decode_head.image_pool.1.conv.weight": (16, 256, 1, 1),
+         "decode_head.aspp_modules.3.depthwise_conv.conv.weight": (256, 1, 3, 3),
+         "decode_head.sep_bottleneck.1.pointwise_conv.bn.running_var": (16,)},
+    ),
+    "resnet-psp-softmax": (
+        [*DEEP_RESNET, *decoder("PSP")],
+        {"decode_head.psp_modules.3.1.conv.weight": (16, 256, 1, 1), "decode_head.bottleneck.bn.bias": (16,),
+         "auxiliary_head.convs.0.bn.running_mean": (16,)},
+    ),
+    "timm-resnet-ocrnet-gmm": (
+        [*TIMM_RESNET, *decoder("OCRNet"), *GMM],
+        {"backbone.stem.6.weight": (64, 32, 3, 3), "backbone.layer4.0.conv3.weight": (128, 32, 1, 1),
+         "decode_head.0.convs.0.conv.weight": (16, 64, 3, 3), "decode_head.1.means": (5, 2, 8),
+         "decode_head.0.conv_seg.weight": (CLASSES, 16, 1, 1),
+         "decode_head.1.object_context_block.query_project.1.bn.weight": (256,),
+         "decode_head.1.object_context_block.bottleneck.conv.weight": (16, 32, 1, 1)},
+    ),
+    "swin-upernet-gmm": (
+        [*SWIN, *decoder("UPerNet"), *GMM],
+        {"backbone.stages.0.downsample.reduction.weight": (24, 48),
+         "decode_head.fpn_convs.2.bn.weight": (16,),
+         "backbone.stages.2.blocks.1.attn.w_msa.relative_position_bias_table": (169, 3),
+         "backbone.stages.3.blocks.1.ffn.layers.0.0.weight": (384, 96), "backbone.norm3.weight": (96,),
+         "decode_head.lateral_convs.0.conv.weight": (16, 12, 1, 1),
+         "decode_head.fpn_bottleneck.conv.weight": (16, 64, 3, 3)},
+    ),
+    "mit-segformer-gmm": (
+        [*MIT, *decoder("SegFormer"), *GMM],
+        {"backbone.layers.0.1.1.attn.attn.in_proj_weight": (96, 32), "backbone.layers.0.2.weight": (32,),
+         "backbone.layers.1.1.0.ffn.layers.4.weight": (64, 256, 1, 1),
+         "decode_head.convs.3.conv.weight": (16, 256, 1, 1), "decode_head.mask_norm.weight": (CLASSES,),
+         "decode_head.projection.conv.weight": (8, 16, 1, 1), "decode_head.diagonal": (5, 2, 8),
+         "decode_head.queue": (10, 8, 6), "decode_head.queue_ptr": (10,)},
+    ),
+}  # fmt: skip
+
+# This project's names -> MMSegmentation's, the decoders' convolutions written out as its ConvModules are.
+POOLING = {
+    **{f"pyramid.branches.{i}.conv": f"psp_modules.{i}.1" for i in range(4)},
+    "pyramid.bottleneck": "bottleneck",
+}
+HEAD_NAMES = {
+    "SeparableDeepLabV3Plus": {
+        "image_pool.conv": "image_pool.1", "branches.0": "aspp_modules.0", "bottleneck": "bottleneck",
+        "project": "c1_bottleneck",
+        **{f"branches.{i}.{part}": f"aspp_modules.{i}.{part}_conv"
+           for i in (1, 2, 3) for part in ("depthwise", "pointwise")},
+        **{f"refine.{i}.{part}": f"sep_bottleneck.{i}.{part}_conv"
+           for i in (0, 1) for part in ("depthwise", "pointwise")},
+    },
+    "OCRNet": {
+        "bottleneck": "bottleneck",
+        **{f"attention.{what}.{i}": f"object_context_block.{what}_project.{i}"
+           for what in ("query", "key") for i in (0, 1)},
+        "attention.value": "object_context_block.value_project",
+        "attention.out": "object_context_block.out_project",
+        "attention.fuse": "object_context_block.bottleneck",
+    },
+    "UPerNet": {
+        **POOLING, "fuse": "fpn_bottleneck",
+        **{f"lateral.{i}": f"lateral_convs.{i}" for i in range(3)},
+        **{f"smooth.{i}": f"fpn_convs.{i}" for i in range(3)},
+    },
+    "SegFormer": {**{f"project.{i}": f"convs.{i}" for i in range(4)}, "fuse": "fusion_conv"},
+    "PSP": POOLING,
+}  # fmt: skip
+
+
+def config(overrides):
+    return build_config("", [*TINY, *overrides])
+
+
+def randomised(model):
+    """Every tensor distinct, whatever it is initialised to."""
+    generator = torch.Generator().manual_seed(0)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            # Variances and standard deviations are positive.
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
+        elif name.endswith("num_batches_tracked"):
+            value.fill_(7)
+    return model
+
+
+def mm_head(name, decoder_name, head):
+    """The name of a decoder's tensor."""
+    table = {start: f"{head}.{target}" for start, target in HEAD_NAMES[decoder_name].items()}
+    table["auxiliary.conv"] = "auxiliary_head.convs.0"
+    if name.startswith("auxiliary.predictor."):
+        return name.replace("auxiliary.predictor", "auxiliary_head.conv_seg")
+    (start,) = [start for start in table if name.startswith(start + ".")]
+    kind = "bn" if ".norm." in name else "conv"
+    return f"{table[start]}.{kind}.{name.removeprefix(start + '.').removeprefix('norm.')}"
+
+
+def mm_resnet(name, value):
+    for number, ours in enumerate(("stem.conv1.", "stem.conv2.", "stem.conv3.")):
+        if name.startswith(ours + "norm."):
+            return {name.replace(ours + "norm", f"stem.{3 * number + 1}"): value}
+        name = name.replace(ours, f"stem.{3 * number}.")
+    for stage in (2, 3, 4, 5):
+        name = name.replace(f"res{stage}.", f"layer{stage - 1}.")
+    name = name.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
+    for number in (1, 2, 3):
+        name = name.replace(f"conv{number}.norm", f"bn{number}")
+    return {name: value}
+
+
+def mm_timm_resnet(name, value):
+    name = name.removeprefix("model.")
+    return {re.sub("^bn1", "stem.7", re.sub("^conv1", "stem", name)): value}
+
+
+def mm_swin(name, value):
+    if name.startswith("output_norms.level"):
+        return {name.replace("output_norms.level", "norm"): value}
+    name = name.removeprefix("model.").replace("patch_embed.proj.", "patch_embed.projection.")
+    name = name.replace(".attn.", ".attn.w_msa.")
+    name = name.replace("mlp.fc1", "ffn.layers.0.0").replace("mlp.fc2", "ffn.layers.1")
+    if ".downsample." in name:
+        # timm: pixels (0,0), (1,0), (0,1), (1,1) one after the other; nn.Unfold: channel by channel.
+        channels = value.shape[-1] // 4
+        unfolded = torch.empty_like(value)
+        for position, (row, column) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
+            for channel in range(channels):
+                unfolded[..., channel * 4 + 2 * row + column] = value[..., position * channels + channel]
+        stage = int(name[len("layers_")])
+        return {name.replace(f"layers_{stage}", f"stages.{stage - 1}"): unfolded}
+    return {name.replace("layers_", "stages."): value}
+
+
+BACKBONES = {"resnet": mm_resnet, "timm": mm_timm_resnet, "swin": mm_swin}
+
+
+def released_mixtures(model):
+    """The released head's state, and tensors that it has besides."""
+    generator = torch.Generator().manual_seed(1)
+    queue = F.normalize(torch.randn(CLASSES * COMPONENTS, DIM, SLOTS, generator=generator), dim=1)
+    bank = model.classifier.bank
+    own = {"means": bank.means, "diagonal": bank.scales, "queue": queue}
+    own["queue_ptr"] = torch.arange(CLASSES * COMPONENTS) % SLOTS
+    own |= {"eye_matrix": torch.ones(DIM), "iteration_counter": torch.tensor([9.0])}
+    own |= {"conv_seg.weight": torch.zeros(CLASSES, 16, 1, 1), "conv_seg.bias": torch.zeros(CLASSES)}
+    return {name: value.clone() for name, value in own.items()}
+
+
+@pytest.fixture(scope="module")
+def mmsegmentation_state(mmsegmentation_mit):
+    """The tensors of a model of MODELS as MMSegmentation would have saved them."""
+
+    def make(name, model):
+        family, decoder_name = name.split("-")[0], type(model.decoder).__name__.removesuffix("Decoder")
+        cascade = decoder_name == "OCRNet"
+        head = "decode_head.1" if cascade else "decode_head"
+        own = model.backbone.state_dict()
+        backbone = mmsegmentation_mit(own) if family == "mit" else {}
+        for key, value in own.items() if family != "mit" else ():
+            backbone |= BACKBONES[family](key, value)
+        state = {f"backbone.{key}": value for key, value in backbone.items()}
+        state |= {mm_head(key, decoder_name, head): v for key, v in model.decoder.state_dict().items()}
+        for key, value in model.classifier.state_dict().items():
+            if not key.startswith("bank."):
+                key = key.replace("project.1.", "projection.conv.").replace("project.2.", "projection.bn.")
+                key = key.replace("feature_norm", "feat_norm").replace("class_norm", "mask_norm")
+                state[f"{head}.{key.replace('predictor', 'conv_seg')}"] = value
+        if hasattr(model.classifier, "bank"):
+            state |= {f"{head}.{key}": value for key, value in released_mixtures(model).items()}
+        if cascade:
+            state = {key.replace("auxiliary_head", "decode_head.0"): value for key, value in state.items()}
+        if family == "swin":
+            index = torch.zeros(49, 49).long()
+            state["backbone.stages.0.blocks.0.attn.w_msa.relative_position_index"] = index
+        return state
+
+    return make
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def case(request, mmsegmentation_state):
+    cfg = config(MODELS[request.param][0])
+    model = randomised(build_model(cfg)).eval()
+    return request.param, cfg, model, mmsegmentation_state(request.param, model)
+
+
+@pytest.fixture
+def convert(tmp_path):
+    """Runs the command on a config and a state dict: exit status, path of the output."""
+
+    def run(cfg, state, *arguments, wrapper="state_dict"):
+        (tmp_path / "config.yaml").write_text(cfg.dump())
+        torch.save({wrapper: state, "meta": {"epoch": 3}} if wrapper else state, tmp_path / "theirs.pth")
+        output = tmp_path / "ours.pth"
+        files = [str(tmp_path / "theirs.pth"), str(output)]
+        return convert_main(["--config-file", str(tmp_path / "config.yaml"), *files, *arguments]), output
+
+    return run
+
+
+def test_round_trip_is_exact(case, convert, capsys):
+    name, cfg, model, state = case
+    assert {key: tuple(state[key].shape) for key in MODELS[name][1]} == MODELS[name][1], "the real names"
+    status, output = convert(cfg, state)
+    captured = capsys.readouterr()
+    assert status == 0, captured.err
+    assert "not filled" not in captured.out and "unused" not in captured.out
+    other = build_model(cfg)
+    Checkpointer(other).load_for_evaluation(str(output))
+    expected = {key: value for key, value in model.state_dict().items() if ".bank." not in key}
+    found = other.state_dict()
+    for key, value in expected.items():
+        assert torch.equal(value, found[key]), key
+    if hasattr(model.classifier, "bank"):
+        bank = other.classifier.bank
+        assert torch.equal(bank.means, model.classifier.bank.means)
+        assert torch.equal(bank.scales, model.classifier.bank.scales)
+        assert bank.fitted.all() and bank.started.all()
+        # What EM reads of the memory: the sums over the queue.
+        head = "decode_head.1" if any(key.startswith("decode_head.1.") for key in state) else "decode_head"
+        queue = state[f"{head}.queue"].double()
+        assert (bank.memory.count == SLOTS).all()
+        torch.testing.assert_close(bank.memory.total, queue.sum(2))
+        torch.testing.assert_close(bank.memory.total_square, queue.square().sum(2))
+        assert torch.equal(bank.memory.pointer, state[f"{head}.queue_ptr"])
+
+
+def test_merged_patches_are_those_of_unfold():
+    """MMSegmentation's PatchMerging (nn.Unfold, norm, linear) and the converted one of timm give the same."""
+    merging = build_model(config([*SWIN, *decoder("UPerNet")])).backbone.model.layers_1.downsample
+    generator = torch.Generator().manual_seed(3)
+    weight, scale, shift = (torch.randn(shape, generator=generator) for shape in ((24, 48), (48,), (48,)))
+    state = {"reduction.weight": weight, "norm.weight": scale, "norm.bias": shift}
+    converted = mmsegmentation_timm_names({f"stages.0.downsample.{key}": v for key, v in state.items()})
+    merging.load_state_dict({key.removeprefix("layers.1.downsample."): v for key, v in converted.items()})
+    image = torch.randn(1, 12, 6, 8, generator=generator)
+    columns = F.unfold(image, kernel_size=2, stride=2).transpose(1, 2)
+    expected = F.linear(F.layer_norm(columns, (48,), scale, shift), weight).view(1, 3, 4, 24)
+    torch.testing.assert_close(merging(image.permute(0, 2, 3, 1)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def segformer(mmsegmentation_state):
+    cfg = config(MODELS["mit-segformer-gmm"][0])
+    model = randomised(build_model(cfg))
+    return cfg, model, mmsegmentation_state("mit-segformer-gmm", model)
+
+
+def test_partial_checkpoints_are_refused_and_nothing_is_written(segformer, convert, capsys):
+    cfg, _, state = segformer
+    part = {key: value for key, value in state.items() if "fusion_conv" not in key}
+    part["decode_head.surprise.weight"] = torch.zeros(3)
+    part["decode_head.convs.0.conv.weight"] = torch.zeros(4, 32, 1, 1)
+    status, output = convert(cfg, part)
+    captured = capsys.readouterr()
+    assert status == 1 and not output.exists() and not list(output.parent.glob("*.partial"))
+    assert "decoder.fuse.weight" in captured.out and "decoder.fuse.norm.running_var" in captured.out
+    assert re.search(r"unused .*: 1\n  decode_head.surprise.weight", captured.out)
+    assert "decoder.project.0.weight: (4, 32, 1, 1) in the checkpoint, (16, 32, 1, 1)" in captured.out
+    assert "nothing is written" in captured.err and "--allow-missing PREFIX" in captured.err
+
+
+def test_what_may_be_missing_is_said(segformer, convert):
+    cfg, model, state = segformer
+    part = {key: value for key, value in state.items() if "fusion_conv" not in key}
+    assert convert(cfg, part, "--allow-missing", "decoder.pro")[0] == 1
+    status, output = convert(cfg, part, "--allow-missing", "decoder.fuse.")
+    assert status == 0
+    written = torch.load(output, weights_only=True)["model"]
+    # Counters count as filled: files of old versions have none.
+    assert set(model.state_dict()) - set(written) == {
+        f"decoder.fuse.{rest}"
+        for rest in ("weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
+    }
+
+
+def test_mixtures_that_do_not_fit_are_refused(segformer, convert, capsys):
+    cfg, _, state = segformer
+    status, _ = convert(cfg, {key: value for key, value in state.items() if key != "decode_head.queue"})
+    assert status == 1
+    assert "classifier.bank.means" in capsys.readouterr().out
+    status, _ = convert(cfg, {**state, "decode_head.queue_ptr": torch.zeros(3).long()})
+    assert status == 1 and "5 x 2 components as means has them, found 10 and 3" in capsys.readouterr().err
+    # A head of another rule: the cure is said.
+    ours = [*MODELS["mit-segformer-gmm"][0], "MODEL.GMM.PROJECTION", "mlp", "MODEL.GMM.WARM_START", True]
+    assert convert(config(ours), state)[0] == 1
+    out = capsys.readouterr().out
+    assert "MODEL.GMM.PROJECTION released" in out and "MODEL.GMM.WARM_START False" in out
+
+
+def test_stored_features_are_kept_where_the_config_keeps_them(segformer, convert, capsys):
+    _, _, state = segformer
+    keeping = [*MODELS["mit-segformer-gmm"][0], "MODEL.GMM.SAVE_MEMORY", True]
+    status, output = convert(config(keeping), state)
+    assert status == 0
+    memory = torch.load(output, weights_only=True)["model"]["classifier.bank.memory.ring"]
+    assert torch.equal(memory[:, :SLOTS], state["decode_head.queue"].transpose(1, 2))
+    assert convert(config([*keeping, "MODEL.GMM.MEMORY_SIZE", 50]), state)[0] == 1
+    assert "MODEL.GMM.MEMORY_SIZE: the checkpoint's memory has 6 slots" in capsys.readouterr().err
+
+
+def test_dilated_detectron2_resnets_come_with_a_note(mmsegmentation_state, convert, capsys):
+    name = "resnet-psp-softmax"
+    dilated = [*MODELS[name][0], "MODEL.RESNETS.RES4_DILATION", 2, "MODEL.RESNETS.RES5_DILATION", 4]
+    state = mmsegmentation_state(name, build_model(config(MODELS[name][0])))
+    assert convert(config(MODELS[name][0]), state)[0] == 0
+    assert "note:" not in capsys.readouterr().out
+    assert convert(config(dilated), state)[0] == 0
+    assert "note: MMSegmentation gives the first block of a dilated stage" in capsys.readouterr().out
+
+
+def test_official_files_of_a_backbone_alone(convert, capsys):
+    """A Swin file as its authors save it: merging at the end of a stage, columns first."""
+    cfg = config([*SWIN, *decoder("UPerNet")])
+    model = randomised(build_model(cfg))
+    official = {"head.weight": torch.zeros(1000, 96), "norm.weight": torch.zeros(96)}
+    for key, value in model.backbone.model.state_dict().items():
+        stage = int(key[len("layers_")]) if key.startswith("layers_") else None
+        if ".downsample." in key:
+            key = key.replace(f"layers_{stage}", f"layers_{stage - 1}")
+        official[key.replace("layers_", "layers.")] = value
+    arguments = ("--allow-missing", "decoder.", "--allow-missing", "classifier.")
+    assert convert(cfg, official, *arguments, wrapper="model")[0] == 1
+    captured = capsys.readouterr()
+    assert "backbone.output_norms.level0.weight" in captured.err and "head.fc.weight" in captured.out
+    norms = ("--allow-missing", "backbone.output_norms.")
+    status, output = convert(cfg, official, *arguments, *norms, wrapper="model")
+    assert status == 0
+    written = torch.load(output, weights_only=True)["model"]
+    for key, value in model.backbone.model.state_dict().items():
+        assert torch.equal(written[f"backbone.model.{key}"], value), key
+
+
+def test_files_and_models_that_cannot_be_converted_are_named(convert, tmp_path, capsys):
+    assert convert(config([*MIT, *decoder("DeepLabV3Plus")]), {"decode_head.a": torch.zeros(1)})[0] == 1
+    assert "MODEL.DECODER.NAME: checkpoints can be converted for Sep" in capsys.readouterr().err
+    torch.save({"state_dict": {"backbone.x": torch.zeros(1)}, "meta": Path("x")}, tmp_path / "theirs.pth")
+    command = ["--config-file", str(tmp_path / "config.yaml")]
+    for name, message in (("theirs", "INPUT: .* is a pickle that names pathlib"), ("none", "INPUT: no file")):
+        assert convert_main([*command, str(tmp_path / f"{name}.pth"), str(tmp_path / "ours.pth")]) == 1
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_model_zoo_pickles_fill_the_backbone_or_are_refused(tmp_path):
+    """MODEL.WEIGHTS takes what Detectron2's model zoo has: numpy arrays under a backbone's names."""
+    cfg = config([*DEEP_RESNET, *decoder("PSP")])
+    model = build_model(cfg)
+    expected = randomised(build_model(cfg)).backbone.state_dict()
+    arrays = {key: value.numpy() for key, value in expected.items() if not key.endswith("tracked")}
+    zoo = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(zoo))
+    before = {key: value.clone() for key, value in model.decoder.state_dict().items()}
+    trust_pickles(True)
+    try:
+        Checkpointer(model).load(str(tmp_path / "R-50.pkl"))
+        # Every block has its place in a deeper network, whose other blocks would stay random.
+        deeper = build_model(config([*DEEP_RESNET, *decoder("PSP"), "MODEL.RESNETS.DEPTH", 101]))
+        with pytest.raises(ValueError, match=r"R-50\.pkl leaves \d+ tensors of the backbone unfilled"):
+            Checkpointer(deeper).load(str(tmp_path / "R-50.pkl"))
+    finally:
+        trust_pickles(False)
+    for key, value in arrays.items():
+        assert torch.equal(model.backbone.state_dict()[key], torch.from_numpy(value)), key
+    for key, value in before.items():
+        assert torch.equal(model.decoder.state_dict()[key], value), key
+
+
+def test_other_files_are_no_checkpoints(segformer, tmp_path):
+    _, model, state = segformer
+    torch.save(state, tmp_path / "theirs.pth")
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS: nothing in .*MODEL\.BACKBONE\.WEIGHTS.*convert"):
+        Checkpointer(model).load(str(tmp_path / "theirs.pth"))
