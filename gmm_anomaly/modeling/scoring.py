@@ -25,6 +25,8 @@ def score_names(cfg: CfgNode) -> list[str]:
         return list(cfg.TEST.SCORES)
     if cfg.MODEL.META_ARCHITECTURE == "MaskAnomalySegmentor":
         return [*OF_MASKS, *ON_LOGITS]
+    if cfg.MODEL.CLASSIFIER.NAME == "none":
+        return ["feature_distance"]
     own = OWN_SCORE.get(cfg.MODEL.CLASSIFIER.NAME)
     distances = ON_DISTANCES if cfg.MODEL.FEATURE_DISTANCE.FEATURES else ()
     return [*([own] if own else []), *ON_LOGITS, *distances]

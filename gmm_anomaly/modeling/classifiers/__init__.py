@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 
 from ..registry import CLASSIFIER_REGISTRY, look_up
 from . import gmm as _gmm
+from . import none as _none  # noqa: F401  (registration)
 from . import prototype as _prototype
 from . import softmax as _softmax
 from .base import PixelClassifier
