@@ -68,11 +68,12 @@ def fit_detector(cfg: CfgNode, frames: Iterable[Path | np.ndarray]) -> nn.Module
     Raises:
         ValueError: a model with classes, or without distances; no frame that can be read.
     """
-    if cfg.MODEL.CLASSIFIER.NAME != "none" or not cfg.MODEL.FEATURE_DISTANCE.FEATURES:
+    classifier, levels = cfg.MODEL.CLASSIFIER.NAME, cfg.MODEL.FEATURE_DISTANCE.FEATURES
+    if classifier != "none" or not levels:
         raise ValueError(
             'a detector needs MODEL.CLASSIFIER.NAME "none" and levels in MODEL.FEATURE_DISTANCE.FEATURES, '
-            f"found {cfg.MODEL.CLASSIFIER.NAME!r} and {cfg.MODEL.FEATURE_DISTANCE.FEATURES}; the distances of a "
-            "trained model are fitted by `gmm-anomaly train --fit-feature-distance`"
+            f"found {classifier!r} and {levels}; the distances of a trained model are fitted by `gmm-anomaly "
+            "train --fit-feature-distance`"
         )
     model = build_model(cfg).eval()
     fit_distances(model, _items(cfg, frames), CELLS_PER_FRAME)
