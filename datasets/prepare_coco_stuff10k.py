@@ -1,14 +1,12 @@
 #!/usr/bin/env python
-"""Convert COCO-Stuff 10k to the layout of MMSegmentation (``--help``)."""
-
-from __future__ import annotations
+"""Prepare a download: see ``--help`` and datasets/README.md."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gmm_anomaly.data.prepare_coco_stuff import main  # noqa: E402
+from gmm_anomaly.data.prepare import main  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("coco_stuff10k"))

@@ -150,7 +150,7 @@ def _add_mask2former(cfg: CN) -> None:
     # With True, WEIGHTS of another number of classes get a new class layer, to be trained.
     keys.REPLACE_CLASSES = False
     # Queries of the score "maskomaly" that light up on anomalies, and on the road. They hold for one
-    # checkpoint only; tools/find_anomaly_queries.py finds them and writes these keys.
+    # checkpoint only; `gmm-anomaly find-queries` finds them and writes these keys.
     keys.ANOMALY_QUERIES = []
     keys.ROAD_QUERIES = []
     # In config files: arguments of transformers' Mask2FormerConfig by name, and under backbone_config those
@@ -176,8 +176,7 @@ def _add_input(cfg: CN) -> None:
     # Keep decoded images and labels in memory (per worker process) after the first read.
     cfg.INPUT.CACHE_DECODED = False
     # DATALOADER.SAMPLER_TRAIN also knows "ClassBalancedSampler": a class is drawn, then an image that has it.
-    # Its index of classes per image is kept in this folder ("": OUTPUT_DIR).
-    cfg.DATALOADER.CLASS_INDEX_DIR = ""
+    # How many pixels of each class the images have is kept in OUTPUT_DIR.
 
     # The synthetic streets (data sets synthetic_street_train, _val and _anomaly).
     cfg.DATASETS.SYNTHETIC = CN()
@@ -235,10 +234,9 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.COMPONENT_TRACK = ""
     # Write every score map to OUTPUT_DIR/scores/<data set>/<score>/<image id>.npy (float16).
     cfg.TEST.SAVE_SCORES = False
-    # Overlays of the first so many images of each anomaly data set, in OUTPUT_DIR/visualizations.
+    # Overlays of the first so many images of each data set, in OUTPUT_DIR/visualizations; of anomaly sets
+    # also of half as many where the first score's AP is highest, and of half as many where it is lowest.
     cfg.TEST.NUM_VISUALIZATIONS = 8
-    # Overlays of so many images where the first score's AP is highest, and of as many where it is lowest.
-    cfg.TEST.NUM_BEST_WORST = 3
     # What scores are computed on: "logits" (class evidence, enlarged to the image) or "features" (evidence at
     # the decoder's resolution; the score map is enlarged). Means over windows, scales and mirrored images are
     # taken of the evidence, logits and log-densities, in the first case, and of the scores in the second.
@@ -250,7 +248,7 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.SLIDING_WINDOW.SIZE = [768, 768]
     cfg.TEST.SLIDING_WINDOW.STRIDE = [512, 512]
     # Images of more pixels are looked at in windows of 768 x 768 every 512 pixels even so; 0: never. (Images
-    # of more than 100 megapixels are not read at all.)
+    # above twice PIL.Image.MAX_IMAGE_PIXELS, 179 megapixels, are not read at all.)
     cfg.TEST.MAX_WHOLE_PIXELS = 8_000_000
     # Detectron2's TEST.AUG.ENABLED looks at several scales, and with TEST.AUG.FLIP at mirrored images too.
     # The scales are factors of the test image's size (Detectron2's MIN_SIZES and MAX_SIZE are not used).

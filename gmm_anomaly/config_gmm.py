@@ -27,21 +27,15 @@ def add_gmm_config(cfg: CN) -> None:
     cfg.MODEL.GMM.SAMPLES_PER_UPDATE = 20
     # The EM step runs every so many iterations.
     cfg.MODEL.GMM.UPDATE_INTERVAL = 5
-    # For debugging: compare the mixtures of all processes before the first iteration and after every so many
-    # EM steps, and stop where they differ; 0: never.
-    cfg.MODEL.GMM.CHECK_RANKS_EVERY = 0
     # Momentum of the means and of the standard deviations (0: replaced at each EM step).
     cfg.MODEL.GMM.MOMENTUM_MEAN = 0.999
     cfg.MODEL.GMM.MOMENTUM_SCALE = 0.0
     # Added to every variance. 0.01 at 64 dimensions is the paper's; it should scale like 1 / EMBED_DIM.
     cfg.MODEL.GMM.VARIANCE_FLOOR = 1e-2
-    # At an EM step a component that no pixel was ever assigned to (an empty memory) keeps its state ("keep",
-    # the paper) or splits the most spread component of its class ("reseed").
-    cfg.MODEL.GMM.EMPTY_COMPONENTS = "keep"
     # How components combine into a class density: "max" (the released code) or "logsumexp" (the mixture).
     cfg.MODEL.GMM.REDUCTION = "max"
     # Where the logits of an inference come from: "density" (the mixtures) or "softmax" (the classifier of
-    # WARM_START_GUIDE_WEIGHT; with --fit-mixture that of the frozen network).
+    # GUIDE_WEIGHT; with --fit-mixture that of the frozen network).
     cfg.MODEL.GMM.LOGITS = "density"
     # Assignment of pixels to components: "sinkhorn" (balanced) or "em" (largest responsibility).
     cfg.MODEL.GMM.ASSIGNMENT = "sinkhorn"
@@ -51,48 +45,36 @@ def add_gmm_config(cfg: CN) -> None:
     # Weight of the component contrast loss.
     cfg.MODEL.GMM.CONTRAST_WEIGHT = 0.01
     # The mixtures' health, numbers and a picture of the embedding, goes to TensorBoard every so many
-    # iterations and after the last one (0: never)...
+    # iterations and after the last one (0: never): of four labelled images, reduced to half a megapixel, of
+    # the first closed set in DATASETS.TEST, or of the training set if there is none.
     cfg.MODEL.GMM.HEALTH_PERIOD = 500
-    # ... from so many labelled images, reduced to half a megapixel, of the first closed set in DATASETS.TEST,
-    # or of the training set if there is none.
-    cfg.MODEL.GMM.HEALTH_IMAGES = 4
-    # Start that does not starve rare classes. False: the paper's rules (only correctly classified pixels are
-    # stored, random first means, constant momentum, logit scale 1).
+    # Start that does not starve rare classes: k-means for the first components, misclassified pixels enter a
+    # component's memory until it holds 400 features, and the LayerNorm over classes starts with weight 3.
+    # False: the paper's rules (only correctly classified pixels are stored, random first means, constant
+    # momentum, weight 1, no guide).
     cfg.MODEL.GMM.WARM_START = True
-    # A class's mixture is initialised by k-means once this many of its features were seen...
+    # A class's mixture is initialised once this many of its features were seen.
     cfg.MODEL.GMM.WARM_START_FEATURES = 300
-    # ... with this many rounds of spherical k-means.
-    cfg.MODEL.GMM.WARM_START_KMEANS_ROUNDS = 10
-    # Misclassified pixels enter a component's memory too until it holds this many features.
-    cfg.MODEL.GMM.WARM_START_FILL = 400
-    # Momentum of the means at the first iteration; it reaches MOMENTUM_MEAN when WARM_START_RAMP of the
-    # schedule is over (1 - momentum falls geometrically).
+    # Momentum of the means at the first iteration; it reaches MOMENTUM_MEAN when half of the schedule is over
+    # (1 - momentum falls geometrically).
     cfg.MODEL.GMM.WARM_START_MOMENTUM = 0.5
-    cfg.MODEL.GMM.WARM_START_RAMP = 0.5
-    # First weight of the LayerNorm over classes that turns densities into logits.
-    cfg.MODEL.GMM.WARM_START_LOGIT_SCALE = 3.0
-    # Weight of the loss of a softmax classifier on the same pixel features, which is used in training only.
-    cfg.MODEL.GMM.WARM_START_GUIDE_WEIGHT = 1.0
+    # Weight of the loss of a softmax classifier on the same pixel features, which is used in training only,
+    # for the whole of it; not read without WARM_START.
+    cfg.MODEL.GMM.GUIDE_WEIGHT = 1.0
     # Factor of the gradient of the mixtures' losses where it enters backbone and decoder: 1 trains them for
     # the mixtures (the paper), 0 for that softmax classifier alone, and only the embedding for the mixtures.
     cfg.MODEL.GMM.FEATURE_GRADIENT = 1.0
 
     # Contrast of pixels with vectors drawn from the mixtures of all classes (GMM4AnomalySeg).
     contrast = cfg.MODEL.GMM.SAMPLED_CONTRAST = CN()
-    # Weight of the loss, 0.05 in the GMM4AnomalySeg configs; 0: none.
+    # Weight of the loss, 0.05 in the GMM4AnomalySeg configs; 0: none. It is taken every fifth iteration, of
+    # at most 50 pixels of each class against 32 vectors drawn from each class.
     contrast.WEIGHT = 0.0
     # First iteration with the loss, and iterations over which its weight then grows linearly.
     contrast.START = 1500
     contrast.RAMP = 5000
-    # The loss is taken every so many iterations.
-    contrast.INTERVAL = 5
     # Temperature of the InfoNCE.
     contrast.TEMPERATURE = 0.1
-    # At most so many pixels of each class, against so many vectors drawn from each class.
-    contrast.ANCHORS_PER_CLASS = 50
-    contrast.SAMPLES_PER_CLASS = 32
-    # Share of these pixels that is taken from misclassified ones first, as far as there are any.
-    contrast.HARD_SHARE = 0.5
     # Factor of the standard deviations in the draws; 1 lies far outside the classes, 0 draws the means.
     contrast.NOISE_SCALE = 0.5
     # A class takes part once its memories are full to this share.

@@ -43,7 +43,7 @@ def catalogs_kept() -> Iterator[None]:
             catalog.pop(name, None)
     registration._SPECS.clear()
     if specs is None:
-        sys.modules["gmm_anomaly.data.builtin"].register_all()
+        sys.modules["gmm_anomaly.data"].register_all()
         return
     registration._SPECS.update(specs)
     for spec in specs.values():

@@ -62,6 +62,9 @@ ALLOWED = {
     },
 }
 
+# Verbs of the evaluation run a model: one file reaches back to the engine, when it is called.
+REACHES_BACK = {"evaluation/command.py": {"engine", "weight_files"}}
+
 
 def imported_parts(path: Path) -> set[str]:
     """Parts of gmm_anomaly that a file imports, absolute and relative imports alike."""
@@ -87,7 +90,8 @@ def test_imports_follow_the_table(part):
     files = sorted((PACKAGE / part).rglob("*.py"))
     assert files
     for path in files:
-        outside = imported_parts(path) & known - {part} - ALLOWED[part]
+        back = REACHES_BACK.get(path.relative_to(PACKAGE).as_posix(), set())
+        outside = imported_parts(path) & known - {part} - ALLOWED[part] - back
         assert not outside, f"{path.relative_to(PACKAGE)} imports {sorted(outside)}"
 
 

@@ -31,7 +31,7 @@ TORCHRUN = {
 }  # fmt: skip
 TINY = [
     "DATASETS.SYNTHETIC.HEIGHT", 64, "DATASETS.SYNTHETIC.WIDTH", 128, "DATASETS.SYNTHETIC.NUM_TRAIN", 4,
-    "DATASETS.SYNTHETIC.CACHE_DIR", "", "INPUT.CROP.SIZE", [64, 64], "MODEL.TIMM.WEIGHTS", "",
+    "DATASETS.SYNTHETIC.CACHE_DIR", "", "INPUT.CROP.SIZE", [64, 64], "MODEL.BACKBONE.WEIGHTS", "",
     "MODEL.FEATURE_DISTANCE.FEATURES", [], "TEST.SCORES", ["gmm_density"], "SOLVER.IMS_PER_BATCH", 4,
     "SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 2, "DATALOADER.NUM_WORKERS", 0, "DATASETS.TEST", (),
     "MODEL.DEVICE", "cpu",
@@ -278,7 +278,7 @@ def test_torchrun_trains_and_a_killed_worker_restarts_from_the_last_checkpoint(n
         "--max-restarts", "1", "--monitor-interval", "0.1", str(ROOT / "train_net.py"),
         "--config-file", str(CONFIG),
         "--register", str(tmp_path / "register.py"), *map(str, TINY), "OUTPUT_DIR", str(output),
-        "MODEL.DECODER.NORM", "SyncBN", "MODEL.TIMM.NORM", "SyncBN", "MODEL.GMM.CHECK_RANKS_EVERY", "1",
+        "MODEL.DECODER.NORM", "SyncBN",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)

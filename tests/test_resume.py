@@ -33,7 +33,7 @@ def command(output: Path, *overrides: object, flags: tuple[str, ...] = ()) -> li
         "DATASETS.SYNTHETIC.NUM_ANOMALY": 2,
         "DATASETS.TEST": "()",
         "INPUT.CROP.SIZE": "[48, 48]",
-        "MODEL.TIMM.WEIGHTS": "",
+        "MODEL.BACKBONE.WEIGHTS": "",
         "MODEL.FEATURE_DISTANCE.FEATURES": "[]",
         "TEST.SCORES": "['gmm_density']",
         # Small enough for rings to be full, and classes to start, before and after the interruptions.
@@ -44,7 +44,6 @@ def command(output: Path, *overrides: object, flags: tuple[str, ...] = ()) -> li
         "MODEL.GMM.SAMPLED_CONTRAST.WEIGHT": 0.05,
         "MODEL.GMM.SAMPLED_CONTRAST.START": 4,
         "MODEL.GMM.SAMPLED_CONTRAST.RAMP": 1,
-        "MODEL.GMM.SAMPLED_CONTRAST.INTERVAL": 1,
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.MAX_ITER": ITERATIONS,
         "SOLVER.CHECKPOINT_PERIOD": 1,

@@ -32,7 +32,7 @@ def command_line(
         "DATASETS.SYNTHETIC.NUM_VAL": 2,
         "DATASETS.SYNTHETIC.NUM_ANOMALY": 2,
         "INPUT.CROP.SIZE": "[64, 64]",
-        "MODEL.TIMM.WEIGHTS": "",
+        "MODEL.BACKBONE.WEIGHTS": "",
         "MODEL.GMM.WARM_START_FEATURES": 20,
         # So short a training may not have seen the rarest class.
         "SOLVER.IMS_PER_BATCH": 4,

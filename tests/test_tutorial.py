@@ -24,14 +24,13 @@ TINY = {
     "INPUT.CROP.SIZE": "[64, 64]",
     "INPUT.MIN_SIZE_TEST": 64,
     "MODEL.DEVICE": "cpu",
-    "MODEL.TIMM.WEIGHTS": "",
+    "MODEL.BACKBONE.WEIGHTS": "",
     "MODEL.FEATURE_DISTANCE.NUM_IMAGES": 4,
     "MODEL.GMM.HEALTH_PERIOD": 0,
     "MODEL.GMM.WARM_START_FEATURES": 20,
     # So short a training may not see the rarest class.
     "DATALOADER.NUM_WORKERS": 0,
     "TEST.NUM_VISUALIZATIONS": 1,
-    "TEST.NUM_BEST_WORST": 1,
 }
 
 

@@ -77,8 +77,7 @@ class RandomScaledCrop(Augmentation):
         base_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        low, high = scale_range
-        if not 0 < low <= high:
+        if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
             raise ValueError(f"INPUT.SCALE_RANGE: expected 0 < low <= high, found {list(scale_range)}")
         if crop_size is not None and min(crop_size) < 1:
             raise ValueError(f"INPUT.CROP.SIZE: expected positive pixels, found {list(crop_size)}")
@@ -86,12 +85,12 @@ class RandomScaledCrop(Augmentation):
             raise ValueError(
                 f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA: expected 0 < share <= 1, found {max_area}"
             )
-        self.scale_range = (float(low), float(high))
-        self.crop_size = crop_size
-        if base_size is not None and not 0 < base_size[0] <= base_size[1]:
+        if base_size is not None and (len(base_size) != 2 or not 0 < base_size[0] <= base_size[1]):
             raise ValueError(
                 f"INPUT.SCALE_BASE: expected a shorter and a longer side in pixels, found {list(base_size)}"
             )
+        self.scale_range = scale_range
+        self.crop_size = crop_size
         self.max_area = max_area
         self.base_size = base_size
 

@@ -2,30 +2,94 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MapDataset, MetadataCatalog
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.utils import comm
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
-from .class_index import class_pixel_counts
-from .label_rule import ANOMALY, CLOSED_SET, LabelRule
-from .loader import InputLoader
+from .atomic import replacing
+from .label_rule import ANOMALY, LabelRule, is_closed_set
 from .mapper import SegmentationMapper
-from .pairing import Record
+from .pairing import Record, has_label
+from .reading import read_label
 from .registration import get_records, require_known
-from .sampler import ClassBalancedSampler
-from .stream import TrainingStream
+from .stream import ClassBalancedSampler, TrainingStream
 
 logger = logging.getLogger(__name__)
 
 SAMPLERS = ("TrainingSampler", "ClassBalancedSampler")
+# Seconds that a worker goes on after SIGTERM, for the process that it works for to finish its step.
+GRACE = 30
+
+
+class InputLoader(DataLoader[Any]):
+    """torch's loader with workers that survive Ctrl-C; its iterators draw nothing from the global generators.
+
+    Raises:
+        RuntimeError: while iterating, a worker was killed or ended: says what usually does that.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(
+            *args,
+            collate_fn=trivial_batch_collator,
+            worker_init_fn=_keep_working,
+            # torch draws a seed for the workers from it, though every input has one of its own here.
+            generator=torch.Generator().manual_seed(0),
+            **kwargs,
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = super().__iter__()
+        with lost_workers_explained():
+            try:
+                yield from batches
+            except (ConnectionError, EOFError) as error:
+                # It died while it handed a tensor over, before torch noticed.
+                raise RuntimeError(f"DataLoader worker is gone ({type(error).__name__})") from error
+            finally:
+                # An error's traceback keeps the iterator: its workers would be waited for in vain at the end.
+                if self.num_workers:
+                    batches._shutdown_workers()
+
+
+def _keep_working(_worker: int) -> None:
+    """A terminal sends Ctrl-C, and a cluster SIGTERM, to workers too, while their inputs are still needed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+
+
+@contextmanager
+def lost_workers_explained() -> Iterator[None]:
+    """Turn torch's error about a worker that died, raised anywhere inside, into one that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not text.startswith("DataLoader worker") or "SOLVER.IMS_PER_BATCH" in text:
+            raise
+        raise RuntimeError(
+            f"{text.strip().rstrip('.')}. It was ended from outside: an input that makes it fail would be "
+            "named here. Most often the system ran out of memory (see dmesg): lower DATALOADER.NUM_WORKERS "
+            "or SOLVER.IMS_PER_BATCH, or set INPUT.CACHE_DECODED False; in a container give it more shared "
+            "memory (docker run --shm-size). Checkpoints are intact, continue with --resume"
+        ) from error
 
 
 def build_train_loader(cfg: CfgNode, *, seed: int | None = None) -> InputLoader:
@@ -56,11 +120,20 @@ def build_train_loader(cfg: CfgNode, *, seed: int | None = None) -> InputLoader:
         group_by_orientation=cfg.DATALOADER.ASPECT_RATIO_GROUPING and not cfg.INPUT.CROP.ENABLED,
     )
     # The stream's items are batches.
+    return InputLoader(stream, batch_size=None, num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> InputLoader:
+    """Loader of one-element lists, every image of the data set once over all ranks; labels are not read.
+
+    Raises:
+        ValueError: the data set is unknown or empty. FileNotFoundError: it is not on disk.
+    """
+    records = get_records(dataset_name)
     return InputLoader(
-        stream,
-        batch_size=None,
+        MapDataset(DatasetFromList(records, copy=False), SegmentationMapper(cfg, False)),
+        sampler=InferenceSampler(len(records)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=trivial_batch_collator,
     )
 
 
@@ -76,49 +149,70 @@ def train_records(cfg: CfgNode) -> dict[str, list[Record]]:
         raise ValueError("DATASETS.TRAIN: expected at least one data set, found none")
     by_name = {}
     for name in cfg.DATASETS.TRAIN:
-        records = get_records(name)
-        for record in records:
-            if "sem_seg_file_name" not in record and "render" not in record:
+        by_name[name] = [record | {"dataset_name": name} for record in get_records(name)]
+        for record in by_name[name]:
+            if not has_label(record):
                 raise ValueError(
                     f"DATASETS.TRAIN: {name} has images without labels, for example {record['file_name']}; "
                     "train on a split whose labels are public"
                 )
-        by_name[name] = [record | {"dataset_name": name} for record in records]
     return by_name
 
 
 def _sampler_maker(cfg: CfgNode, by_name: dict[str, list[Record]]) -> Callable[[int], Sampler]:
     name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name not in SAMPLERS:
+        raise ValueError(f"DATALOADER.SAMPLER_TRAIN: expected one of {', '.join(SAMPLERS)}, found {name!r}")
     if name == "TrainingSampler":
         return partial(TrainingSampler, sum(map(len, by_name.values())), True)
-    if name != "ClassBalancedSampler":
-        raise ValueError(f"DATALOADER.SAMPLER_TRAIN: expected one of {', '.join(SAMPLERS)}, found {name!r}")
-    folder = cfg.DATALOADER.CLASS_INDEX_DIR or cfg.OUTPUT_DIR
-    counts = [
-        class_pixel_counts(dataset, records, LabelRule.from_metadata(MetadataCatalog.get(dataset)), folder)
-        for dataset, records in by_name.items()
-    ]
-    together = np.concatenate(counts)
-    classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).stuff_classes
-    absent = [classes[index] for index in np.flatnonzero(together.sum(axis=0) == 0)]
+    metadata = [MetadataCatalog.get(dataset) for dataset in by_name]
+    counts = np.concatenate(
+        [
+            class_pixel_counts(records, LabelRule.from_metadata(of_set), cfg.OUTPUT_DIR)
+            for of_set, records in zip(metadata, by_name.values(), strict=True)
+        ]
+    )
+    absent = [metadata[0].stuff_classes[index] for index in np.flatnonzero(counts.sum(axis=0) == 0)]
     if absent:
         logger.warning("no image of %s has the classes %s", ", ".join(by_name), ", ".join(absent))
-    return partial(ClassBalancedSampler, together)
+    return partial(ClassBalancedSampler, counts)
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> InputLoader:
-    """Loader of one-element lists, every image of the data set once over all ranks; labels are not read.
+def class_pixel_counts(records: Sequence[Record], rule: LabelRule, folder: str | Path) -> np.ndarray:
+    """Pixel counts per image and class; rank 0 counts them, the other ranks receive them.
+
+    They are kept in ``folder``/NAME.class_index.npz, where NAME is the data set's, and counted again when the
+    list of labels or the label map changes.
+
+    Args:
+        records: of the data set, all with labels.
+        rule: how its labels are read.
+        folder: made if it is not there.
+
+    Returns:
+        (N, C) int64, in the order of ``records``.
 
     Raises:
-        ValueError: the data set is unknown or empty. FileNotFoundError: it is not on disk.
+        ValueError, FileNotFoundError: a label cannot be read, see ``read_label``.
     """
-    records = get_records(dataset_name)
-    return InputLoader(
-        MapDataset(DatasetFromList(records, copy=False), SegmentationMapper(cfg, False)),
-        sampler=InferenceSampler(len(records)),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=trivial_batch_collator,
-    )
+
+    def count(record: Record) -> np.ndarray:
+        return np.bincount(read_label(record, rule).ravel(), minlength=256)[: rule.num_classes]
+
+    counts = None
+    if comm.is_main_process():
+        path = Path(folder) / f"{rule.dataset}.class_index.npz"
+        text = json.dumps([rule.mapping, rule.num_classes, list(records)], default=str)
+        key = hashlib.sha256(text.encode()).hexdigest()
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as stored:
+                counts = stored["counts"] if stored["key"] == key else None
+        if counts is None:
+            title = f"classes of {rule.dataset}"
+            counts = np.stack(thread_map(count, records, tqdm_class=tqdm, desc=title, unit="label"))
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.savez_compressed(file, key=key, counts=counts)
+    return comm.all_gather(counts)[0]
 
 
 def check_num_classes(cfg: CfgNode) -> None:
@@ -126,7 +220,7 @@ def check_num_classes(cfg: CfgNode) -> None:
     ``DATASETS``.
 
     Also refused: an unknown name, training on an anomaly set, training sets with different classes. Touches
-        no files.
+    no files.
     """
     expected = cfg.MODEL.CLASSIFIER.NUM_CLASSES
     first: list[str] | None = None
@@ -137,10 +231,10 @@ def check_num_classes(cfg: CfgNode) -> None:
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
             metadata = MetadataCatalog.get(name)
-            kind = metadata.get("evaluator_type")
-            if key == "DATASETS.TRAIN" and kind == ANOMALY:
+            training = key == "DATASETS.TRAIN"
+            if training and metadata.get("evaluator_type") == ANOMALY:
                 raise ValueError(f"{key}: {name} is an anomaly set, it has no classes to train on")
-            if key == "DATASETS.TEST" and kind != CLOSED_SET:
+            if not training and not is_closed_set(metadata):
                 continue
             classes = list(metadata.get("stuff_classes") or ())
             if len(classes) != expected:
@@ -148,10 +242,9 @@ def check_num_classes(cfg: CfgNode) -> None:
                     f"{key}: {name} has {len(classes)} classes, MODEL.CLASSIFIER.NUM_CLASSES is "
                     f"{expected}; set it to {len(classes)}"
                 )
-            if key == "DATASETS.TRAIN":
-                first = first or classes
-                if classes != first:
-                    raise ValueError(
-                        f"{key}: {cfg.DATASETS.TRAIN[0]} and {name} have different classes "
-                        f"({', '.join(first)}; {', '.join(classes)}); they cannot be trained on together"
-                    )
+            first = first or classes
+            if training and classes != first:
+                raise ValueError(
+                    f"{key}: {cfg.DATASETS.TRAIN[0]} and {name} have different classes "
+                    f"({', '.join(first)}; {', '.join(classes)}); they cannot be trained on together"
+                )

@@ -1,4 +1,4 @@
-"""Whether data sets are on disk, complete and sound; ``tools/check_datasets.py`` prints it."""
+"""Whether data sets are on disk, complete and sound; the command that prints it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import fnmatch
 import json
 import runpy
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from .errors import MissingDataError
-from .label_rule import LabelRule
-from .pairing import Record
+from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
+
+from .pairing import MissingDataError, Record, has_label
 from .reading import read_image, read_label
 from .registration import load_records, registered_specs
-from .threads import in_threads
 
 PRESENT = "present"
 WRONG_COUNT = "wrong count"
@@ -24,149 +24,119 @@ MISSING = "missing"
 BAD_FILES = "bad files"
 
 
-@dataclass(frozen=True)
+@dataclass
 class DatasetCheck:
     """What was found of one data set.
 
     Attributes:
         state: PRESENT, WRONG_COUNT, WRONG_LAYOUT, MISSING or (deep checks) BAD_FILES.
         root: where it was looked for; None for data that need no files.
-        count, labelled: frames found, and how many of them have labels.
         expected: frames of the complete data set; None: any number.
-        message: what is wrong; "" if nothing is.
-        bad_files: one line for each file that cannot be used (deep checks).
         hint: what to download and where to put it.
+        count, labelled: frames found, and how many of them have labels.
+        message: what is wrong and what to do; "" if nothing is.
+        bad_files: one line for each file that cannot be used (deep checks).
     """
 
     name: str
     state: str
     root: str | None
-    count: int
-    labelled: int
     expected: int | None
-    message: str
     hint: str
+    count: int = 0
+    labelled: int = 0
+    message: str = ""
     bad_files: list[str] = field(default_factory=list)
 
+    def line(self, width: int) -> str:
+        """Name (padded to ``width`` characters), state and number of frames."""
+        frames = f"{self.count} frames" if self.count else ""
+        if self.state == WRONG_COUNT:
+            frames = f"{self.count} of {self.expected} frames"
+        if self.count != self.labelled:
+            frames += f", {self.labelled} with labels"
+        return f"{self.name:<{width}}  {self.state:<12}  {frames}".rstrip()
 
-def check_dataset(name: str, *, deep: bool = False, progress: bool = False) -> DatasetCheck:
+
+def check_dataset(name: str, *, deep: bool = False) -> DatasetCheck:
     """Check one registered data set.
 
     Args:
-        deep: open every image and label and check the labels' values and sizes.
-        progress: show a bar meanwhile, on the standard error stream.
+        deep: open every image and label and check the labels' values and sizes; shows a bar on a terminal.
     """
     spec = registered_specs()[name]
     root = None if spec.root is None else str(spec.root.path())
-
-    def found(state: str, records: Sequence[Record] = (), message: str = "", bad: Sequence[str] = ()):
-        labelled = sum("sem_seg_file_name" in record or "render" in record for record in records)
-        return DatasetCheck(
-            name, state, root, len(records), labelled, spec.expected_count, message, spec.hint(), list(bad)
-        )
-
+    check = DatasetCheck(name, PRESENT, root, spec.expected_count, spec.hint())
     try:
         records = load_records(spec, warn=False)
-    except MissingDataError as error:
-        return found(MISSING, message=str(error))
     except (OSError, ValueError) as error:
-        return found(WRONG_LAYOUT, message=str(error))
-    bad = _bad_files(records, spec.rule(), progress) if deep else []
-    if bad:
-        return found(BAD_FILES, records, f"{name}: {len(bad)} of {len(records)} frames cannot be used", bad)
-    if spec.expected_count not in (None, len(records)):
-        message = f"{name}: {len(records)} frames in {root}, expected {spec.expected_count}"
-        return found(WRONG_COUNT, records, message)
-    return found(PRESENT, records)
+        check.state = MISSING if isinstance(error, MissingDataError) else WRONG_LAYOUT
+        check.message = str(error)
+        return check
+    check.count, check.labelled = len(records), sum(map(has_label, records))
+    rule = spec.rule()
 
-
-def _bad_files(records: Sequence[Record], rule: LabelRule, progress: bool) -> list[str]:
     def problem(record: Record) -> str:
         try:
-            read_image(record, "RGB")
-            if "sem_seg_file_name" in record or "render" in record:
-                read_label(record, rule)
+            size = read_image(record, "RGB").shape[:2]
+            if has_label(record):
+                read_label(record, rule, size=size)
         except (OSError, ValueError) as error:
             return str(error)
         return ""
 
-    problems = in_threads(problem, records, rule.dataset, "frame", progress=progress)
-    return [text for text in problems if text]
+    if deep:
+        bar = {"tqdm_class": tqdm, "desc": name, "unit": "frame", "disable": not sys.stderr.isatty()}
+        check.bad_files = list(filter(None, thread_map(problem, records, **bar)))
+    if check.bad_files:
+        check.state = BAD_FILES
+        check.message = f"{name}: {len(check.bad_files)} of {len(records)} frames cannot be used"
+    elif spec.expected_count not in (None, len(records)):
+        check.state = WRONG_COUNT
+        check.message = f"{name}: {len(records)} frames in {root}, not {spec.expected_count}. {check.hint}"
+    return check
 
 
-def chosen_names(patterns: Sequence[str]) -> list[str]:
-    """Registered names that match any of the patterns (``camvid*``), all without patterns.
-
-    Raises:
-        ValueError: a pattern that matches none.
-    """
-    known = list(registered_specs())
-    chosen: list[str] = []
-    for pattern in patterns or ["*"]:
-        matching = fnmatch.filter(known, pattern)
-        if not matching:
-            raise ValueError(f"no data set matches {pattern!r}; known: {', '.join(known)}")
-        chosen += [name for name in matching if name not in chosen]
-    return chosen
-
-
-def render(checks: Iterable[DatasetCheck]) -> str:
+def render(checks: Sequence[DatasetCheck]) -> str:
     """The checks as text: a line for each data set, then once per place what is wrong and what to do."""
-    checks = list(checks)
     width = max(len(check.name) for check in checks)
     lines = []
+    advice: dict[str, list[str]] = {}
     for check in checks:
-        frames = f"{check.count} frames" if check.count else ""
-        if check.state == WRONG_COUNT:
-            frames = f"{check.count} of {check.expected} frames"
-        if check.count and check.labelled != check.count:
-            frames += f", {check.labelled} with labels"
-        line = f"{check.name:<{width}}  {check.state:<12}  {frames}"
-        lines.append(line.rstrip())
-        lines += [f"  {text}" for text in check.bad_files]
-    advice: dict[tuple[str, str], list[str]] = {}
-    for check in checks:
-        if check.state == PRESENT:
-            continue
-        # Splits of one data set lack the same folder for the same reason.
-        reason = check.message.removeprefix(f"{check.name}: ")
-        advice.setdefault((reason, check.hint), []).append(check.name)
-    for (reason, hint), names in advice.items():
+        lines += [check.line(width), *(f"  {text}" for text in check.bad_files)]
+        if check.state != PRESENT:
+            # Splits of one data set lack the same folder for the same reason.
+            advice.setdefault(check.message.removeprefix(f"{check.name}: "), []).append(check.name)
+    for reason, names in advice.items():
         lines += ["", f"{', '.join(names)}:", f"  {reason}"]
-        if hint not in reason:
-            lines.append(f"  {hint}")
     fine = sum(check.state == PRESENT for check in checks)
     return "\n".join([*lines, "", f"{fine} of {len(checks)} data sets are present and complete."])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when all data sets that were asked for are present and complete, 1 when one is not, 2 for a bad
-    argument."""
-    parser = argparse.ArgumentParser(
-        description="Say for each data set whether it is there, what to download and where to put it.",
-        epilog="Exit status: 0 if all that were asked for are there and complete, 1 if not, 2: bad argument.",
-    )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="data sets, or patterns such as 'camvid*'; none: all"
-    )
-    parser.add_argument(
-        "--deep", action="store_true", help="open every file, and check label values and sizes"
-    )
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    parser.add_argument(
-        "--register",
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="Python file that registers data sets of your own (may be repeated)",
-    )
-    options = parser.parse_args(arguments)
+def run(args: argparse.Namespace) -> int:
+    """The verb ``gmm-anomaly datasets``.
+
+    Args:
+        args: ``names`` (patterns such as ``camvid*``; none: all), ``deep``, ``json``, and ``register``
+            (Python files that register data sets).
+
+    Returns:
+        0 when all data sets that were asked for are present and complete, 1 when one is not.
+
+    Raises:
+        argparse.ArgumentError: a pattern that matches none, or a file to run that is not there.
+    """
     try:
-        for path in options.register:
-            runpy.run_path(path)
-        names = chosen_names(options.names)
+        for path in args.register:
+            runpy.run_path(str(path))
     except (ValueError, OSError) as error:
-        parser.error(str(error))
-    checks = [check_dataset(name, deep=options.deep, progress=sys.stderr.isatty()) for name in names]
-    print(json.dumps([asdict(check) for check in checks], indent=2) if options.json else render(checks))
+        raise argparse.ArgumentError(None, str(error)) from error
+    known, chosen = list(registered_specs()), []
+    for pattern in args.names or ["*"]:
+        matching = fnmatch.filter(known, pattern)
+        if not matching:
+            raise argparse.ArgumentError(None, f"no data set matches {pattern!r}; known: {', '.join(known)}")
+        chosen += [name for name in matching if name not in chosen]
+    checks = [check_dataset(name, deep=args.deep) for name in chosen]
+    print(json.dumps([asdict(check) for check in checks], indent=2) if args.json else render(checks))
     return 0 if all(check.state == PRESENT for check in checks) else 1

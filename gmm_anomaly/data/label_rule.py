@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +12,17 @@ import numpy as np
 IGNORE_LABEL = 255
 CLOSED_SET = "closed_set"
 ANOMALY = "anomaly"
-# What an anomaly set's label image means unless its label_map says otherwise.
-ANOMALY_LABEL_MAP = {0: 0, 1: 1, 255: 255}
 
+# What an anomaly set's label image means unless its label_map says otherwise.
+_ANOMALY_LABEL_MAP = {0: 0, 1: 1}
 # Stands for "not allowed" in the look-up table, so that one comparison finds it; no class may have this id.
 _REFUSED = 254
 
 
-def one_based(num_classes: int) -> tuple[tuple[int, int], ...]:
-    """Label map of files that keep 0 for unlabelled pixels: 1 .. ``num_classes`` are the classes."""
-    return ((0, IGNORE_LABEL), *((value, value - 1) for value in range(1, num_classes + 1)))
+def is_closed_set(metadata: Any) -> bool:
+    """Whether a Detectron2 ``Metadata`` is of a data set with classes: its ``evaluator_type`` is "closed_set"
+    or Detectron2's "sem_seg"."""
+    return metadata.get("evaluator_type") in (CLOSED_SET, "sem_seg")
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,25 @@ class LabelRule:
 
     @classmethod
     def from_metadata(cls, metadata: Any) -> LabelRule:
-        """Rule of a Detectron2 ``Metadata`` with ``evaluator_type``, ``stuff_classes`` and ``label_map``.
+        """Rule of a Detectron2 ``Metadata``: the project's own, or any with ``stuff_classes``.
+
+        Without a ``label_map`` raw values are train ids, and ``ignore_label`` (255 if there is none) is
+        ignored.
 
         Raises:
-            ValueError: the metadata give neither classes nor a label map.
+            ValueError: the metadata give neither classes nor a label map, or a label map that cannot be.
         """
         label_map = metadata.get("label_map")
+        ignored = {metadata.get("ignore_label", IGNORE_LABEL): IGNORE_LABEL}
         if metadata.get("evaluator_type") == ANOMALY:
-            return cls.build(metadata.name, label_map or ANOMALY_LABEL_MAP, num_classes=2)
-        classes = metadata.get("stuff_classes")
-        if not classes:
+            return cls.build(metadata.name, label_map or _ANOMALY_LABEL_MAP | ignored, num_classes=2)
+        count = len(metadata.get("stuff_classes") or ())
+        if not count:
             raise ValueError(
                 f"{metadata.name}: its metadata have no stuff_classes, so its labels cannot be read"
             )
-        return cls.build(metadata.name, label_map, num_classes=len(classes))
+        identity = {value: value for value in range(count)}
+        return cls.build(metadata.name, label_map or identity | ignored, num_classes=count)
 
     @classmethod
     def build(cls, dataset: str, label_map: Mapping[int, int] | None, *, num_classes: int) -> LabelRule:
@@ -90,31 +96,18 @@ class LabelRule:
         Raises:
             ValueError: a value that is not allowed; says which, where and how many pixels.
         """
+        values = [value for value, _ in self.mapping]
         table = np.full(256, _REFUSED, np.uint8)
-        for value, target in self.mapping:
-            table[value] = target
+        table[values] = [target for _, target in self.mapping]
         mapped = cv2.LUT(raw, table)
         if (mapped == _REFUSED).any():
             counts = np.bincount(raw.ravel(), minlength=256)
-            counts[[value for value, _ in self.mapping]] = 0
+            counts[values] = 0
             bad = ", ".join(f"{value} ({counts[value]} pixels)" for value in np.flatnonzero(counts))
-            allowed = ranges([value for value, _ in self.mapping])
+            runs = np.split(values, np.flatnonzero(np.diff(values) != 1) + 1)
+            allowed = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
             raise ValueError(
                 f"{where}: label value {bad} is outside the classes of {self.dataset}; allowed: {allowed}. "
                 "Correct the file, or give the value a meaning in the data set's label_map"
             )
         return mapped
-
-
-def ranges(values: Sequence[int]) -> str:
-    """Sorted integers as text, runs shortened: "0-10, 255"."""
-    parts: list[str] = []
-    start = previous = None
-    for value in [*values, None]:
-        if start is not None and (value is None or value != previous + 1):
-            parts.append(str(start) if start == previous else f"{start}-{previous}")
-            start = None
-        if start is None:
-            start = value
-        previous = value
-    return ", ".join(parts)

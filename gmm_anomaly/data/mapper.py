@@ -23,8 +23,8 @@ class SegmentationMapper:
         image_format: "RGB" or "BGR".
         augmentations: Detectron2 augmentations of image and label. For evaluation they apply to the image
             alone.
-        label_rules: by data set name, as in the records' "dataset_name"; None for evaluation: no label is
-            read.
+        label_rules: by data set name, as in the records' "dataset_name", which may be left out where there is
+            one data set; None for evaluation: no label is read.
         cache_decoded: keep decoded images and labels in this process after the first read.
     """
 
@@ -64,9 +64,12 @@ class SegmentationMapper:
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """One input of the model.
 
+        Args:
+            record: of Detectron2's catalog, with "file_name"; "sem_seg_file_name" for training.
+
         Returns:
             "image" (3, H, W) uint8; "sem_seg" (H, W) int64 with 255 = ignored, if labels are read; "height"
-            and "width" of the image as stored; "file_name" and "image_id".
+            and "width" of the image as stored; "file_name", and "image_id" if the record has one.
 
         Raises:
             FileNotFoundError, ValueError: see ``read_image`` and ``read_label``.
@@ -74,30 +77,23 @@ class SegmentationMapper:
         """
         try:
             image, label = self._read(record)
-        except (FileNotFoundError, ValueError):
-            # They name their file.
-            raise
+            inputs = T.AugInput(image, sem_seg=label)
+            self.augmentations(inputs)
         except Exception as error:
-            raise _at(record, error) from error
-        try:
-            return self._map(record, image, label)
-        except Exception as error:
-            raise _at(record, error) from error
-
-    def _map(self, record: Mapping[str, Any], image: np.ndarray, label: np.ndarray | None) -> dict[str, Any]:
-        height, width = image.shape[:2]
-        inputs = T.AugInput(image, sem_seg=label)
-        self.augmentations(inputs)
+            files = (record["file_name"], record.get("sem_seg_file_name", record["file_name"]))
+            if any(str(name) in str(error) for name in files):
+                raise
+            raise RuntimeError(
+                f"{record['file_name']} could not be prepared: {type(error).__name__}: {error}"
+            ) from error
         mapped: dict[str, Any] = {
             "image": torch.from_numpy(np.array(inputs.image.transpose(2, 0, 1), order="C")),
-            "height": height,
-            "width": width,
-            "file_name": record["file_name"],
-            "image_id": record["image_id"],
+            "height": image.shape[0],
+            "width": image.shape[1],
         }
         if inputs.sem_seg is not None:
             mapped["sem_seg"] = torch.from_numpy(inputs.sem_seg.astype(np.int64))
-        return mapped
+        return mapped | {key: record[key] for key in ("file_name", "image_id") if key in record}
 
     def _read(self, record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
         key = record.get("dataset_name", ""), record["file_name"]
@@ -106,14 +102,12 @@ class SegmentationMapper:
         image = read_image(record, self.image_format)
         label = None
         if self.label_rules is not None:
-            label = read_label(record, self.label_rules[record["dataset_name"]])
+            one = len(self.label_rules) == 1
+            name = next(iter(self.label_rules)) if one else record["dataset_name"]
+            label = read_label(record, self.label_rules[name], size=image.shape[:2])
         if self.cache_decoded:
             self._decoded[key] = image, label
         return image, label
-
-
-def _at(record: Mapping[str, Any], error: Exception) -> RuntimeError:
-    return RuntimeError(f"{record['file_name']} could not be prepared: {type(error).__name__}: {error}")
 
 
 def train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
@@ -124,25 +118,18 @@ def train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
             raise ValueError(f"INPUT.CROP.TYPE: expected 'absolute', found {cfg.INPUT.CROP.TYPE!r}")
         height, width = cfg.INPUT.CROP.SIZE
         crop = (int(height), int(width))
-    base = tuple(cfg.INPUT.SCALE_BASE)
-    if len(base) not in (0, 2):
-        raise ValueError(
-            f"INPUT.SCALE_BASE: expected a shorter and a longer side, or nothing, found {list(base)}"
-        )
-    augmentations: list[T.Augmentation] = [
-        RandomScaledCrop(
-            tuple(cfg.INPUT.SCALE_RANGE), crop, cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA, base or None
-        )
-    ]
+    flip = cfg.INPUT.RANDOM_FLIP
+    if flip not in ("horizontal", "vertical", "none"):
+        raise ValueError(f"INPUT.RANDOM_FLIP: expected 'horizontal', 'vertical' or 'none', found {flip!r}")
+    base = tuple(cfg.INPUT.SCALE_BASE) or None
+    scaled_crop = RandomScaledCrop(
+        tuple(cfg.INPUT.SCALE_RANGE), crop, cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA, base
+    )
+    augmentations: list[T.Augmentation] = [scaled_crop]
     if cfg.INPUT.COLOR_JITTER:
         augmentations.append(RandomColorJitter(cfg.INPUT.COLOR_JITTER, cfg.INPUT.FORMAT))
-    if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "vertical", "none"):
-        raise ValueError(
-            f"INPUT.RANDOM_FLIP: expected 'horizontal', 'vertical' or 'none', found {cfg.INPUT.RANDOM_FLIP!r}"
-        )
-    if cfg.INPUT.RANDOM_FLIP != "none":
-        vertical = cfg.INPUT.RANDOM_FLIP == "vertical"
-        augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
+    if flip != "none":
+        augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
     if crop is not None:
         augmentations.append(PadTo(crop, cfg.MODEL.PIXEL_MEAN))
     return augmentations

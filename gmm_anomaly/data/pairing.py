@@ -1,33 +1,82 @@
-"""Images and labels of folders, matched by stem whatever the extension."""
+"""Where the files of a data set lie, and which label belongs to which image."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Container, Iterable, Mapping
+import re
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import LayoutError
-
+COMMON_VARIABLE = "DETECTRON2_DATASETS"
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm")
 LABEL_EXTENSIONS = (".png",)
 
 Record = dict[str, Any]
 
 
+class MissingDataError(FileNotFoundError):
+    """The folder of a data set is not there."""
+
+
+class LayoutError(ValueError):
+    """The folder is there, but not what has to be in it: a folder, an image, a label."""
+
+
+@dataclass(frozen=True)
+class DataRoot:
+    """Root of a data set.
+
+    Args:
+        folders: names it may have under ``$DETECTRON2_DATASETS`` (default ``datasets``); the first one that
+            exists counts, and the first one is advised.
+        variable: environment variable that names the root itself and comes before the common one; "": the
+            data set is a user's own, and the one folder is its path.
+    """
+
+    folders: tuple[str, ...]
+    variable: str = ""
+
+    def path(self) -> Path:
+        """Absolute path, read from the environment at each call; it need not exist."""
+        named = os.environ.get(self.variable) if self.variable else self.folders[0]
+        if named:
+            return Path(named).expanduser().absolute()
+        common = Path(os.environ.get(COMMON_VARIABLE) or "datasets").expanduser().absolute()
+        candidates = [common / folder for folder in self.folders]
+        return next((path for path in candidates if path.is_dir()), candidates[0])
+
+    def advice(self) -> str:
+        """Where to put the data, to follow "download it, then"."""
+        if not self.variable:
+            return "the path was given when the data set was registered"
+        folder = self.folders[0]
+        return (
+            f"set {self.variable} to it, or put it at ${COMMON_VARIABLE}/{folder} "
+            f"(datasets/{folder} if that variable is not set)"
+        )
+
+    def require(self) -> Path:
+        """The path. Raises MissingDataError, with advice, if there is no such folder."""
+        if not self.path().is_dir():
+            raise MissingDataError(f"there is no folder {self.path()}; {self.advice()}")
+        return self.path()
+
+
 def list_files(
     folder: Path,
     *,
     suffix: str = "",
-    extensions: Iterable[str] = IMAGE_EXTENSIONS,
+    extensions: tuple[str, ...] = IMAGE_EXTENSIONS,
     recursive: bool = False,
     exclude: Container[Path] = (),
 ) -> dict[str, Path]:
     """Files of ``folder`` by key: their path in the folder without ``suffix`` and extension, sorted.
 
     Args:
-        folder: an existing folder.
+        folder: an existing folder; links in it are followed.
         suffix: what the stem must end with, for example "_leftImg8bit"; other files are passed over.
         extensions: lower case, with the dot.
         recursive: look into subfolders as well.
@@ -38,17 +87,15 @@ def list_files(
     """
     if not folder.is_dir():
         raise LayoutError(f"there is no folder {folder}")
-    wanted = frozenset(extensions)
     found: dict[str, Path] = {}
     for current, folders, names in os.walk(folder, followlinks=True):
         if not recursive:
             folders.clear()
         for name in names:
             stem, extension = os.path.splitext(name)
-            if name.startswith(".") or extension.lower() not in wanted or not stem.endswith(suffix):
-                continue
             path = Path(current, name)
-            if path in exclude:
+            wanted = extension.lower() in extensions and stem.endswith(suffix) and path not in exclude
+            if name.startswith(".") or not wanted:
                 continue
             key = (path.parent.relative_to(folder) / stem.removesuffix(suffix)).as_posix()
             if key in found:
@@ -79,8 +126,7 @@ def pair(
         LayoutError: names the files that lack their counterpart.
     """
     if labels is None:
-        labels = {}
-        every_image_labelled = False
+        labels, every_image_labelled = {}, False
     unlabelled = [path for key, path in images.items() if key not in labels]
     if unlabelled and every_image_labelled:
         raise LayoutError(f"{_named(unlabelled, 'image')} without a label of the same name")
@@ -101,22 +147,30 @@ def make_record(key: str, image: Path, label: Path | None) -> Record:
     return record
 
 
+def has_label(record: Mapping[str, Any]) -> bool:
+    """Whether the label of a record can be read: it names a file, or is rendered."""
+    return "sem_seg_file_name" in record or "render" in record
+
+
 def _named(paths: list[Path], kind: str) -> str:
-    shown = ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
+    shown = ", ".join([*map(str, paths[:3]), *(["..."] if len(paths) > 3 else [])])
     return f"{len(paths)} {kind}{'s' if len(paths) > 1 else ''} ({shown})"
 
 
 @dataclass(frozen=True)
 class FolderPairs:
-    """Layout of a folder of images beside a folder of labels.
+    """Layout of a folder of images beside a folder of labels, matched by stem whatever the extension.
 
     Args:
         images: folder under the root.
-        labels: folder under the root; None where labels are withheld.
+        labels: folder under the root, or an absolute path; None where labels are withheld.
         image_suffix: end of the images' stems that the labels' lack.
         label_suffix: end of the labels' stems that the images' lack.
         recursive: both folders have subfolders of the same names.
         every_image_labelled, short_ids: see ``pair``.
+        frames: regular expression of the keys of the frames that belong to the data set.
+        lists: files under the root that come first: the first one there is names the frames, see
+            ``listed_pairs``.
     """
 
     images: str
@@ -126,13 +180,13 @@ class FolderPairs:
     recursive: bool = False
     every_image_labelled: bool = True
     short_ids: bool = False
-
-    def needs(self) -> tuple[str, ...]:
-        """Folders that have to be under the root."""
-        return (self.images,) if self.labels is None else (self.images, self.labels)
+    frames: str = ".*"
+    lists: tuple[str, ...] = ()
 
     def __call__(self, root: Path) -> list[Record]:
-        images = list_files(root / self.images, suffix=self.image_suffix, recursive=self.recursive)
+        for name in self.lists:
+            if (root / name).is_file():
+                return listed_pairs(root / name)
         labels = None
         if self.labels is not None:
             labels = list_files(
@@ -141,4 +195,35 @@ class FolderPairs:
                 extensions=LABEL_EXTENSIONS,
                 recursive=self.recursive,
             )
+        images = list_files(
+            root / self.images,
+            suffix=self.image_suffix,
+            recursive=self.recursive,
+            # Both kinds may lie in one folder.
+            exclude=set((labels or {}).values()),
+        )
+        images = {key: path for key, path in images.items() if re.fullmatch(self.frames, key)}
+        if labels is not None:
+            labels = {key: path for key, path in labels.items() if re.fullmatch(self.frames, key)}
         return pair(images, labels, every_image_labelled=self.every_image_labelled, short_ids=self.short_ids)
+
+
+def listed_pairs(path: Path) -> list[Record]:
+    """Records of a list file (.odgt): one JSON list, or one JSON object a line, of ``fpath_img`` and
+    ``fpath_segm`` relative to its folder. The last folder and the stem make a frame's name."""
+    text = path.read_text().strip()
+    try:
+        lines = ",".join(filter(str.strip, text.splitlines()))
+        entries = json.loads(text if text.startswith("[") else f"[{lines}]")
+        pairs = [(path.parent / entry["fpath_img"], path.parent / entry["fpath_segm"]) for entry in entries]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LayoutError(
+            f"{path} is not a list of {{fpath_img, fpath_segm}} in JSON ({type(error).__name__}: {error})"
+        ) from error
+    for file in (file for files in pairs for file in files):
+        if not file.is_file():
+            raise LayoutError(
+                f"{path} lists {file}, which is not there; paths are relative to {path.parent}. Correct the "
+                "list, or remove it to have the folders listed instead"
+            )
+    return [make_record(f"{image.parent.name}/{image.stem}", image, label) for image, label in pairs]

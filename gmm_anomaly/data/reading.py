@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
 
-from .image_files import (
-    RefusedImageError,
-    bits_16,
-    open_image,
-    orientation,
-    png_bit_depth,
-    to_rgb,
-    transposed,
-    upright,
-)
 from .label_rule import LabelRule
 from .streets import render_street
 
 IMAGE_FORMATS = ("RGB", "BGR")
+
+_ORIENTATION_TAG = 274
 
 
 def require_format(format: str) -> None:
@@ -31,11 +25,67 @@ def require_format(format: str) -> None:
         raise ValueError(f"INPUT.FORMAT: expected one of {', '.join(IMAGE_FORMATS)}, found {format!r}")
 
 
-def read_image(record: Mapping[str, Any], format: str) -> np.ndarray:
-    """Image of a record, turned upright by its EXIF orientation as in Detectron2.
+@contextmanager
+def open_image(path: str | Path, kind: str) -> Iterator[Image.Image]:
+    """An image file whose header is read; what is done with it inside has the same errors.
 
-    PNG, JPEG, WebP, BMP or PPM of at most 100 megapixels. Grey and palette images become three channels,
-    alpha is dropped, of 16 bits a channel the upper 8 are kept.
+    Args:
+        kind: what it is to the caller, "image" or "label", for messages.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no image, a corrupt or cut off one, or one larger than Pillow's limit.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no {kind} {path}") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{kind} {path} is too large ({error}); cut it into parts, scale it down, or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS"
+        ) from None
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        raise ValueError(
+            f"{kind} {path} cannot be decoded ({type(error).__name__}: {error}); it may be corrupt or cut off"
+        ) from error
+
+
+def upright_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a PIL image, turned by its EXIF orientation as in Detectron2; perhaps read-only.
+
+    Palettes are looked up, grey is repeated, alpha is dropped, CMYK is converted; of 16 bits a channel the
+    upper 8 are kept.
+
+    Raises:
+        ValueError: floating point pixels.
+    """
+    if image.mode == "F":
+        raise ValueError("its floating point pixels have no fixed range; images have 8 or 16 bits a channel")
+    if orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if is_16_bits(image):
+        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1, as stored, where there is none or the EXIF block cannot be read."""
+    try:
+        return image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # Detectron2 takes such an image as it is stored
+        return 1
+
+
+def is_16_bits(image: Image.Image) -> bool:
+    """Whether the image is grey of 16 bits (which older versions of Pillow call mode "I")."""
+    return image.mode.startswith("I;16") or image.mode == "I"
+
+
+def read_image(record: Mapping[str, Any], format: str) -> np.ndarray:
+    """Image of a record as ``upright_rgb`` has it.
 
     Args:
         record: with "render" or "file_name".
@@ -45,26 +95,35 @@ def read_image(record: Mapping[str, Any], format: str) -> np.ndarray:
         (H, W, 3) uint8, contiguous, the caller's own.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: the file is refused or cannot be decoded (names it), or
-            an unknown format.
+        FileNotFoundError: no such file. ValueError: it cannot be decoded (names it), or an unknown format.
     """
     require_format(format)
     if "render" in record:
         image = _render(**record["render"])[0]
-        return np.array(image if format == "RGB" else image[:, :, ::-1], order="C")
-    path = record["file_name"]
-    with open_image(path, "image") as stored:
-        stored.load()
-        image = upright(to_rgb(stored, path), orientation(stored))
+    else:
+        with open_image(record["file_name"], "image") as stored:
+            image = upright_rgb(stored)
     return np.array(image if format == "RGB" else image[:, :, ::-1], order="C")
 
 
-def read_label(record: Mapping[str, Any], metadata: Any) -> np.ndarray:
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image file, upright. Errors as ``read_image``."""
+    with open_image(path, "image") as image:
+        width, height = image.size
+        # Orientations that exchange height and width.
+        return (width, height) if orientation(image) in (5, 6, 7, 8) else (height, width)
+
+
+def read_label(
+    record: Mapping[str, Any], metadata: Any, *, size: tuple[int, int] | None = None
+) -> np.ndarray:
     """Label of a record, mapped as the data set's metadata say.
 
     Args:
         record: with "render" or "sem_seg_file_name".
         metadata: Detectron2's ``Metadata`` of the data set, or its ``LabelRule``.
+        size: height and width of the image, where it was read already; None: its file is asked, if it is
+            there (scores of other programs are measured without their images).
 
     Returns:
         (H, W) uint8: train ids, or 0 known / 1 anomaly; 255 is ignored. The caller's own.
@@ -76,74 +135,59 @@ def read_label(record: Mapping[str, Any], metadata: Any) -> np.ndarray:
             file.
     """
     rule = metadata if isinstance(metadata, LabelRule) else LabelRule.from_metadata(metadata)
+    image = record["file_name"]
     if "render" in record:
-        return rule.apply(_render(**record["render"])[1], str(record["file_name"]))
+        return rule.apply(_render(**record["render"])[1], str(image))
     if "sem_seg_file_name" not in record:
         raise ValueError(
-            f"{rule.dataset}: the label of {record['file_name']} is withheld by the benchmark; the image "
-            "can be predicted, but not evaluated or trained on"
+            f"{rule.dataset}: the label of {image} is withheld by the benchmark; the image can be predicted, "
+            "but not evaluated or trained on"
         )
     path = record["sem_seg_file_name"]
     label = rule.apply(read_raw_label(path), path)
-    # Labels may be read without their images (scores of other programs); a missing image is its reader's
-    # error.
-    image = record["file_name"]
-    if not Path(image).is_file():
-        return label
-    (height, width), turn = _oriented_size(image)
-    if (height, width) != label.shape:
-        turned = f" upright (it has the EXIF orientation {turn})" if turn != 1 else ""
+    if size is None and Path(image).is_file():
+        size = image_size(image)
+    if size is not None and size != label.shape:
         raise ValueError(
             f"the label {path} is {label.shape[1]} x {label.shape[0]} (width x height), its image {image} is "
-            f"{width} x {height}{turned}; they must be of the same size"
+            f"{size[1]} x {size[0]} (upright, by its EXIF orientation); they must be of the same size"
         )
     return label
 
 
-def read_raw_label(path: str) -> np.ndarray:
+def read_raw_label(path: str | Path) -> np.ndarray:
     """(H, W) uint8 values of a label PNG as stored; palette images give their indices.
 
     16 bits are taken where every value fits into 8. Errors as ``read_label``.
     """
     with open_image(path, "label") as image:
-        kind, mode = image.format, image.mode
-        image.load()
         values = np.asarray(image)
-        turned = orientation(image)
-        wide = bits_16(image)
-        depth = png_bit_depth(path) if kind == "PNG" else 0
-        # PIL stretches the values of 1-, 2- and 4-bit grey images over 0 .. 255.
-        if kind != "PNG" or not (wide or mode == "P" or (mode == "L" and depth == 8)):
-            raise RefusedImageError(
-                f"{path}: a label must be a PNG of one 8-bit channel whose pixels are label values (mode L, "
-                f"or P with a palette); found {kind} of mode {mode}"
-                + (f" with {depth} bits" if kind == "PNG" else "")
-                + ("; colours are no label values" if len(image.getbands()) > 2 else "")
-            )
-        if wide and values.max() > 255:
-            raise RefusedImageError(
-                f"{path}: label values must fit into 8 bits, found 16 bits with values up to {values.max()}; "
-                "map them to 0 .. 255 before"
-            )
-        if turned != 1:
-            raise RefusedImageError(
-                f"{path}: the label has the EXIF orientation {turned}; labels are read as stored. Turn its "
-                "pixels and remove the tag"
-            )
+        depth = png_bit_depth(path) if image.format == "PNG" else 0
+        turn, wide = orientation(image), is_16_bits(image)
+    found = f"{image.format} of mode {image.mode}, {depth} bits"
+    # Pillow stretches the values of 1-, 2- and 4-bit grey images over 0 .. 255.
+    if not depth or not (wide or image.mode == "P" or (image.mode == "L" and depth == 8)):
+        raise ValueError(
+            f"{path}: a label must be a PNG of one 8-bit channel whose pixels are label values (mode L, or P "
+            f"with a palette); found {found}"
+        )
+    if turn != 1:
+        raise ValueError(
+            f"{path}: the label has the EXIF orientation {turn}; labels are read as stored. Turn its pixels "
+            "and remove the tag"
+        )
+    if wide and values.max() > 255:
+        raise ValueError(
+            f"{path}: label values must fit into 8 bits, found 16 bits with values up to {values.max()}; map "
+            "them to 0 .. 255 before"
+        )
     return values.astype(np.uint8, copy=False)
 
 
-def image_size(path: str) -> tuple[int, int]:
-    """Height and width of an image file, upright. Errors as ``read_image``."""
-    return _oriented_size(path)[0]
-
-
-def _oriented_size(path: str) -> tuple[tuple[int, int], int]:
-    """Height and width, upright, and the EXIF orientation."""
-    with open_image(path, "image") as image:
-        width, height = image.size
-        turn = orientation(image)
-    return ((width, height) if transposed(turn) else (height, width)), turn
+def png_bit_depth(path: str | Path) -> int:
+    """Bit depth of a PNG: byte 24, in its IHDR chunk."""
+    with open(path, "rb") as file:
+        return file.read(25)[24]
 
 
 # Image and label of a frame are asked for one after the other, in several threads at once in deep checks.

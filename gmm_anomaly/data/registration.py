@@ -1,21 +1,84 @@
-"""Entering data sets into Detectron2's catalogs, and listing their frames when an entry is got."""
+"""Entering data sets, the project's and a user's own, into Detectron2's catalogs."""
 
 from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.utils.logger import log_first_n
 
-from .errors import LayoutError, MissingDataError
-from .label_rule import IGNORE_LABEL
-from .links import require_inside
-from .pairing import Record
-from .spec import DatasetSpec, SplitLayout
+from gmm_anomaly.metrics import PROTOCOLS
+
+from .label_rule import ANOMALY, CLOSED_SET, IGNORE_LABEL, LabelRule
+from .pairing import DataRoot, FolderPairs, LayoutError, MissingDataError, Record, make_record
+
+COMPONENT_TRACKS = (None, "anomaly", "obstacle")
+
+PairFiles = Callable[[Path, "Path | None"], Iterable["tuple[str | Path, str | Path | None]"]]
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Everything that a registration says; nothing on disk is touched until the catalog entry is got.
+
+    Args:
+        name: key in Detectron2's catalogs.
+        evaluator_type: "closed_set" or "anomaly".
+        layout: from the root to the records. Two specs are the same if their layouts compare equal.
+        root: None for data that need no files.
+        classes, colors: names and RGB of the train ids; colors may be None.
+        label_map: (raw label value, train id or {0, 1, 255}); None: identity.
+        expected_count: frames of the complete data set; None: any number.
+        protocol: metric protocol of the benchmark, see ``gmm_anomaly.metrics``.
+        component_track: object sizes of the component metrics: "anomaly", "obstacle" or None.
+        source: what to download, in a sentence.
+    """
+
+    name: str
+    evaluator_type: str
+    layout: Callable[[Path], list[Record]]
+    root: DataRoot | None
+    classes: tuple[str, ...] = ()
+    colors: tuple[tuple[int, int, int], ...] | None = None
+    label_map: tuple[tuple[int, int], ...] | None = None
+    expected_count: int | None = None
+    protocol: str = "pooled"
+    component_track: str | None = None
+    source: str = ""
+
+    def metadata(self) -> dict[str, Any]:
+        """What Detectron2's ``MetadataCatalog`` says of the data set."""
+        values = {
+            "evaluator_type": self.evaluator_type,
+            "ignore_label": IGNORE_LABEL,
+            "label_map": None if self.label_map is None else dict(self.label_map),
+            "expected_count": self.expected_count,
+            "protocol": self.protocol,
+            "component_track": self.component_track,
+        }
+        if self.classes:
+            values["stuff_classes"] = list(self.classes)
+        if self.colors is not None:
+            values["stuff_colors"] = [list(color) for color in self.colors]
+        return values
+
+    def rule(self) -> LabelRule:
+        """How labels are read. Raises ValueError for a label map that cannot be."""
+        return LabelRule.from_metadata(Metadata(name=self.name, **self.metadata()))
+
+    def hint(self) -> str:
+        """What to download and where to put it."""
+        if self.root is None:
+            return ""
+        where = self.root.advice()
+        return f"{self.source} Then {where}." if self.source else f"{where[0].upper()}{where[1:]}."
+
 
 _SPECS: dict[str, DatasetSpec] = {}
 
@@ -46,40 +109,7 @@ def register(spec: DatasetSpec, *, overwrite: bool = False) -> None:
         MetadataCatalog.remove(spec.name)
     _SPECS[spec.name] = spec
     DatasetCatalog.register(spec.name, lambda: load_records(spec))
-    MetadataCatalog.get(spec.name).set(**_metadata(spec))
-
-
-def register_splits(name: str, splits: Iterable[tuple[str, SplitLayout, int]], **shared: Any) -> None:
-    """Register the splits of a data set as ``name_split``.
-
-    Args:
-        splits: name, layout and number of frames of each.
-        shared: what else their specs say.
-    """
-    for split, layout, count in splits:
-        register(
-            DatasetSpec(
-                name=f"{name}_{split}", layout=layout, needs=layout.needs(), expected_count=count, **shared
-            )
-        )
-
-
-def _metadata(spec: DatasetSpec) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "evaluator_type": spec.evaluator_type,
-        "ignore_label": IGNORE_LABEL,
-        "label_map": None if spec.label_map is None else dict(spec.label_map),
-        "root": None if spec.root is None else str(spec.root.path()),
-        "expected_count": spec.expected_count,
-        "protocol": spec.protocol,
-        "component_track": spec.component_track,
-        "hint": spec.hint(),
-    }
-    if spec.classes:
-        values["stuff_classes"] = list(spec.classes)
-    if spec.colors is not None:
-        values["stuff_colors"] = [list(color) for color in spec.colors]
-    return values
+    MetadataCatalog.get(spec.name).set(**spec.metadata())
 
 
 def load_records(spec: DatasetSpec, *, warn: bool = True) -> list[Record]:
@@ -90,40 +120,21 @@ def load_records(spec: DatasetSpec, *, warn: bool = True) -> list[Record]:
 
     Raises:
         MissingDataError: there is no root folder; says what to download and where to put it.
-        LayoutError: the folder lacks something, an image has no label (or the reverse), there are no images,
-            or a link leads out of the data (see ``require_inside``).
+        LayoutError: the folder lacks something, an image has no label (or the reverse), or there are no
+            images.
     """
     root = Path() if spec.root is None else spec.root.path()
-    if spec.root is not None:
-        # The environment may have changed since the registration.
-        vars(MetadataCatalog.get(spec.name))["root"] = str(root)
-        if not root.is_dir():
-            raise MissingDataError(f"{spec.name}: there is no folder {root}. {spec.hint()}")
-        absent = [path for path in spec.needs if not (root / path).exists()]
-        if absent:
-            raise LayoutError(
-                f"{spec.name}: {root} lacks {', '.join(absent)}; the data set needs "
-                f"{', '.join(spec.needs)} there. {spec.hint()}"
-            )
-    for other, what in spec.companions:
-        if not other.path().is_dir():
-            raise MissingDataError(
-                f"{spec.name}: it needs {what}, but there is no folder {other.path()}; {other.advice()}"
-            )
     try:
+        if spec.root is not None and not root.is_dir():
+            raise MissingDataError(f"there is no folder {root}")
         records = spec.layout(root)
-        # A user's own function names files as it likes.
-        if spec.root is not None and getattr(spec.layout, "pair_files", None) is None:
-            labels = getattr(spec.layout, "label_root", None)
-            others = [other.path() for other, _ in spec.companions]
-            require_inside(records, [root, *others, *([Path(labels).expanduser()] if labels else [])])
-    except LayoutError as error:
-        raise LayoutError(f"{spec.name}: {error}") from None
-    if not records:
-        raise LayoutError(f"{spec.name}: no images in {root}. {spec.hint()}")
-    ids = {record["image_id"] for record in records}
-    if len(ids) != len(records):
-        raise LayoutError(f"{spec.name}: {len(records)} frames, but only {len(ids)} different names")
+        if not records:
+            raise LayoutError(f"no images in {root}")
+        different = len({record["image_id"] for record in records})
+        if different != len(records):
+            raise LayoutError(f"{len(records)} frames, but only {different} different names")
+    except (LayoutError, MissingDataError) as error:
+        raise type(error)(f"{spec.name}: {error}. {spec.hint()}".strip()) from None
     if warn and spec.expected_count not in (None, len(records)):
         log_first_n(
             logging.WARNING,
@@ -140,13 +151,16 @@ def registered_specs() -> dict[str, DatasetSpec]:
 
 
 def get_records(name: str) -> list[Record]:
-    """Records of a registered data set, in Detectron2's format.
+    """Records of a data set in Detectron2's catalog, whoever registered it.
 
     Raises:
-        ValueError: no data set of this name (lists the known ones). Others as ``load_records``.
+        ValueError: no data set of this name, or one without images. Others as ``load_records``.
     """
     require_known(name)
-    return DatasetCatalog.get(name)
+    records = DatasetCatalog.get(name)
+    if not records:
+        raise ValueError(f"{name}: the data set has no images")
+    return records
 
 
 def require_known(name: str) -> None:
@@ -156,3 +170,127 @@ def require_known(name: str) -> None:
     close = difflib.get_close_matches(name, list(DatasetCatalog), n=1)
     guess = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"unknown data set {name!r}.{guess} Known data sets: {', '.join(_SPECS)}")
+
+
+@dataclass(frozen=True)
+class _OwnLayout:
+    """Images and labels in two folders given as paths."""
+
+    label_root: str | None
+    image_suffix: str
+    label_suffix: str
+    pair_files: PairFiles | None
+
+    def __call__(self, root: Path) -> list[Record]:
+        labels = None if self.label_root is None else DataRoot((self.label_root,)).path()
+        if self.pair_files is None:
+            folder = None if labels is None else str(labels)
+            return FolderPairs("", folder, self.image_suffix, self.label_suffix, recursive=True)(root)
+        records = []
+        for image, label in self.pair_files(root, labels):
+            for path in (image, label):
+                if path is not None and not Path(path).is_file():
+                    raise LayoutError(f"pair_files names a file that is not there: {path}")
+            image = Path(image)
+            key = image.relative_to(root) if image.is_relative_to(root) else Path(image.name)
+            name = key.with_suffix("").as_posix()
+            records.append(make_record(name, image, None if label is None else Path(label)))
+        return records
+
+
+def register_segmentation_dataset(
+    name: str,
+    image_root: str | Path,
+    label_root: str | Path | None,
+    *,
+    classes: Sequence[str],
+    colors: Sequence[Sequence[int]] | None = None,
+    label_map: Mapping[int, int] | None = None,
+    image_suffix: str = "",
+    label_suffix: str = "",
+    pair_files: PairFiles | None = None,
+    expected_count: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Register images with class labels, for training and closed-set evaluation. No file is touched.
+
+    Args:
+        name: name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+        image_root: folder of the images (png, jpg, webp, bmp, ppm; subfolders are looked into).
+        label_root: folder of the label PNGs: single-channel, 8 bits, of the images' relative paths and stems.
+            None: there are none, the images can be predicted only.
+        classes: names of the train ids 0, 1, ...
+        colors: RGB of each class, for overlays.
+        label_map: raw label value to train id or 255 (ignored). Values it lacks, except 255, are errors.
+            None: raw values are train ids.
+        image_suffix, label_suffix: ends of the stems that differ between an image and its label, such as
+            "_labels".
+        pair_files: a function from the two folders to (image, label or None) paths, for any other layout.
+        expected_count: number of frames; another number is a warning.
+        overwrite: replace a data set of the same name.
+
+    Raises:
+        ValueError: the name is taken by another data set, or ``label_map`` or ``colors`` do not fit the
+            classes.
+    """
+    spec = DatasetSpec(
+        name,
+        CLOSED_SET,
+        _OwnLayout(None if label_root is None else str(label_root), image_suffix, label_suffix, pair_files),
+        DataRoot((str(image_root),)),
+        classes=tuple(classes),
+        colors=None if colors is None else tuple((int(r), int(g), int(b)) for r, g, b in colors),
+        label_map=_pairs(label_map),
+        expected_count=expected_count,
+    )
+    register(spec, overwrite=overwrite)
+
+
+def register_anomaly_dataset(
+    name: str,
+    image_root: str | Path,
+    label_root: str | Path | None,
+    *,
+    label_map: Mapping[int, int] | None = None,
+    image_suffix: str = "",
+    label_suffix: str = "",
+    pair_files: PairFiles | None = None,
+    protocol: str = "pooled",
+    component_track: str | None = None,
+    expected_count: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Register images with anomaly labels, for ``--eval-only``. No file is touched.
+
+    Args:
+        label_map: raw label value to 0 (known), 1 (anomaly) or 255 (ignored); values it lacks, except 255,
+            are errors. None: the labels hold 0, 1 and 255 themselves.
+        protocol: metric protocol: "pooled", "fishyscapes", "smiyc" or "per_image".
+        component_track: object sizes of the component metrics: "anomaly", "obstacle" or None (none computed).
+        name, image_root, label_root, image_suffix, label_suffix, pair_files, expected_count, overwrite: as in
+            ``register_segmentation_dataset``.
+
+    Raises:
+        ValueError: the name is taken by another data set, or an argument has an unknown value.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"{name}: protocol must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
+    if component_track not in COMPONENT_TRACKS:
+        raise ValueError(
+            f"{name}: component_track must be 'anomaly', 'obstacle' or None, found {component_track!r}"
+        )
+    spec = DatasetSpec(
+        name,
+        ANOMALY,
+        _OwnLayout(None if label_root is None else str(label_root), image_suffix, label_suffix, pair_files),
+        DataRoot((str(image_root),)),
+        label_map=_pairs(label_map),
+        expected_count=expected_count,
+        protocol=protocol,
+        component_track=component_track,
+    )
+    register(spec, overwrite=overwrite)
+
+
+def _pairs(label_map: Mapping[int, int] | None) -> tuple[tuple[int, int], ...] | None:
+    return None if label_map is None else tuple(sorted(label_map.items(), key=str))

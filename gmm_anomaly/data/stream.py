@@ -1,19 +1,25 @@
-"""The endless stream of training batches, which can begin at any of them."""
+"""The endless stream of training batches, which can begin at any of them, and its random numbers.
+
+Random numbers follow from where something stands in a run, not from what was drawn before it.
+"""
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache, partial
-from itertools import count, islice
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
+import torch
 from detectron2.data import DatasetFromList
 from detectron2.utils import comm
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, Sampler, get_worker_info
 
 from .pairing import Record
 from .reading import image_size
-from .seeding import seeded
 
 # Of the numbers that seed an image's augmentation; the steps of a training have another.
 IMAGES = 0
@@ -63,35 +69,97 @@ class TrainingStream(IterableDataset[list[dict[str, Any]]]):
         self.sampler = self.make_sampler(seed)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        places: Iterator[Place] = zip(count(), self.sampler)  # noqa: B905  both are endless
-        batches = self._grouped(places) if self.group_by_orientation else self._in_order(places)
+        batches = self._batches(enumerate(self.sampler))
         worker = get_worker_info()
-        share = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for batch in islice(batches, self.first + share[0], None, share[1]):
+        offset, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for batch in itertools.islice(batches, self.first + offset, None, step):
             yield [self._input(*place) for place in batch]
 
     def _input(self, position: int, index: int) -> dict[str, Any]:
         with seeded(self.seed, IMAGES, position * self._ranks + self._rank):
             return self.mapper(self.records[index])
 
-    def _in_order(self, places: Iterator[Place]) -> Iterator[list[Place]]:
-        while True:
-            yield list(islice(places, self.batch_size))
-
-    def _grouped(self, places: Iterator[Place]) -> Iterator[list[Place]]:
-        is_wide = lru_cache(maxsize=None)(partial(_is_wide, self.records))
+    def _batches(self, places: Iterator[Place]) -> Iterator[list[Place]]:
+        is_wide = lru_cache(maxsize=None)(self._is_wide)
         waiting: dict[bool, list[Place]] = {True: [], False: []}
         for place in places:
-            group = waiting[is_wide(place[1])]
+            group = waiting[self.group_by_orientation and is_wide(place[1])]
             group.append(place)
             if len(group) == self.batch_size:
                 yield group.copy()
                 group.clear()
 
+    def _is_wide(self, index: int) -> bool:
+        record = self.records[index]
+        if "render" in record:
+            return bool(record["render"]["width"] > record["render"]["height"])
+        height, width = image_size(record["file_name"])
+        return width > height
 
-def _is_wide(records: DatasetFromList, index: int) -> bool:
-    record = records[index]
-    if "render" in record:
-        return bool(record["render"]["width"] > record["render"]["height"])
-    height, width = image_size(record["file_name"])
-    return width > height
+
+class ClassBalancedSampler(Sampler):
+    """Infinite stream of image indices: a class is drawn uniformly, then one of the images that contain it.
+
+    As Detectron2's ``TrainingSampler``, every rank takes its own share of one common stream.
+
+    Args:
+        pixel_counts: (N, C), pixels of each class in each image; classes that no image has are never drawn.
+        seed: of the common stream, equal on all ranks; None: a random one that the ranks agree on.
+
+    Raises:
+        ValueError: no image has a labelled pixel.
+    """
+
+    # Draws are made in blocks, because one draw at a time costs more than the sampling.
+    _block = 1024
+
+    def __init__(self, pixel_counts: np.ndarray, seed: int | None = None) -> None:
+        present = np.asarray(pixel_counts) > 0
+        if present.ndim != 2 or not present.any():
+            raise ValueError(
+                "ClassBalancedSampler: expected pixel counts (images, classes) with at least one labelled "
+                f"pixel, found none in an array of shape {present.shape}"
+            )
+        self._images = [torch.from_numpy(np.flatnonzero(column)) for column in present.T if column.any()]
+        self._seed = int(comm.shared_random_seed() if seed is None else seed)
+        self._rank, self._ranks = comm.get_rank(), comm.get_world_size()
+
+    def __iter__(self) -> Iterator[int]:
+        yield from itertools.islice(self._stream(), self._rank, None, self._ranks)
+
+    def _stream(self) -> Iterator[int]:
+        generator = torch.Generator()
+        generator.manual_seed(self._seed)
+        while True:
+            classes = torch.randint(len(self._images), (self._block,), generator=generator).tolist()
+            places = torch.rand(self._block, generator=generator, dtype=torch.float64).tolist()
+            for index, place in zip(classes, places, strict=True):
+                images = self._images[index]
+                yield int(images[int(place * len(images))])
+
+
+def seed_generators(*place: int) -> None:
+    """Seed the global generators of Python, numpy and torch, those of GPUs too, by non-negative numbers."""
+    torch.manual_seed(_seed_numpy_and_python(place))
+
+
+@contextmanager
+def seeded(*place: int) -> Iterator[None]:
+    """Inside, the global generators of the CPU are seeded by ``place``; afterwards they are as before."""
+    kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(_seed_numpy_and_python(place))
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        torch.set_rng_state(kept[2])
+
+
+def _seed_numpy_and_python(place: tuple[int, ...]) -> int:
+    """Returns torch's seed."""
+    # Seeds of neighbouring places must not be neighbours: the first draws would be alike.
+    words = np.random.SeedSequence(place).generate_state(4)
+    np.random.seed(words)
+    random.seed(words.tobytes())
+    return int(words[0]) << 32 | int(words[1])

@@ -8,8 +8,6 @@ from detectron2.engine import HookBase
 from gmm_anomaly.gmm import GaussianMixtureBank
 from gmm_anomaly.gmm.health import state_numbers
 
-from .rank_check import check_ranks_agree
-
 LOG_PERIOD = 20
 
 
@@ -24,7 +22,6 @@ class EMHook(HookBase):
         start_momentum: momentum of the means at iteration 0; None: the bank's own throughout.
         ramp: share of the schedule after which the bank's own momentum is reached; ``1 - momentum`` falls
             geometrically until then.
-        check_ranks_every: EM steps from one comparison of all ranks' mixtures to the next; 0: none.
     """
 
     def __init__(
@@ -34,19 +31,14 @@ class EMHook(HookBase):
         interval: int = 5,
         start_momentum: float | None = None,
         ramp: float = 0.5,
-        check_ranks_every: int = 0,
     ) -> None:
         if interval < 1:
             raise ValueError(f"MODEL.GMM.UPDATE_INTERVAL: expected at least 1, found {interval}")
-        if check_ranks_every < 0:
-            raise ValueError(f"MODEL.GMM.CHECK_RANKS_EVERY: expected at least 0, found {check_ranks_every}")
         self.bank = bank
         bank.em_attached = True
         self.interval = interval
         self.start_momentum = start_momentum
         self.ramp = ramp
-        self.check_ranks_every = check_ranks_every
-        self.steps = 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode, bank: GaussianMixtureBank) -> EMHook:
@@ -55,22 +47,15 @@ class EMHook(HookBase):
             bank,
             interval=keys.UPDATE_INTERVAL,
             start_momentum=keys.WARM_START_MOMENTUM if keys.WARM_START else None,
-            ramp=keys.WARM_START_RAMP,
-            check_ranks_every=keys.CHECK_RANKS_EVERY,
         )
 
     def before_train(self) -> None:
         self.bank.broadcast()
-        if self.check_ranks_every:
-            check_ranks_agree(self.bank, "before the first iteration")
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
         if iteration % self.interval == 0:
             self.bank.update(momentum_mean=self.momentum(iteration / self.trainer.max_iter))
-            self.steps += 1
-            if self.check_ranks_every and self.steps % self.check_ranks_every == 0:
-                check_ranks_agree(self.bank, f"after iteration {iteration}")
         else:
             self.bank.commit()
         if iteration % LOG_PERIOD == 0:

@@ -17,19 +17,25 @@ from torch import nn
 from gmm_anomaly.data import build_test_loader
 from gmm_anomaly.evaluation import AnomalyEvaluator, ClosedSetEvaluator, format_results, write_results
 from gmm_anomaly.evaluation.postprocessing import reported_scores
+from gmm_anomaly.evaluation.records import EVALUATOR_TYPES
 from gmm_anomaly.modeling.norm import share_statistics
 
 logger = logging.getLogger(__name__)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-    """The evaluator that the data set's ``evaluator_type`` asks for: "closed_set" or "anomaly"."""
-    kind = MetadataCatalog.get(dataset_name).evaluator_type
+    """The evaluator of a data set; also for the method of this name of a ``DefaultTrainer`` of your own.
+
+    Raises:
+        ValueError: ``evaluator_type`` of the data set is neither "anomaly" nor, for one with classes,
+            "closed_set" or "sem_seg"; others as the evaluators.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     options: dict[str, Any] = {
         "output_dir": cfg.OUTPUT_DIR,
         "num_visualizations": cfg.TEST.NUM_VISUALIZATIONS,
     }
-    if kind == "closed_set":
+    if kind in EVALUATOR_TYPES["closed_set"]:
         return ClosedSetEvaluator(dataset_name, **options)
     if kind == "anomaly":
         return AnomalyEvaluator(
@@ -37,10 +43,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
             reported_scores(cfg, dataset_name),
             component_track=cfg.TEST.COMPONENT_TRACK or None,
             save_scores=cfg.TEST.SAVE_SCORES,
-            num_best_worst=cfg.TEST.NUM_BEST_WORST,
+            num_best_worst=cfg.TEST.NUM_VISUALIZATIONS // 2,
             **options,
         )
-    raise ValueError(f'{dataset_name}: expected evaluator_type "closed_set" or "anomaly", found {kind!r}')
+    raise ValueError(
+        f'{dataset_name}: expected evaluator_type "closed_set", "sem_seg" or "anomaly", found {kind!r}'
+    )
 
 
 @torch.no_grad()

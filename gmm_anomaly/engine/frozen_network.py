@@ -84,7 +84,7 @@ def fitting_config(cfg: CfgNode) -> CfgNode:
                 f'MODEL.GMM.LOGITS: expected "density", found "softmax": {cfg.MODEL.WEIGHTS} has no softmax '
                 "classifier"
             )
-        keys.WARM_START_GUIDE_WEIGHT = 0.0
+        keys.GUIDE_WEIGHT = 0.0
     if not {"gmm_density", "gmm_likelihood", "hybrid"} & set(fitted.TEST.SCORES):
         fitted.TEST.SCORES = ["gmm_density", *fitted.TEST.SCORES]
     fitted.freeze()

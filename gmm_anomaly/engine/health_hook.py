@@ -23,6 +23,7 @@ from .probe_images import ProbeImages, probe_images
 
 logger = logging.getLogger(__name__)
 
+IMAGES = 4
 PIXELS_PER_IMAGE = 4096
 
 
@@ -130,9 +131,7 @@ def health_hooks(cfg: CfgNode, model: nn.Module) -> list[HookBase]:
     keys = cfg.MODEL.GMM
     if getattr(model, "bank", None) is None or keys.HEALTH_PERIOD == 0 or not comm.is_main_process():
         return []
-    if keys.HEALTH_IMAGES < 1:
-        raise ValueError(f"MODEL.GMM.HEALTH_IMAGES: expected at least 1, found {keys.HEALTH_IMAGES}")
-    images = probe_images(cfg, keys.HEALTH_IMAGES)
+    images = probe_images(cfg, IMAGES)
     kind = "held out" if images.held_out else "not held out, for DATASETS.TEST has no other closed set"
     logger.info(
         "The mixtures' health is measured on %d images of %s (%s)", len(images.items), images.dataset, kind

@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from gmm_anomaly.data.seeding import seed_generators
+from gmm_anomaly.data.stream import seed_generators
 
 # Of the numbers that seed a step; a stream's images have another.
 STEPS = 1

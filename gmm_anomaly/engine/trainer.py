@@ -17,8 +17,7 @@ from torch import nn
 
 from gmm_anomaly.compat import wrap_distributed
 from gmm_anomaly.data import build_test_loader, build_train_loader
-from gmm_anomaly.data.build import run_seed
-from gmm_anomaly.data.loader import lost_workers_explained
+from gmm_anomaly.data.build import lost_workers_explained, run_seed
 
 from .best_checkpoint import BestCheckpoint
 from .checkpoint import Checkpointer
@@ -30,7 +29,6 @@ from .health_hook import health_hooks
 from .interruption import Interrupted, Interruption
 from .optimizer import build_optimizer, build_scheduler
 from .prototype_hook import prototype_hooks
-from .sampled_contrast_hook import sampled_contrast_hooks
 from .step_seeds import StepSeeds
 from .train_loop import TrainLoop
 
@@ -79,7 +77,7 @@ class Trainer(DefaultTrainer):
         built: list[HookBase] = [hooks.IterationTimer(), self.seeds]
         if bank is not None:
             built.append(EMHook.from_config(cfg, bank))
-        built += prototype_hooks(self.segmentor) + sampled_contrast_hooks(cfg, self.segmentor)
+        built += prototype_hooks(self.segmentor)
         built += health_hooks(cfg, self.segmentor)
         built.append(hooks.LRScheduler())
         if needs_fitting(self.segmentor):

@@ -12,11 +12,8 @@ gmm-anomaly convert --config-file CONFIG BACKBONE.pth OUTPUT.pth \\
 from __future__ import annotations
 
 import argparse
-import logging
 import re
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +42,6 @@ __all__ = [
     "check_backbone_filled",
     "check_own_names",
     "convert",
-    "convert_main",
     "load_weight_file",
     "report",
     "trust_pickles",
@@ -195,37 +191,13 @@ def check_backbone_filled(missing: Sequence[str], source: str) -> None:
         )
 
 
-def convert_main(argv: Sequence[str] | None = None) -> int:
-    """``gmm-anomaly convert``. Returns the exit status: 1 for an error, which is printed."""
-    parser = argparse.ArgumentParser(
-        prog="gmm-anomaly convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the model")
-    parser.add_argument("input", type=Path, metavar="INPUT.pth", help="the checkpoint to convert")
-    parser.add_argument("output", type=Path, metavar="OUTPUT.pth", help="the checkpoint to write")
-    parser.add_argument(
-        "--allow-missing",
-        action="append",
-        default=[],
-        metavar="PREFIX",
-        help="write without the model's tensors that begin so (may be repeated)",
-    )
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config")
-    add_trust_argument(parser)
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+def run(args: argparse.Namespace) -> None:
+    """``gmm-anomaly convert``.
+
+    Raises:
+        ValueError: tensors of the model that the input does not fill; nothing is written.
+    """
     trust_pickles(args.trust_pickle)
-    try:
-        _convert_file(args)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _convert_file(args: argparse.Namespace) -> None:
     if "" in args.allow_missing:
         raise ValueError('--allow-missing: expected the beginning of names, found ""')
     source = tensors_of(load_weight_file(args.input, "INPUT"), args.input, "INPUT")

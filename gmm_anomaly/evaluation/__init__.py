@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .anomaly import AnomalyEvaluator
 from .closed_set import ClosedSetEvaluator
-from .results import format_results, write_results
-from .task_result import TaskResult
+from .results import TaskResult, format_results, write_results
 
 __all__ = ["AnomalyEvaluator", "ClosedSetEvaluator", "TaskResult", "format_results", "write_results"]

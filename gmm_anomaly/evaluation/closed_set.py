@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.evaluation import DatasetEvaluator
 from torch import Tensor
 
 from gmm_anomaly.metrics import CalibrationMetrics, ConfusionMetrics
 
 from .overlays import closed_set_overlay
-from .records import EvaluatedRecords
-from .shards import Shards
-from .task_result import CLOSED_SET, TaskResult
+from .records import RecordEvaluator
+from .results import CLOSED_SET, TaskResult
 
 # Pixels predicted at once on a CPU: their logits then stay in its cache.
 _CPU_CHUNK = 2**14
 
 
-class ClosedSetEvaluator(DatasetEvaluator):
+class ClosedSetEvaluator(RecordEvaluator):
     """IoU, accuracy and calibration of the classes predicted on one data set.
 
-    Over several ranks each evaluates its own images; whole-number counts are gathered, so the results are
-    those of one process to the last bit.
+    ``process`` takes outputs with ``sem_seg`` (C, H, W), float logits of the size of the image's label.
 
     Args:
-        dataset_name: a registered data set with ``evaluator_type`` "closed_set", ``stuff_classes`` and
-            labels.
+        dataset_name: a registered data set with ``evaluator_type`` "closed_set" or Detectron2's "sem_seg",
+            ``stuff_classes`` and labels.
         distributed: merge over the ranks.
         output_dir: folder for overlays.
         num_visualizations: overlays of the first so many images of the data set, in
@@ -50,61 +47,38 @@ class ClosedSetEvaluator(DatasetEvaluator):
     ) -> None:
         if output_dir is None and num_visualizations:
             raise ValueError("num_visualizations needs output_dir")
-        self.records = EvaluatedRecords(dataset_name, "closed_set")
-        metadata = self.records.metadata
-        if not metadata.get("stuff_classes"):
-            raise ValueError(f"{dataset_name}: its metadata lack stuff_classes, the names of its classes")
-        self.class_names = list(metadata.stuff_classes)
-        self.ignore_label = metadata.get("ignore_label", 255)
-        self.output_dir = None if output_dir is None else Path(output_dir)
-        self._drawn = range(min(num_visualizations, len(self.records)))
-        self._shards = Shards(distributed)
+        super().__init__(dataset_name, "closed_set", distributed, output_dir, num_visualizations)
+        self.class_names = list(self.records.metadata.get("stuff_classes") or ())
+        if not self.class_names:
+            raise ValueError(f"{self.records.name}: its metadata lack stuff_classes, its classes' names")
         self.reset()
 
     def reset(self) -> None:
-        self._confusion = ConfusionMetrics(len(self.class_names), self.class_names, self.ignore_label)
-        self._calibration = CalibrationMetrics(ignore_label=self.ignore_label)
-        self._seen: set[int] = set()
+        super().reset()
+        # Labels are read with 255 for what is ignored, whatever it is in the files.
+        self._confusion = ConfusionMetrics(len(self.class_names), self.class_names)
+        self._calibration = CalibrationMetrics()
 
-    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Count a batch.
-
-        Args:
-            inputs: dicts with ``image_id``.
-            outputs: dicts with ``sem_seg`` (C, H, W) float logits of the size of the image's label.
-
-        Raises:
-            ValueError: an image that is not in the data set or was given before; logits that are NaN or
-                infinite, of another size than the label, or of another number of classes.
-        """
-        for item, output in zip(inputs, outputs, strict=True):
-            index = self.records.find(item)
-            image_id = self.records.image_id(index)
-            where = f"{self.records.name}, image {image_id!r}"
-            if index in self._seen:
-                raise ValueError(f"{where} was given twice; call reset() before another round")
-            label = self.records.label(index)
-            logits = output["sem_seg"]
-            if tuple(logits.shape) != (len(self.class_names), *label.shape):
-                raise ValueError(
-                    f"{where}: sem_seg must be {(len(self.class_names), *label.shape)} (classes, height and "
-                    f"width of the label), found {tuple(logits.shape)}; check MODEL.CLASSIFIER.NUM_CLASSES "
-                    "and the size"
-                )
-            prediction, confidence = predict_classes(logits)
-            if np.isnan(confidence).any():
-                raise ValueError(
-                    f"{where}: the logits of {np.isnan(confidence).sum()} pixels are NaN or infinite"
-                )
-            try:
-                self._confusion.update(prediction, label, image_id)
-            except ValueError as error:
-                raise ValueError(f"{self.records.name}: {error}") from error
-            self._calibration.update(confidence, pred=prediction, label=label, name=image_id)
-            if index in self._drawn:
-                assert self.output_dir is not None
-                closed_set_overlay(self.records, index, prediction, self.output_dir)
-            self._seen.add(index)
+    def _count(self, index: int, output: Mapping[str, Any], where: str) -> None:
+        label = self.records.label(index)
+        logits = output["sem_seg"]
+        if tuple(logits.shape) != (len(self.class_names), *label.shape):
+            raise ValueError(
+                f"{where}: sem_seg must be {(len(self.class_names), *label.shape)} (classes, height and "
+                f"width of the label), found {tuple(logits.shape)}; check MODEL.CLASSIFIER.NUM_CLASSES and "
+                "the size"
+            )
+        prediction, confidence = predict_classes(logits)
+        broken = int(np.isnan(confidence).sum())
+        if broken:
+            raise ValueError(f"{where}: the logits of {broken} pixels are NaN or infinite")
+        try:
+            self._confusion.update(prediction, label, self.records.image_id(index))
+        except ValueError as error:
+            raise ValueError(f"{self.records.name}: {error}") from error
+        self._calibration.update(confidence, pred=prediction, label=label, name=self.records.image_id(index))
+        if index in self._drawn and self.output_dir is not None:
+            closed_set_overlay(self.records, index, prediction, self.output_dir)
 
     def evaluate(self) -> dict[str, TaskResult] | None:
         """Results of everything processed since the last ``reset``; collective, every rank must call.
@@ -118,9 +92,8 @@ class ClosedSetEvaluator(DatasetEvaluator):
         Raises:
             ValueError: no image was processed, or one by several ranks.
         """
-        self._shards.check_coverage(self._seen, self.records)
-        confusion = self._shards.merged(self._confusion)
-        calibration = self._shards.merged(self._calibration)
+        self._check_coverage()
+        confusion, calibration = self._merged(self._confusion), self._merged(self._calibration)
         if confusion is None or calibration is None:
             return None
         found, calibrated = confusion.compute(), calibration.compute()

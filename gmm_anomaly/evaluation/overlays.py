@@ -70,13 +70,7 @@ def _save(
 
 def distinct_colors(count: int) -> list[tuple[int, int, int]]:
     """A palette for data sets without one: the bit-interleaved colours of Pascal VOC, black left out."""
-    return [_voc_color(index) for index in range(1, count + 1)]
-
-
-def _voc_color(index: int) -> tuple[int, int, int]:
-    channels = [0, 0, 0]
-    for bit in range(8):
-        for channel in range(3):
-            channels[channel] |= (index >> channel & 1) << (7 - bit)
-        index >>= 3
-    return channels[0], channels[1], channels[2]
+    # Bit k of a class belongs to channel k mod 3, the lowest bits count most.
+    bits = np.arange(1, count + 1)[:, None] >> np.arange(24) & 1
+    channels = [(bits[:, channel::3] << np.arange(7, -1, -1)).sum(axis=1).tolist() for channel in range(3)]
+    return list(zip(*channels, strict=True))

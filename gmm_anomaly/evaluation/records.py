@@ -1,62 +1,73 @@
-"""The records of a data set under evaluation, found by what a model's input says of its image."""
+"""The records of a data set under evaluation, and what the evaluators share: each image once, all ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
 
+from gmm_anomaly.data.label_rule import ANOMALY, CLOSED_SET
 from gmm_anomaly.data.reading import read_image, read_label
 from gmm_anomaly.data.registration import get_records
 
+logger = logging.getLogger(__name__)
+
 Record = Mapping[str, Any]
+Counted = TypeVar("Counted", bound=Any)
 
-
-def has_label(record: Record) -> bool:
-    """Whether the label of a record can be read: it names a file, or is rendered."""
-    return "sem_seg_file_name" in record or "render" in record
+# By the kind of evaluation, the values of the metadata's "evaluator_type" that ask for it; "sem_seg" is what
+# Detectron2 itself calls a data set with classes.
+EVALUATOR_TYPES = {CLOSED_SET: (CLOSED_SET, "sem_seg"), ANOMALY: (ANOMALY,)}
 
 
 class EvaluatedRecords:
-    """Records and labels of one data set.
+    """Records and labels of one data set, registered by this project's functions or by hand.
 
     Args:
         dataset_name: a name in Detectron2's catalog.
-        evaluator_type: what the data set's metadata must say: ``"closed_set"`` or ``"anomaly"``.
+        kind: what the data set must be: ``"closed_set"`` or ``"anomaly"``.
 
     Raises:
-        ValueError: an unknown name; a data set of the other type, without images, with withheld labels, or
+        ValueError: an unknown name; a data set of the other kind, without images, with withheld labels, or
             whose image ids repeat. FileNotFoundError: its folder is missing.
     """
 
-    def __init__(self, dataset_name: str, evaluator_type: str) -> None:
+    def __init__(self, dataset_name: str, kind: str) -> None:
         self.name = dataset_name
-        self.records: list[Record] = get_records(dataset_name)
+        self.records: Sequence[Record] = get_records(dataset_name)
         # Some catalog entries complete their metadata only when they are read.
         self.metadata = MetadataCatalog.get(dataset_name)
         found = self.metadata.get("evaluator_type")
-        if found != evaluator_type:
+        if found not in EVALUATOR_TYPES[kind]:
             raise ValueError(
-                f"{dataset_name}: this evaluator needs a data set of evaluator_type {evaluator_type!r}, "
-                f"found {found!r}"
+                f"{dataset_name}: this evaluator needs a data set of evaluator_type {kind!r}, found {found!r}"
             )
         if not self.records:
             raise ValueError(
-                f"{dataset_name}: the data set has no image; tools/check_datasets.py says what is missing"
+                f"{dataset_name}: the data set has no image; gmm-anomaly check-data says what is missing"
             )
-        withheld = [record for record in self.records if not has_label(record)]
+        # A label names a file, or is rendered.
+        withheld = [one for one in self.records if "sem_seg_file_name" not in one and "render" not in one]
         if withheld:
             raise ValueError(
                 f"{dataset_name}: the labels of {len(withheld)} of {len(self.records)} images are withheld "
                 "by the benchmark, so it cannot be evaluated here. Evaluate its validation split, or write a "
-                "submission for it with tools/submit_smiyc.py"
+                "submission for it with gmm-anomaly submit"
             )
-        self._index = {str(record["image_id"]): index for index, record in enumerate(self.records)}
-        if len(self._index) != len(self.records):
+        self._ids = _image_ids(self.records)
+        self._by_id = {image_id: index for index, image_id in enumerate(self._ids)}
+        self._by_file = {str(record["file_name"]): index for index, record in enumerate(self.records)}
+        if len(self._by_id) != len(self.records):
             raise ValueError(
-                f"{dataset_name}: image_id must be unique, found {len(self._index)} different ones in "
+                f"{dataset_name}: image_id must be unique, found {len(self._by_id)} different ones in "
                 f"{len(self.records)} records"
             )
 
@@ -64,23 +75,133 @@ class EvaluatedRecords:
         return len(self.records)
 
     def find(self, item: Mapping[str, Any]) -> int:
-        """Position in ``records`` of a model's input, by ``image_id``. ValueError if it is not there."""
-        image_id = item.get("image_id")
-        index = self._index.get(str(image_id))
+        """Position in ``records`` of a model's input, by its ``image_id``, else by its ``file_name``.
+
+        Raises:
+            ValueError: it is not there.
+        """
+        index = self._by_id.get(str(item["image_id"])) if "image_id" in item else None
+        if index is None:
+            index = self._by_file.get(str(item.get("file_name")))
         if index is None:
             raise ValueError(
-                f"{self.name}: an input has image_id {image_id!r} (file {item.get('file_name')!r}), which is "
-                "not in the data set; loader and the evaluator must be built for the same one"
+                f"{self.name}: an input has image_id {item.get('image_id')!r} (file "
+                f"{item.get('file_name')!r}), which is not in the data set; loader and evaluator must be "
+                "built for the same one"
             )
         return index
 
     def image_id(self, index: int) -> str:
-        return str(self.records[index]["image_id"])
+        return self._ids[index]
 
     def label(self, index: int) -> np.ndarray:
-        """(H, W) uint8 label of a record, mapped as the metadata say."""
+        """(H, W) uint8 label of a record, mapped as the metadata say; 255 is ignored."""
         return read_label(self.records[index], self.metadata)
 
     def image(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB image of a record."""
         return read_image(self.records[index], "RGB")
+
+
+def _image_ids(records: Sequence[Record]) -> list[str]:
+    """Ids of the records; where they have none, the paths of their files below the folder they share."""
+    if all("image_id" in record for record in records):
+        return [str(record["image_id"]) for record in records]
+    files = [Path(record["file_name"]).with_suffix("") for record in records]
+    shared = os.path.commonpath([path.parent for path in files])
+    return [path.relative_to(shared).as_posix().replace("/", "__") for path in files]
+
+
+class RecordEvaluator(DatasetEvaluator):
+    """An evaluator of Detectron2 that finds the ground truth of each image in the catalog.
+
+    Over several ranks each evaluates its own images; whole-number counts are gathered, so the results are
+    those of one process to the last bit.
+
+    Args:
+        dataset_name, kind: as for :class:`EvaluatedRecords`.
+        distributed: merge over the ranks; otherwise each process is its own world.
+        output_dir: folder for files; None for none.
+        num_visualizations: how many of the first images of the data set are drawn.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        kind: str,
+        distributed: bool,
+        output_dir: str | Path | None,
+        num_visualizations: int,
+    ) -> None:
+        self.records = EvaluatedRecords(dataset_name, kind)
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.distributed = distributed and comm.get_world_size() > 1
+        self.is_main = not self.distributed or comm.is_main_process()
+        self._drawn = range(min(num_visualizations, len(self.records)))
+
+    def reset(self) -> None:
+        self._seen: set[int] = set()
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Count a batch.
+
+        Args:
+            inputs: dicts with ``image_id`` or ``file_name``, as the loaders of this project and of Detectron2
+                give them.
+            outputs: what the model gives for them.
+
+        Raises:
+            ValueError: an image that is not in the data set or was given before, or an output that cannot be
+                compared with its label.
+        """
+        for item, output in zip(inputs, outputs, strict=True):
+            index = self.records.find(item)
+            where = f"{self.records.name}, image {self.records.image_id(index)!r}"
+            if index in self._seen:
+                raise ValueError(f"{where} was given twice; call reset() before another round")
+            self._count(index, output, where)
+            self._seen.add(index)
+
+    def _count(self, index: int, output: Mapping[str, Any], where: str) -> None:
+        """Count the image of a record; ``where`` names it in errors."""
+        raise NotImplementedError
+
+    def _share(self, value: Any) -> list[Any]:
+        """``value`` of every rank, in order of rank, on every rank."""
+        return comm.all_gather(value) if self.distributed else [value]
+
+    def _merged(self, metric: Counted) -> Counted | None:
+        """What all ranks counted, on rank 0; None elsewhere."""
+        if not self.distributed:
+            return metric
+        states = comm.gather(metric.state())
+        if not self.is_main:
+            return None
+        for state in states[1:]:
+            metric.merge(type(metric).from_state(state))
+        return metric
+
+    def _check_coverage(self) -> None:
+        """Compare the images that were evaluated with the data set; every rank must call.
+
+        Raises:
+            ValueError (on every rank): no image was evaluated, or one by several ranks, as samplers do that
+                pad their shards; both would falsify the numbers.
+        """
+        records = self.records
+        counts = Counter(index for shard in self._share(sorted(self._seen)) for index in shard)
+        repeated = sorted(index for index, count in counts.items() if count > 1)
+        if repeated:
+            raise ValueError(
+                f"{records.name}: {len(repeated)} images were evaluated by more than one process, the first "
+                f"is {records.image_id(repeated[0])!r}; use a sampler that does not repeat images "
+                "(detectron2.data.samplers.InferenceSampler)"
+            )
+        if not counts:
+            raise ValueError(f"{records.name}: no image was evaluated; the loader gave none")
+        missing = [index for index in range(len(records)) if index not in counts]
+        if missing and self.is_main:
+            logger.warning(
+                "%s: only %d of %d images were evaluated; the first that is missing is %r",
+                *(records.name, len(counts), len(records), records.image_id(missing[0])),
+            )

@@ -14,14 +14,52 @@ from tabulate import tabulate
 import gmm_anomaly
 
 from .files import save_json
-from .task_result import ANOMALY, CLOSED_SET, COMPONENTS, UNITS, TaskResult
 
 RESULTS_FILE = "results.json"
+
+# Tasks of anomaly data sets are named "<kind>/<rule>/<score>": the rule stands beside every number, whether a
+# logger joins the names with slashes (TensorBoard), prints tasks (Detectron2's "copypaste" lines) or a table
+# is made.
+ANOMALY, COMPONENTS, CLOSED_SET = "anomaly", "components", "sem_seg"
+UNITS = {ANOMALY: "fraction", COMPONENTS: "fraction", CLOSED_SET: "percent"}
 
 # {data set: {task: {metric: number}}}, as Detectron2 nests what its evaluators return.
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 _ROWS_PER_COLUMN = 20
+_TEXTS = ("data set", "score", "protocol", "track", "class", "threshold from")  # columns without numbers
+
+
+class TaskResult(dict[str, float]):
+    """{metric: number}, as Detectron2's loggers take it.
+
+    Args:
+        numbers: plain floats and integers.
+        details: what a logger cannot take: counts by threshold, notes, names.
+    """
+
+    def __init__(self, numbers: Mapping[str, float], details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(numbers)
+        self.details = dict(details or {})
+
+
+def pixel_task(computed: Mapping[str, Any]) -> TaskResult:
+    """Result of ``PixelMetrics.compute()``; intervals become ``<metric>_low`` and ``<metric>_high``."""
+    rest = dict(computed)
+    numbers = {
+        key: rest.pop(key) for key in ("AP", "AUROC", "FPR95", "best_f1", "best_f1_threshold", "images")
+    }
+    for key in [key for key in rest if key.endswith("_interval")]:
+        metric = key.removesuffix("_interval")
+        numbers[f"{metric}_low"], numbers[f"{metric}_high"] = rest.pop(key)
+    return TaskResult(numbers, rest)
+
+
+def component_task(computed: Mapping[str, Any], track: str) -> TaskResult:
+    """Result of ``ComponentMetrics.compute()`` on a track."""
+    rest = dict(computed)
+    numbers = {key: rest.pop(key) for key in ("sIoU_gt", "PPV", "F1", "threshold")}
+    return TaskResult(numbers, {"track": track} | rest)
 
 
 def format_results(results: Results) -> str:
@@ -95,7 +133,7 @@ def _versions() -> dict[str, str]:
 def _closed_set_table(results: Results) -> str:
     columns = ("mIoU", "fwIoU", "mACC", "pACC", "ECE")
     rows = [
-        [name, *(_percent(tasks[CLOSED_SET].get(column)) for column in columns)]
+        [name, *(_number(tasks[CLOSED_SET].get(column), 2) for column in columns)]
         for name, tasks in results.items()
         if CLOSED_SET in tasks
     ]
@@ -106,24 +144,23 @@ def _closed_set_table(results: Results) -> str:
 
 def _class_table(name: str, numbers: Mapping[str, float]) -> str:
     classes = [key.removeprefix("IoU-") for key in numbers if key.startswith("IoU-")]
-    rows = [[key, _percent(numbers[f"IoU-{key}"]), _percent(numbers.get(f"ACC-{key}"))] for key in classes]
+    rows = [[key, *(_number(numbers.get(f"{kind}-{key}"), 2) for kind in ("IoU", "ACC"))] for key in classes]
     # Many classes stand side by side, read column by column.
-    blocks = [rows[start : start + _ROWS_PER_COLUMN] for start in range(0, len(rows), _ROWS_PER_COLUMN)]
-    height = max(map(len, blocks), default=0)
-    padded = [block + [["", "", ""]] * (height - len(block)) for block in blocks]
-    joined = [sum((block[line] for block in padded), []) for line in range(height)]
-    return _table(f"Classes of {name}, percent", ["class", "IoU", "ACC"] * len(blocks), joined)
+    height = min(len(rows), _ROWS_PER_COLUMN)
+    blocks = -(-len(rows) // _ROWS_PER_COLUMN)
+    rows += [["", "", ""]] * (height * blocks - len(rows))
+    joined = [sum(rows[line::height], []) for line in range(height)]
+    return _table(f"Classes of {name}, percent", ["class", "IoU", "ACC"] * blocks, joined)
 
 
 def _anomaly_table(results: Results) -> str:
     columns = ("AP", "AUROC", "FPR95", "best_f1")
-    rows, inexact = [], False
+    rows = []
     for name, protocol, score, result in _by_score(results, ANOMALY):
-        cells = [_fraction(result, column) for column in columns]
-        inexact |= any(cell.startswith("~") for cell in cells)
-        images = result.get("images")
-        rows.append([name, score, protocol, *cells, "" if images is None else f"{images:.0f}"])
+        cells = [("~" if f"{key}_low" in result else "") + _number(result.get(key), 4) for key in columns]
+        rows.append([name, score, protocol, *cells, str(result.get("images", ""))])
     table = _table("Anomaly, fractions", ["data set", "score", "protocol", *columns, "images"], rows)
+    inexact = any(cell.startswith("~") for row in rows for cell in row)
     return table + ("\n~ certified interval in results.json (<metric>_low, <metric>_high)" if inexact else "")
 
 
@@ -131,7 +168,7 @@ def _component_table(results: Results) -> str:
     columns = ("sIoU_gt", "PPV", "F1")
     rows = []
     for name, track, score, result in _by_score(results, COMPONENTS):
-        cells = [_fraction(result, column) for column in columns]
+        cells = [_number(result.get(column), 4) for column in columns]
         threshold = f"{result.get('threshold', math.nan):.6g}"
         rows.append([name, score, track, *cells, threshold, _details(result).get("threshold_from", "")])
     headers = ["data set", "score", "track", *columns, "threshold", "threshold from"]
@@ -139,38 +176,19 @@ def _component_table(results: Results) -> str:
 
 
 def _by_score(results: Results, kind: str) -> list[tuple[str, str, str, Mapping[str, float]]]:
-    found = []
-    for name, tasks in results.items():
-        for task, result in tasks.items():
-            if task.startswith(f"{kind}/"):
-                _, rule, score = task.split("/", 2)
-                found.append((name, rule, score, result))
-    return found
+    """Data set, rule, score and result of every task of a kind."""
+    tasks = [(name, *task.split("/", 2), found) for name, by in results.items() for task, found in by.items()
+             if task.startswith(f"{kind}/")]  # fmt: skip
+    return [(name, rule, score, found) for name, _, rule, score, found in tasks]
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.2f}"
-
-
-def _fraction(result: Mapping[str, float], key: str) -> str:
-    value = result.get(key, math.nan)
-    if math.isnan(value):
-        return "-"
-    return f"{'~' if f'{key}_low' in result else ''}{value:.4f}"
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
-    right = [index for index, cell in enumerate(rows[0]) if _looks_numeric(cell)]
-    alignment = ["right" if index in right else "left" for index in range(len(headers))]
+    alignment = ["left" if header in _TEXTS else "right" for header in headers]
     text = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True, colalign=alignment)
     return f"{title}\n{text}"
-
-
-def _looks_numeric(cell: str) -> bool:
-    try:
-        float(cell.removeprefix("~"))
-    except ValueError:
-        return cell == "-"
-    return True

@@ -1,10 +1,12 @@
-"""Evaluation of score maps that some program saved, one file an image."""
+"""Evaluation of score maps that any program saved, one file an image: `gmm-anomaly score`."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
-from collections.abc import Mapping, Sequence
+import runpy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from .anomaly import AnomalyEvaluator
+from .files import json_text, save_json
 from .records import EvaluatedRecords
+from .results import TaskResult, format_results, results_document
 from .score_files import SCORE_EXTENSIONS, read_score_map
-from .task_result import TaskResult
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +66,7 @@ def evaluate_saved_scores(
     root = Path(folder)
     name = method or root.resolve().name
     records = EvaluatedRecords(dataset_name, "anomaly")
-    files = match_files(root, records.records, suffix, dataset_name)
+    files = match_files(root, records, suffix)
     if any(path.suffix.lower() == ".png" for path in files):
         precision = precision or "float32"
     evaluator = AnomalyEvaluator(
@@ -88,7 +91,18 @@ def evaluate_saved_scores(
         except ValueError as error:
             hint = "" if resize or "has the size" not in str(error) else "; --resize interpolates it"
             raise ValueError(f"{path}: {error}{hint}") from error
-    _check_units(ranks_only, len(files), root)
+    if ranks_only not in (0, len(files)):
+        raise ValueError(
+            f"{root}: {ranks_only} of {len(files)} maps are PNGs without text chunks scale and offset, the "
+            "others have units; their scores cannot be compared"
+        )
+    if ranks_only:
+        logger.warning(
+            "%s: the PNGs have no scale, so pixel values are taken as scores. Metrics depend on ranks only "
+            "and are valid if one monotone function, the same for every image, made all the PNGs; thresholds "
+            "are in pixel values",
+            root,
+        )
     results = evaluator.evaluate()
     assert results is not None
     for result in results.values():
@@ -96,9 +110,7 @@ def evaluate_saved_scores(
     return results
 
 
-def match_files(
-    folder: Path, records: Sequence[Mapping[str, Any]], suffix: str, dataset_name: str
-) -> list[Path]:
+def match_files(folder: Path, records: EvaluatedRecords, suffix: str) -> list[Path]:
     """The map of each record, in the records' order.
 
     Surplus maps are only logged: benchmarks keep the maps of several splits in one folder.
@@ -121,13 +133,13 @@ def match_files(
 
     found, missing = [], []
     owners: dict[Path, str] = {}
-    for record in records:
-        names = _names(record)
+    for index, record in enumerate(records.records):
+        names = _names(records.image_id(index), record)
         paths = next((by_name[name] for name in names if name in by_name), [])
         if len(paths) > 1:
             raise ValueError(
-                f"{paths[0]} and {paths[1]} both stand for the image {record['image_id']!r}; keep one of "
-                "them, or tell them apart with --suffix"
+                f"{paths[0]} and {paths[1]} both stand for the image {names[0]!r}; keep one of them, or "
+                "tell them apart with --suffix"
             )
         found += paths
         if not paths:
@@ -136,21 +148,20 @@ def match_files(
             raise ValueError(f"{paths[0]} stands for two images, {owners[paths[0]]} and {names[0]}")
     if missing:
         raise FileNotFoundError(
-            f"{folder}: {len(missing)} of {len(records)} images of {dataset_name} have no score map, for "
+            f"{folder}: {len(missing)} of {len(records)} images of {records.name} have no score map, for "
             f"example {', '.join(missing[:5])} (with {', '.join(SCORE_EXTENSIONS)}; --suffix names what else "
             "the stems end with)"
         )
     surplus = sorted({path for paths in by_name.values() for path in paths} - set(found))
     if surplus:
         names = ", ".join(path.name for path in surplus[:5])
-        logger.warning("%s: %d maps belong to no image of %s: %s", folder, len(surplus), dataset_name, names)
+        logger.warning("%s: %d maps belong to no image of %s: %s", folder, len(surplus), records.name, names)
     return found
 
 
-def _names(record: Mapping[str, Any]) -> list[str]:
+def _names(image_id: str, record: Mapping[str, Any]) -> list[str]:
     """What a record's map may be called, the surest first."""
     stem = Path(str(record["file_name"])).stem
-    image_id = str(record["image_id"])
     names = [image_id, stem, *(stem.removesuffix(suffix) for suffix in IMAGE_SUFFIXES)]
     number = FISHYSCAPES_NUMBER.match(image_id)
     if number:
@@ -158,16 +169,23 @@ def _names(record: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _check_units(ranks_only: int, total: int, root: Path) -> None:
-    if ranks_only not in (0, total):
-        raise ValueError(
-            f"{root}: {ranks_only} of {total} maps are PNGs without text chunks scale and offset, the others "
-            "have units; their scores cannot be compared"
-        )
-    if ranks_only:
-        logger.warning(
-            "%s: the PNGs have no scale, so pixel values are taken as scores. Metrics depend on ranks only "
-            "and are valid if one monotone function, the same for every image, made all the PNGs; thresholds "
-            "are in pixel values",
-            root,
-        )
+def run(args: argparse.Namespace) -> None:
+    """`gmm-anomaly score`."""
+    for path in args.register:
+        runpy.run_path(path)
+    found = evaluate_saved_scores(
+        args.scores,
+        args.dataset,
+        method=args.method,
+        protocol=args.protocol,
+        component_track=args.components,
+        precision=args.precision,
+        suffix=args.suffix,
+        key=args.key,
+        resize=args.resize,
+    )
+    results = {args.dataset: found}
+    document = results_document(results, scores=str(args.scores))
+    print(json_text(document) if args.json == Path("-") else format_results(results))
+    if args.json and args.json != Path("-"):
+        save_json(args.json, document)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from gmm_anomaly.data.array_files import RefusedArrayError, read_npy, read_npz
-from gmm_anomaly.data.image_files import MAX_PIXELS, RefusedImageError, bits_16, open_image, png_bit_depth
-
+SCORE_EXTENSIONS = (".npy", ".npz", ".hdf5", ".h5", ".png")
 HDF5_KEY = "value"  # the one data set in a score file of SegmentMeIfYouCan
 
 
-@dataclass(frozen=True)
-class ScoreMap:
+class ScoreMap(NamedTuple):
     """A map as a program saved it.
 
     Attributes:
@@ -31,6 +26,10 @@ class ScoreMap:
     ranks_only: bool = False
 
 
+class ScoreFileError(ValueError):
+    """A file that can be read and is no score map; the message names it and says why."""
+
+
 def read_score_map(path: Path, key: str | None = None) -> ScoreMap:
     """Read a map; axes of length 1 before and after height and width are dropped.
 
@@ -38,44 +37,47 @@ def read_score_map(path: Path, key: str | None = None) -> ScoreMap:
     default); ``.png``: one channel of 16 bits. A PNG's text chunks "scale" and "offset" give score = pixel ·
     scale + offset (scale above 0); without them the pixels are taken as they are, which keeps the ranks.
 
-    Type and shape are checked before a value is read, so that no small file can fill the memory.
-
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file cannot be decoded, holds something else, or more than 100 million values; the
-            message names it.
+        ValueError: the file cannot be decoded, or holds something else; the message names it.
         ImportError: an HDF5 file, and h5py is not installed.
     """
-    try:
-        read = _READERS[path.suffix.lower()]
-    except KeyError:
-        raise ValueError(f"{path}: score maps are {', '.join(SCORE_EXTENSIONS)} files") from None
+    suffix = path.suffix.lower()
+    if suffix not in SCORE_EXTENSIONS:
+        raise ValueError(f"{path}: score maps are {', '.join(SCORE_EXTENSIONS)} files")
     if not path.is_file():
-        if path.exists():
-            raise ValueError(f"{path}: a score map must be a regular file")
         raise FileNotFoundError(f"no score map {path}")
-    found = read(path, key)
-    values = found.values
-    while values.ndim > 2:
+    h5py = require_h5py() if suffix in (".hdf5", ".h5") else None
+    ranks_only = False
+    try:
+        if h5py is not None:
+            with h5py.File(path, "r") as file:
+                names = [name for name in file if isinstance(file[name], h5py.Dataset)]
+                wanted = key or (HDF5_KEY if HDF5_KEY in names else None)
+                values = np.asarray(file[_choose(path, wanted, names)][()])
+        elif suffix == ".png":
+            values, ranks_only = _read_png(path)
+        else:
+            values = np.load(path, allow_pickle=False)
+            if not isinstance(values, np.ndarray):
+                with values as archive:
+                    values = archive[_choose(path, key, archive.files)]
+    except ScoreFileError:
+        raise
+    except Exception as error:  # zipfile, h5py, Pillow and NumPy raise OSError, KeyError, EOFError, ...
+        raise ValueError(
+            f"{path}: cannot be read, it may be corrupt or cut off ({type(error).__name__}: {error})"
+        ) from error
+    found = values
+    while values.ndim > 2 and 1 in (values.shape[0], values.shape[-1]):
         values = values[0] if values.shape[0] == 1 else values[..., 0]
+    if values.ndim != 2 or not values.size:
+        raise ScoreFileError(f"{path}: a score map must be (H, W), found shape {found.shape}")
+    if values.dtype.kind not in "fiu":
+        raise ScoreFileError(f"{path}: scores must be real numbers, found {values.dtype}")
     if values.dtype.kind != "f":
         values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
-    return ScoreMap(values, found.ranks_only)
-
-
-def _require_map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Raise RefusedArrayError unless an array of this shape and type can be a score map."""
-    inner = list(shape)
-    while len(inner) > 2 and 1 in (inner[0], inner[-1]):
-        inner = inner[1:] if inner[0] == 1 else inner[:-1]
-    if len(inner) != 2 or 0 in inner:
-        raise RefusedArrayError(f"{path}: a score map must be (H, W), found shape {tuple(shape)}")
-    if dtype.kind not in "fiu":
-        raise RefusedArrayError(f"{path}: scores must be real numbers, found {dtype}")
-    if math.prod(inner) > MAX_PIXELS:
-        raise RefusedArrayError(
-            f"{path}: at most {MAX_PIXELS // 10**6} megapixels are read, it claims the shape {tuple(shape)}"
-        )
+    return ScoreMap(values, ranks_only)
 
 
 def require_h5py() -> ModuleType:
@@ -90,97 +92,36 @@ def require_h5py() -> ModuleType:
     return h5py
 
 
-def _read_npy(path: Path, key: str | None) -> ScoreMap:
-    return ScoreMap(_decoded(path, lambda: read_npy(path, partial(_require_map, path))))
-
-
-def _read_npz(path: Path, key: str | None) -> ScoreMap:
-    choose, accept = partial(_choose, path, key), partial(_require_map, path)
-    return ScoreMap(_decoded(path, lambda: read_npz(path, choose, accept)))
-
-
-def _read_hdf5(path: Path, key: str | None) -> ScoreMap:
-    h5py = require_h5py()
-
-    def load() -> np.ndarray:
-        with h5py.File(path, "r") as file:
-            # Links could lead to other files.
-            own = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
-            names = [name for name in own if isinstance(file[name], h5py.Dataset)]
-            wanted = key or (HDF5_KEY if HDF5_KEY in names else None)
-            stored = file[_choose(path, wanted, names)]
-            _require_map(path, stored.shape or (), stored.dtype)
-            if stored.is_virtual or stored.external:
-                raise RefusedArrayError(
-                    f"{path}: its values lie in other files; a score map must hold its own"
-                )
-            if stored.chunks and math.prod(stored.chunks) > MAX_PIXELS:
-                raise RefusedArrayError(f"{path}: its chunks {stored.chunks} are larger than any score map")
-            return stored[()]
-
-    return ScoreMap(_decoded(path, load))
-
-
-def _read_png(path: Path, key: str | None) -> ScoreMap:
-    try:
-        with open_image(str(path), "score map") as image:
-            image.load()
-            text: dict[str, str] = getattr(image, "text", {})
-            if image.format != "PNG" or not bits_16(image):
-                found = f"{len(image.getbands())} of {png_bit_depth(path)}"
-                raise RefusedImageError(
-                    f"{path}: a PNG of scores must have one channel of 16 bits, found "
-                    f"{found if image.format == 'PNG' else image.format}; a picture of a score map cannot be "
-                    "evaluated"
-                )
-            pixels = np.asarray(image).astype(np.uint16)
-    except RefusedImageError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read as a PNG of scores ({error})") from error
-    given = [name for name in ("scale", "offset") if name in text]
-    if not given:
-        return ScoreMap(pixels.astype(np.float32), ranks_only=True)
-    try:
-        scale, offset = float(text.get("scale", 1)), float(text.get("offset", 0))
-    except ValueError as error:
-        raise ValueError(f"{path}: its text chunks {' and '.join(given)} must be numbers ({error})") from None
-    if not (0 < scale < np.inf and np.isfinite(offset)):
-        raise ValueError(
-            f"{path}: its scale must be above 0 and its offset finite, found {scale} and {offset}"
-        )
-    return ScoreMap(pixels * np.float64(scale) + offset)
-
-
-def _choose(path: Path, key: str | None, names: list[str]) -> str:
+def _choose(path: Path, key: str | None, names: Sequence[str]) -> str:
     if key is None and len(names) == 1:
         return names[0]
     if key not in names:
         wanted = "one array" if key is None else f"an array {key!r}"
         found = ", ".join(names) or "none"
-        raise RefusedArrayError(f"{path}: expected {wanted}, found {found}; name it with --key")
-    return key
+        raise ScoreFileError(f"{path}: expected {wanted}, found {found}; name it with --key")
+    return str(key)
 
 
-def _decoded(path: Path, load: Callable[[], Any]) -> np.ndarray:
+def _read_png(path: Path) -> tuple[np.ndarray, bool]:
+    """Scores, and whether only their ranks mean something."""
+    with Image.open(path) as image:
+        image.load()
+        text: dict[str, str] = getattr(image, "text", {})
+        # Older versions of Pillow read 16 bits as mode "I".
+        if image.format != "PNG" or not (image.mode.startswith("I;16") or image.mode == "I"):
+            raise ScoreFileError(
+                f"{path}: a PNG of scores must have one channel of 16 bits, found {image.format} of mode "
+                f"{image.mode}; a picture of a score map cannot be evaluated"
+            )
+        pixels = np.asarray(image).astype(np.uint16)
+    if not {"scale", "offset"} & text.keys():
+        return pixels.astype(np.float32), True
     try:
-        found = load()
-    except RefusedArrayError:
-        raise
+        scale, offset = float(text.get("scale", 1)), float(text.get("offset", 0))
     except ValueError as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-    except Exception as error:  # zipfile, h5py and NumPy raise OSError, KeyError, EOFError, BadZipFile, ...
-        raise ValueError(
-            f"{path}: cannot be read, it is corrupt or cut off ({type(error).__name__}: {error})"
-        ) from error
-    return np.asarray(found)
-
-
-_READERS: dict[str, Callable[[Path, str | None], ScoreMap]] = {
-    ".npy": _read_npy,
-    ".npz": _read_npz,
-    ".hdf5": _read_hdf5,
-    ".h5": _read_hdf5,
-    ".png": _read_png,
-}
-SCORE_EXTENSIONS = tuple(_READERS)
+        raise ScoreFileError(f"{path}: its text chunks scale and offset must be numbers ({error})") from None
+    if not (0 < scale < np.inf and np.isfinite(offset)):
+        raise ScoreFileError(
+            f"{path}: its scale must be above 0 and its offset finite, found {scale} and {offset}"
+        )
+    return pixels * np.float64(scale) + offset, False

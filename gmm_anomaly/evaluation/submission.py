@@ -1,29 +1,40 @@
-"""Score files in the layout of SegmentMeIfYouCan, written so that an interrupted run can go on."""
+"""A submission to SegmentMeIfYouCan: one HDF5 file of float16 scores a frame, in its layout.
+
+An interrupted run (`gmm-anomaly submit`) goes on where it stopped, and every file is read back.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import argparse
 import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from tabulate import tabulate
 from tqdm import tqdm
 
+from gmm_anomaly.data import SegmentationMapper
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.data.reading import image_size
 from gmm_anomaly.data.registration import get_records
+from gmm_anomaly.modeling.scoring import score_names
 
-from .files import remove_partial, save_json
+from .command import load_model, model_config
+from .files import file_digest, remove_partial, save_json
 from .score_files import HDF5_KEY, require_h5py
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_DATASETS = ("road_anomaly21_all", "road_obstacle21_all")
 # The benchmark keeps all splits of a track in one folder; by the beginning of a data set's name here.
 FOLDERS = {
     "road_anomaly21": "AnomalyTrack-all",
@@ -32,14 +43,20 @@ FOLDERS = {
     "lost_and_found": "LostAndFound-test",
 }
 _IMAGE_SUFFIX = "_leftImg8bit"  # LostAndFound's images have it, its score files do not
-_LARGEST = float(np.finfo(np.float16).max)
 
 Record = Mapping[str, Any]
-# From records to their score maps, (H, W) float32, in the same order.
 Predict = Callable[[Sequence[Record]], Iterable[np.ndarray]]
 
 
-@dataclass(frozen=True)
+class Frame(NamedTuple):
+    """One image and its score file; ``size`` is (height, width)."""
+
+    record: Record
+    size: tuple[int, int]
+    target: Path
+
+
+@dataclass
 class Submission:
     """A method's score files: ``<root>/outputs/anomaly_p/<method>/<folder>/<frame>.hdf5``.
 
@@ -65,23 +82,42 @@ class Submission:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.method or self.method in (".", "..") or "/" in self.method or "\\" in self.method:
+        if self.method in ("", ".", "..") or "/" in self.method or "\\" in self.method:
             raise ValueError(f"--method must be the name of a folder, found {self.method!r}")
         if not 0 < self.scale < math.inf or not math.isfinite(self.offset):
             raise ValueError(
                 f"--scale must be above 0 and --offset finite, found {self.scale} and {self.offset}; a "
                 "negative scale would make known pixels anomalous"
             )
+        self.folder = self.root / "outputs" / "anomaly_p" / self.method
+        self.manifest = self.root / f"{self.method}.json"
+        self.identity = {**self.made_from, "offset": self.offset, "scale": self.scale}
 
-    @property
-    def manifest(self) -> Path:
-        return self.root / f"{self.method}.json"
+    def frames(self, dataset_name: str, folder: str = "") -> list[Frame]:
+        """Frames of a data set, labelled or not.
 
-    def identity(self) -> dict[str, Any]:
-        return {**self.made_from, "offset": self.offset, "scale": self.scale}
+        Args:
+            dataset_name: a registered data set.
+            folder: the benchmark's name for it; "": by ``FOLDERS``.
 
-    def folder(self, name: str) -> Path:
-        return self.root / "outputs" / "anomaly_p" / self.method / name
+        Raises:
+            ValueError: an unknown data set, or one the benchmark has no folder for.
+        """
+        records = get_records(dataset_name)
+        known = [name for beginning, name in FOLDERS.items() if dataset_name.startswith(beginning)]
+        if not folder and not known:
+            names = ", ".join(f"{beginning}*" for beginning in FOLDERS)
+            raise ValueError(
+                f"{dataset_name} is no data set of SegmentMeIfYouCan ({names}); for another one give the "
+                f"folder too: --dataset {dataset_name}=FOLDER"
+            )
+        found = []
+        for record in records:
+            name = Path(str(record["file_name"])).stem.removesuffix(_IMAGE_SUFFIX)
+            shape = record.get("render")
+            size = (shape["height"], shape["width"]) if shape else image_size(str(record["file_name"]))
+            found.append(Frame(record, size, self.folder / (folder or known[0]) / f"{name}.hdf5"))
+        return found
 
     def begin(self, frames: Sequence[Frame], *, overwrite: bool = False) -> None:
         """Start, or go on with, the submission.
@@ -100,187 +136,145 @@ class Submission:
                 raise ValueError(
                     f"{images[frame.target]} and {image} would both be written to {frame.target}"
                 )
-        begun = self.manifest.is_file() and any(self.folder("").rglob("*.hdf5"))
-        if begun and not overwrite:
+        if overwrite:
+            for frame in frames:
+                frame.target.unlink(missing_ok=True)
+        elif self.manifest.is_file() and any(self.folder.rglob("*.hdf5")):
             earlier = json.loads(self.manifest.read_text()).get("identity", {})
-            differing = sorted(key for key, value in self.identity().items() if earlier.get(key) != value)
+            differing = sorted(key for key, value in self.identity.items() if earlier.get(key) != value)
             if differing:
                 raise ValueError(
                     f"{self.manifest}: the submission {self.method!r} was begun with another "
                     f"{', '.join(differing)}; choose another --method, or --overwrite to begin it anew"
                 )
-        if overwrite:
-            for frame in frames:
-                frame.target.unlink(missing_ok=True)
-        save_json(self.manifest, {"identity": self.identity(), "complete": False})
+        save_json(self.manifest, {"identity": self.identity, "complete": False})
 
-    def write(self, frames: Sequence[Frame], predict: Predict, *, progress: str | None = None) -> Written:
-        """Write the frames whose files are not there yet, or are not whole, and check each.
+    def write(
+        self, frames: Sequence[Frame], predict: Predict, *, progress: str | None = None
+    ) -> dict[str, Any]:
+        """Write the frames whose files are not there yet, or are not whole, and read each back.
 
         Args:
-            frames: from ``list_frames``.
-            predict: scores of the frames that are missing; called once.
+            frames: from :meth:`frames`.
+            predict: (H, W) scores of the records of missing frames, in their order; called once.
             progress: title of a progress bar with the time left; None shows none.
+
+        Returns:
+            ``frames`` there are, ``kept`` that were there, ``written`` now, the ``lowest`` and the
+            ``highest`` of the scores written now, and ``bytes`` of all files.
 
         Raises:
             ValueError: a score map of another size than its image, with NaN, or beyond float16.
             OSError: a file that was written does not hold what it should.
         """
         for folder in {frame.target.parent for frame in frames}:
-            folder.mkdir(parents=True, exist_ok=True)
             remove_partial(folder)
-        missing = []
-        for frame in frames:
-            wrong = file_problem(frame.target, frame.size)
-            if wrong:
-                missing.append(frame)
-                if frame.target.exists():
-                    logger.warning("%s is written again: %s", frame.target, wrong)
+        missing = [frame for frame in frames if stored_score(frame) is None]
+        for frame in missing:
+            if frame.target.exists():
+                logger.warning("%s is not whole, and written again", frame.target)
         lowest, highest = math.inf, -math.inf
-        maps = iter(predict([frame.record for frame in missing])) if missing else iter(())
-        done = len(frames) - len(missing)
-        with tqdm(
-            total=len(frames), initial=done, desc=progress, unit="frame", disable=progress is None
-        ) as bar:
-            for frame in missing:
-                stored = self._stored(np.asarray(next(maps)), frame)
-                write_score_file(frame.target, stored)
+        if missing:
+            maps = predict([frame.record for frame in missing])
+            bar = tqdm(total=len(frames), initial=len(frames) - len(missing), desc=progress, unit="frame",
+                       disable=progress is None)  # fmt: skip
+            for frame, score in zip(missing, maps, strict=True):
+                stored = self._stored(np.asarray(score), frame)
+                with replacing(frame.target) as temporary:
+                    with require_h5py().File(temporary, "w") as file:
+                        file.create_dataset(HDF5_KEY, data=stored, compression="gzip", compression_opts=9)
+                found = stored_score(frame)
+                if found is None or not np.array_equal(found, stored):
+                    raise OSError(f"{frame.target}: what was written cannot be read back; check the disk")
                 lowest, highest = min(lowest, float(stored.min())), max(highest, float(stored.max()))
                 bar.update()
-        return Written(len(frames), done, len(missing), lowest, highest)
+            bar.close()
+        size = sum(frame.target.stat().st_size for frame in frames)
+        counts = {"frames": len(frames), "kept": len(frames) - len(missing), "written": len(missing)}
+        return counts | {"lowest": lowest, "highest": highest, "bytes": size}
 
     def _stored(self, score: np.ndarray, frame: Frame) -> np.ndarray:
+        image = frame.target.stem
         if score.shape != frame.size:
             raise ValueError(
-                f"{frame.name}: the score map is {score.shape}, the image {frame.size} (height, width)"
+                f"{image}: the score map is {score.shape}, the image {frame.size} (height, width)"
             )
         values = (score.astype(np.float64) - self.offset) / self.scale
         if np.isnan(values).any():
-            raise ValueError(f"{frame.name}: {int(np.isnan(values).sum())} scores are NaN")
+            raise ValueError(f"{image}: {int(np.isnan(values).sum())} scores are NaN")
         finite = values[np.isfinite(values)]
-        if finite.size and np.abs(finite).max() > _LARGEST:
+        if finite.size and np.abs(finite).max() > np.finfo(np.float16).max:
             raise ValueError(
-                f"{frame.name}: scores reach {finite.min():.6g} to {finite.max():.6g}, float16 ends at "
-                f"{_LARGEST:.0f}; give --offset and --scale, constants of the whole submission, so that "
-                "(score - offset) / scale fits"
+                f"{image}: scores reach {finite.min():.6g} to {finite.max():.6g}, float16 ends at "
+                "65504; give --offset and --scale, constants of the whole submission, so that (score - "
+                "offset) / scale fits"
             )
         return values.astype(np.float16)
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Record in the manifest that every file is there and whole."""
-        save_json(self.manifest, {"identity": self.identity(), "complete": True, **report})
+        save_json(self.manifest, {"identity": self.identity, "complete": True, **report})
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One image and its score file; ``size`` is (height, width)."""
-
-    name: str
-    record: Record
-    size: tuple[int, int]
-    target: Path
-
-
-@dataclass(frozen=True)
-class Written:
-    """How many frames there are, were there, and were written now, and the range of the scores stored now."""
-
-    frames: int
-    kept: int
-    written: int
-    lowest: float
-    highest: float
-
-
-def list_frames(submission: Submission, dataset_name: str, folder: str | None = None) -> list[Frame]:
-    """Frames of a data set, labelled or not, with their score files.
-
-    Args:
-        dataset_name: a registered data set.
-        folder: the benchmark's name for it; None: by ``FOLDERS``.
-
-    Raises:
-        ValueError: an unknown data set, one the benchmark has no folder for, or two images of one name.
-    """
-    records = get_records(dataset_name)
-    folder = folder or benchmark_folder(dataset_name)
-    frames: dict[str, Frame] = {}
-    for record in records:
-        name = Path(str(record["file_name"])).stem.removesuffix(_IMAGE_SUFFIX)
-        if name in frames:
-            raise ValueError(
-                f"{dataset_name}: two images are named {name}: {frames[name].record['file_name']} and "
-                f"{record['file_name']}; a submission needs one name a frame"
-            )
-        target = submission.folder(folder) / f"{name}.hdf5"
-        frames[name] = Frame(name, record, _size(record), target)
-    return list(frames.values())
-
-
-def benchmark_folder(dataset_name: str) -> str:
-    """The benchmark's folder for a data set. Raises ValueError where it has none."""
-    for beginning, folder in FOLDERS.items():
-        if dataset_name.startswith(beginning):
-            return folder
-    known = ", ".join(f"{beginning}*" for beginning in FOLDERS)
-    metadata = MetadataCatalog.get(dataset_name)
-    raise ValueError(
-        f"{dataset_name} ({metadata.get('evaluator_type')}) is no data set of SegmentMeIfYouCan ({known}); "
-        f"for another one give the folder too: --dataset {dataset_name}=FOLDER"
-    )
-
-
-def _size(record: Record) -> tuple[int, int]:
-    if "render" in record:
-        return record["render"]["height"], record["render"]["width"]
-    return image_size(str(record["file_name"]))
-
-
-def write_score_file(target: Path, stored: np.ndarray) -> None:
-    """Write one score file and read it back before it gets its name.
-
-    Args:
-        target: ends with ``.hdf5``.
-        stored: (H, W) float16.
-
-    Raises:
-        OSError: the file does not hold what was written. ImportError: h5py is not installed.
-    """
-    h5py = require_h5py()
-    with replacing(target) as temporary:
-        with h5py.File(temporary, "w") as file:
-            file.create_dataset(HDF5_KEY, data=stored, compression="gzip", compression_opts=9)
-        with h5py.File(temporary, "r") as file:
-            found = file[HDF5_KEY][()]
-        if found.dtype != np.float16 or not np.array_equal(found, stored):
-            raise OSError(f"{target}: what was written cannot be read back; check the disk")
-
-
-def file_problem(path: Path, size: tuple[int, int]) -> str | None:
-    """What is wrong with a score file, read to its end; None if it is there and whole."""
-    h5py = require_h5py()
-    if not path.is_file():
-        return "there is no file"
+def stored_score(frame: Frame) -> np.ndarray | None:
+    """(H, W) float16 of a frame's score file, read to its end; None if it is not there or not whole."""
+    if not frame.target.is_file():
+        return None
     try:
-        with h5py.File(path, "r") as file:
-            if list(file) != [HDF5_KEY]:
-                return f"it holds {', '.join(file) or 'nothing'} instead of one data set {HDF5_KEY!r}"
-            found = file[HDF5_KEY][()]
-    except Exception as error:  # a damaged file raises OSError, RuntimeError or KeyError
-        return f"it cannot be read ({error})"
-    if found.dtype != np.float16:
-        return f"its type is {found.dtype}, not float16"
-    if found.shape != size:
-        return f"its shape is {found.shape}, not {size}"
-    if np.isnan(found).any():
-        return "it holds NaN"
-    return None
+        with require_h5py().File(frame.target, "r") as file:
+            found = np.asarray(file[HDF5_KEY][()])
+    except (OSError, KeyError, RuntimeError):
+        return None
+    return found if found.dtype == np.float16 and found.shape == frame.size else None
 
 
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, by which weights are told apart."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def identity(cfg: CfgNode, score: str) -> dict[str, Any]:
+    """What decides the scores: two runs that agree in it may share a submission."""
+    plain = yaml.safe_load(cfg.dump())
+    inference = ("SCORE_ON", "MAX_WHOLE_PIXELS", "SLIDING_WINDOW", "AUG")
+    kept = {
+        # The file's content counts, not where it or the model lies.
+        "MODEL": {key: value for key, value in plain["MODEL"].items() if key not in ("WEIGHTS", "DEVICE")},
+        "INPUT": plain["INPUT"],
+        "TEST": {key: plain["TEST"][key] for key in inference},
+    }
+    # A pretrained mask model has no file; the config names it.
+    digest = file_digest(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
+    return {"score": score, "weights_sha256": digest, "config": kept}
+
+
+def run(args: argparse.Namespace) -> None:
+    """`gmm-anomaly submit`."""
+    score = args.score or score_names(model_config(args))[0]
+    name, *chain = score.split("+")
+    cfg = model_config(args, ["TEST.SCORES", str([name]), "TEST.POSTPROCESS", str(chain)])
+    if not Path(cfg.MODEL.WEIGHTS).is_file() and not cfg.MODEL.MASK2FORMER.WEIGHTS:
+        raise FileNotFoundError(
+            f"--weights: no file {cfg.MODEL.WEIGHTS!r}; it must be a trained model's checkpoint"
+        )
+    submission = Submission(args.out, args.method, identity(cfg, score), args.offset, args.scale)
+    named = [name.partition("=")[::2] for name in args.dataset or DEFAULT_DATASETS]
+    frames = {name: submission.frames(name, folder) for name, folder in named}
+    submission.begin([frame for group in frames.values() for frame in group], overwrite=args.overwrite)
+
+    model = load_model(cfg)
+
+    @torch.no_grad()
+    def predict(records: Sequence[Record]) -> Iterable[np.ndarray]:
+        mapper = SegmentationMapper(cfg, False)
+        workers = cfg.DATALOADER.NUM_WORKERS
+        for batch in build_detection_test_loader(list(records), mapper=mapper, num_workers=workers):
+            for output in model(batch):
+                yield output["anomaly_scores"][score].float().cpu().numpy()
+
+    report = {
+        name: submission.write(group, predict, progress=name) | {"folder": group[0].target.parent.name}
+        for name, group in frames.items()
+    }
+    submission.finish({"weights": cfg.MODEL.WEIGHTS, "datasets": report})
+    rows = [{"data set": name, **found} for name, found in report.items()]
+    print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".5g"))
+    print(
+        f"\nEvery file was read back. Submit {submission.folder}; {submission.manifest} says what it was "
+        "made from."
+    )

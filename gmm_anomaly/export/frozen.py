@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmm_anomaly.gmm import UnfittedMixtureError
-from gmm_anomaly.gmm.gaussian import DensityTable, class_log_density_of
-from gmm_anomaly.gmm.mixture import EXCLUDED
+from gmm_anomaly.gmm.density import EXCLUDED, DensityTable, class_log_density_of
 from gmm_anomaly.modeling.classifiers import (
     GMMClassifier,
     PixelClassifier,

@@ -46,8 +46,7 @@ def sinkhorn_assign_all(
             values where the label is no class). Each class is divided by its own largest magnitude here.
         labels: (N,) int64; values outside ``0 .. num_classes - 1`` are left out.
         num_classes: C.
-        iterations: as in :func:`sinkhorn_assign`.
-        epsilon: as in :func:`sinkhorn_assign`.
+        iterations, epsilon: as in :func:`sinkhorn_assign`.
 
     Returns:
         assignment: (N,) int64 component per pixel (0 where the label is no class).

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from . import collectives
-from .em_options import check_em_options, check_sizes
-from .empty_components import reseed_empty
-from .memory import FeatureMemory
-from .mixture import GaussianMixtures
-from .reference_state import reference_sizes
-from .statistics import mean_and_variance
-from .warm_start import WarmStartBuffer, start_components
-
-# A floor of zero must not let a density become infinite.
-LEAST_SCALE = 1e-6
+from .density import GaussianMixtures
+from .memory import FeatureMemory, mean_and_variance
+from .warm_start import WarmStartBuffer, spherical_kmeans
 
 
-class _Recorded(NamedTuple):
-    features: Tensor
-    labels: Tensor
-    component: Tensor
+def reference_sizes(
+    means: Tensor, diagonal: Tensor, queue: Tensor, queue_ptr: Tensor
+) -> tuple[int, int, int, int]:
+    """C, M, D and K of the arguments of :meth:`GaussianMixtureBank.from_reference_state`; ValueError where
+    they do not fit each other."""
+    if means.dim() != 3 or means.shape != diagonal.shape:
+        raise ValueError(
+            "means and diagonal: expected the same shape (C, M, D), "
+            f"found {tuple(means.shape)} and {tuple(diagonal.shape)}"
+        )
+    classes, components, dim = means.shape
+    rings = classes * components
+    if queue.dim() != 3 or queue.shape[:2] != (rings, dim):
+        raise ValueError(
+            f"queue: expected shape (C*M, D, K) = ({rings}, {dim}, K), found {tuple(queue.shape)}"
+        )
+    if queue_ptr.shape != (rings,):
+        raise ValueError(f"queue_ptr: expected shape ({rings},), found {tuple(queue_ptr.shape)}")
+    return classes, components, dim, queue.shape[2]
 
 
 class GaussianMixtureBank(GaussianMixtures):
@@ -50,17 +59,11 @@ class GaussianMixtureBank(GaussianMixtures):
             never, as in the paper).
         warm_start_features: a class's components start from k-means over this many of its features (0: from
             random directions with unit scales, as in the paper).
-        kmeans_rounds: rounds of that k-means.
         memory_dtype: storage type of the memory, ``torch.float32`` or ``torch.float16``.
         save_memory: write the memory (not only its statistics) into the state dict.
-        empty_components: at an EM step a component whose memory is empty keeps its state ("keep", the paper)
-            or splits another one of its class ("reseed", :func:`reseed_empty`).
 
     Attributes:
-        means, scales, fitted: see :class:`GaussianMixtures`; scales are at least ``sqrt(variance_floor)``
-            once fitted, and never below 1e-6.
         memory: the :class:`FeatureMemory` that EM reads.
-        reseeded: scalar int64, how often a component was re-seeded in this process.
 
     Raises:
         ValueError: a size, momentum, floor or memory type out of range; more samples than slots.
@@ -68,7 +71,6 @@ class GaussianMixtureBank(GaussianMixtures):
 
     started: Tensor
     seen: Tensor
-    reseeded: Tensor
 
     def __init__(
         self,
@@ -84,50 +86,47 @@ class GaussianMixtureBank(GaussianMixtures):
         reduction: str = "max",
         fill_slots: int = 0,
         warm_start_features: int = 0,
-        kmeans_rounds: int = 10,
         memory_dtype: torch.dtype = torch.float32,
         save_memory: bool = False,
-        empty_components: str = "keep",
     ) -> None:
         super().__init__(num_classes, num_components, dim, reduction=reduction)
-        check_sizes(
-            memory_size=(memory_size, 1),
-            samples_per_update=(samples_per_update, 1),
-            fill_slots=(fill_slots, 0),
-            warm_start_features=(warm_start_features, 0),
-            kmeans_rounds=(kmeans_rounds, 0),
-        )
-        check_em_options(
-            memory_size=memory_size,
-            samples_per_update=samples_per_update,
-            momentum_mean=momentum_mean,
-            momentum_scale=momentum_scale,
-            variance_floor=variance_floor,
-            empty_components=empty_components,
-        )
-        self.empty_components = empty_components
+        limits = {
+            "samples_per_update": (samples_per_update, 1, math.inf),
+            "momentum_mean": (momentum_mean, 0, 1),
+            "momentum_scale": (momentum_scale, 0, 1),
+            "variance_floor": (variance_floor, 0, math.inf),
+            "warm_start_features": (warm_start_features, 0, math.inf),
+        }
+        for name, (value, least, most) in limits.items():
+            if not least <= value <= most:
+                raise ValueError(f"{name}: expected a number in [{least}, {most}], found {value}")
+        if samples_per_update > memory_size:
+            raise ValueError(
+                f"samples_per_update ({samples_per_update}) exceeds memory_size ({memory_size}): one batch "
+                "would overwrite itself; lower MODEL.GMM.SAMPLES_PER_UPDATE or raise MODEL.GMM.MEMORY_SIZE"
+            )
         self.samples_per_update = samples_per_update
         self.momentum_mean = momentum_mean
         self.momentum_scale = momentum_scale
         self.variance_floor = variance_floor
+        # A floor of zero must not let a density become infinite.
+        self.least_scale = max(variance_floor**0.5, 1e-6)
         self.fill_slots = fill_slots
-        self.kmeans_rounds = kmeans_rounds
 
         # Classes whose components may take features; a warm start makes them wait for their initialisation.
         self.register_buffer("started", torch.full((num_classes,), warm_start_features == 0))
         # Classes recorded since the last update.
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
-        self.register_buffer("reseeded", torch.zeros((), dtype=torch.int64), persistent=False)
         self.memory = FeatureMemory(
             num_classes * num_components, memory_size, dim, dtype=memory_dtype, save_ring=save_memory
         )
-        self.warm_start = (
-            WarmStartBuffer(num_classes, warm_start_features, dim) if warm_start_features else None
-        )
+        self.warm_start = None
+        if warm_start_features:
+            self.warm_start = WarmStartBuffer(num_classes, warm_start_features, dim)
         self._all_started = warm_start_features == 0
         # Whether a hook (gmm_anomaly.engine.EMHook) will commit what is recorded.
         self.em_attached = False
-        self._recorded: list[_Recorded] = []
+        self._recorded: list[tuple[Tensor, Tensor, Tensor]] = []
         self.register_load_state_dict_post_hook(GaussianMixtureBank._after_loading)
 
     @classmethod
@@ -199,7 +198,7 @@ class GaussianMixtureBank(GaussianMixtures):
             entering = entering | (self.memory.count[component] < self.fill_slots)
         started = F.pad(self.started, (0, 1))[labels]
         component = torch.where(entering & storable & started, component, -1)
-        self._recorded.append(_Recorded(features, labels, component))
+        self._recorded.append((features, labels, component))
 
     def discard_recorded(self) -> None:
         """Forget what was recorded since the last ``commit``: the batches of a step that is left out."""
@@ -211,19 +210,19 @@ class GaussianMixtureBank(GaussianMixtures):
 
         Collective over the ranks, which must have recorded the same number of batches (one per forward pass).
         """
-        for batch in self._recorded:
-            present = torch.zeros(self.num_classes + 1, dtype=torch.int32, device=batch.labels.device)
-            present.index_fill_(0, batch.labels, 1)
+        for features, labels, component in self._recorded:
+            present = torch.zeros(self.num_classes + 1, dtype=torch.int32, device=labels.device)
+            present.index_fill_(0, labels, 1)
             self.seen |= collectives.sum_over_ranks(present)[:-1] > 0
-            self.memory.add_batch(batch.features, batch.component, self.samples_per_update)
+            self.memory.add_batch(features, component, self.samples_per_update)
             if self.warm_start is not None and not self._all_started:
-                waiting = torch.where(F.pad(self.started, (0, 1))[batch.labels], -1, batch.labels)
-                self.warm_start.add_batch(
-                    batch.features, waiting, self.samples_per_update * self.num_components
-                )
+                waiting = torch.where(F.pad(self.started, (0, 1))[labels], -1, labels)
+                self.warm_start.add_batch(features, waiting, self.samples_per_update * self.num_components)
         self._recorded.clear()
-        if not self._all_started:
-            self._start_ready_classes()
+        if self.warm_start is not None and not self._all_started:
+            for index in self.warm_start.ready_classes(~self.started):
+                self.initialise(index, self.warm_start.take(index))
+            self._all_started = bool(self.started.all())
 
     @torch.no_grad()
     def update(
@@ -233,51 +232,29 @@ class GaussianMixtureBank(GaussianMixtures):
 
         Args:
             classes: indices, or a (C,) bool mask, of the classes to update, the same on every rank; default:
-                those that any rank recorded since the last update. What becomes of components whose memory
-                is empty, ``empty_components`` says.
+                those that any rank recorded since the last update. A component whose memory is empty keeps
+                its state.
             momentum_mean: for this step, in place of the bank's own.
         """
         self.commit()
-        if classes is None:
-            chosen = self.seen.clone()
-        else:
-            chosen = torch.zeros_like(self.seen)
+        chosen = self.seen.clone()
+        if classes is not None:
             selected = torch.as_tensor(classes, device=chosen.device)
-            chosen[selected if selected.dtype == torch.bool else selected.long()] = True
+            chosen.fill_(False)[selected if selected.dtype == torch.bool else selected.long()] = True
         self.seen.zero_()
 
-        count = self.memory.count.view(self.num_classes, self.num_components)
-        shape = (self.num_classes, self.num_components, self.dim)
-        direction, variance = mean_and_variance(
-            count, self.memory.total.view(shape), self.memory.total_square.view(shape)
-        )
+        count, direction, variance = self._stored()
         keep = self.momentum_mean if momentum_mean is None else momentum_mean
         current = self.unit_means
         means = keep * current.double() + (1 - keep) * direction
         new_scales = (variance + self.variance_floor).sqrt()
         scales = self.momentum_scale * self.scales.double() + (1 - self.momentum_scale) * new_scales
         # A running mean in single precision may end a rounding below the floor.
-        scales = scales.float().clamp(min=max(self.variance_floor**0.5, LEAST_SCALE))
+        scales = scales.float().clamp(min=self.least_scale)
         moved = chosen[:, None] & (count > 0)
         self.means.copy_(torch.where(moved[..., None], means.float(), current))
         self.scales.copy_(torch.where(moved[..., None], scales, self.scales))
         self.fitted |= moved
-        if self.empty_components == "reseed":
-            self._reseed(chosen, count, variance)
-
-    def _reseed(self, chosen: Tensor, count: Tensor, variance: Tensor) -> None:
-        split = reseed_empty(self.unit_means, self.scales, variance, count)
-        which = split.which & chosen[:, None]
-        self.means.copy_(torch.where(which[..., None], split.means, self.means))
-        self.scales.copy_(torch.where(which[..., None], split.scales, self.scales))
-        self.fitted |= which
-        self.reseeded += which.sum()
-
-    def _start_ready_classes(self) -> None:
-        assert self.warm_start is not None
-        for index in self.warm_start.ready_classes(~self.started):
-            self.initialise(index, self.warm_start.take(index))
-        self._all_started = bool(self.started.all())
 
     @torch.no_grad()
     def initialise(self, index: int, features: Tensor) -> None:
@@ -288,25 +265,24 @@ class GaussianMixtureBank(GaussianMixtures):
         Args:
             index: the class.
             features: (n, D) floating point, the same on every rank; n >= 1.
-
-        Raises:
-            ValueError: no such class, no features or ones of another dimension.
         """
-        if not 0 <= index < self.num_classes:
-            raise ValueError(f"index: expected a class in 0 .. {self.num_classes - 1}, found {index}")
-        if features.dim() != 2 or features.shape[1] != self.dim or not len(features):
-            raise ValueError(f"features: expected shape (n >= 1, {self.dim}), found {tuple(features.shape)}")
         unit = F.normalize(features.float(), dim=1)
-        start = start_components(unit, self.num_components, self.kmeans_rounds)
-        self.means[index] = start.means
-        scales = (start.variance + self.variance_floor).sqrt().float()
-        self.scales[index] = scales.clamp(min=max(self.variance_floor**0.5, LEAST_SCALE))
-        for tensor in (self.means[index], self.scales[index]):
-            collectives.broadcast_from_first(tensor)
-        clusters = [unit[start.assignment == component] for component in range(self.num_components)]
+        centres, assignment = spherical_kmeans(unit, self.num_components)
+        collectives.broadcast_from_first(centres)
+        clusters = [unit[assignment == component] for component in range(self.num_components)]
         self.memory.replace(index * self.num_components, clusters)
+        count, direction, variance = (values[index] for values in self._stored())
+        # A component without a feature has its mean at one of them, and no variance.
+        self.means[index] = torch.where((count > 0)[:, None], direction.float(), centres)
+        self.scales[index] = (variance + self.variance_floor).sqrt().float().clamp(min=self.least_scale)
         self.fitted[index] = True
         self.started[index] = True
+
+    def _stored(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of what the memory holds: (C, M) counts; (C, M, D) float64 mean directions and variances."""
+        shape, memory = self.means.shape, self.memory
+        count = memory.count.view(shape[:2])
+        return count, *mean_and_variance(count, memory.total.view(shape), memory.total_square.view(shape))
 
     @torch.no_grad()
     def broadcast(self) -> None:
@@ -322,9 +298,3 @@ class GaussianMixtureBank(GaussianMixtures):
         if self.warm_start is not None and collectives.rank() > 0:
             self.warm_start.count.zero_()
         self._all_started = bool(self.started.all())
-
-    def extra_repr(self) -> str:
-        return (
-            f"classes={self.num_classes}, components={self.num_components}, dim={self.dim}, "
-            f"memory={self.memory.slots}, reduction={self.reduction}"
-        )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .bank import GaussianMixtureBank
-from .gaussian import PIXELS_PER_CHUNK, class_log_density, component_log_prob, own_class_log_prob
+from .density import PIXELS_PER_CHUNK, class_log_density, component_log_prob, own_class_log_prob
 
 
 def state_numbers(bank: GaussianMixtureBank) -> dict[str, float]:
@@ -19,7 +19,7 @@ def state_numbers(bank: GaussianMixtureBank) -> dict[str, float]:
         ``fitted_classes``: classes that can be scored. ``mean_scale``: mean standard deviation of the fitted
         components. ``scales_at_floor``: share of their variances within 10 % of the floor. ``memory_fill``:
         share of the memory's slots that hold a feature. ``empty_components``: components whose memory is
-        empty. ``reseeded_components``: how often one of those was re-seeded.
+        empty.
     """
     count = bank.memory.count
     scales = bank.scales[bank.fitted].double()
@@ -30,7 +30,6 @@ def state_numbers(bank: GaussianMixtureBank) -> dict[str, float]:
         "scales_at_floor": float(at_floor.double().mean()) if len(scales) else 0.0,
         "memory_fill": float(count.double().mean()) / bank.memory.slots,
         "empty_components": int((count == 0).sum()),
-        "reseeded_components": int(bank.reseeded),
     }
 
 
@@ -77,12 +76,7 @@ def pixel_health(
     Args:
         features: (N, D) floating point. labels: (N,) integer; anything outside ``0 .. C-1`` is left out.
         chunk_size: pixels whose densities exist at a time.
-
-    Raises:
-        ValueError: labels of another number than the features.
     """
-    if labels.shape != features.shape[:1]:
-        raise ValueError(f"labels: expected shape ({len(features)},), found {tuple(labels.shape)}")
     classes, components = bank.num_classes, bank.num_components
     inside = (labels >= 0) & (labels < classes)
     inside &= bank.known_classes[torch.where(inside, labels, 0)]
@@ -130,12 +124,7 @@ def principal_plane(features: Tensor) -> Plane:
 
     Args:
         features: (N, D) floating point, N >= 1, D >= 2.
-
-    Raises:
-        ValueError: no features, or of one dimension.
     """
-    if features.dim() != 2 or not len(features) or features.shape[1] < 2:
-        raise ValueError(f"features: expected shape (N >= 1, D >= 2), found {tuple(features.shape)}")
     values = features.double()
     origin = values.mean(dim=0)
     centred = values - origin
@@ -143,6 +132,5 @@ def principal_plane(features: Tensor) -> Plane:
     axes = directions[:, -2:].flip(1).t()
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
     axes = axes * torch.where(largest < 0, -1.0, 1.0)
-    total = float(variances.clamp(min=0).sum())
-    first, second = (float(variances[-k]) / total if total > 0 else 0.0 for k in (1, 2))
+    first, second = (variances[[-1, -2]].clamp(min=0) / variances.sum().clamp(min=1e-300)).tolist()
     return Plane(origin, axes, (first, second))

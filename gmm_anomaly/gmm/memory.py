@@ -1,4 +1,4 @@
-"""The feature memory: one ring per component, and running statistics of what it holds.
+"""The feature memory: which pixels of a batch enter it, a ring per component, and its statistics.
 
 EM reads the statistics only (O(C M D)), never the ring; the ring exists so that a feature can be subtracted
 when it leaves. With several ranks each keeps the features it brought itself, and only statistics travel, in
@@ -11,11 +11,80 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from . import collectives
-from .selection import ComponentGroups, evenly_spaced_indices
 
 EMPTY, HELD, ELSEWHERE = 0, 1, 2
+
+
+def evenly_spaced_indices(counts: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    """Positions to take from sequences of given lengths.
+
+    A sequence no longer than ``samples`` is taken whole; of a longer one the positions
+    ``linspace(0, n - 1, samples)`` truncated to integers, in single precision, as the GMMSeg code does.
+
+    Args:
+        counts: (...,) int64 lengths.
+        samples: S.
+
+    Returns:
+        indices: (..., S) int64; valid: (..., S) bool, false past the end of a short sequence.
+    """
+    position = torch.arange(samples, device=counts.device)
+    n = counts[..., None]
+    last = (n - 1).float()
+    step = last / max(samples - 1, 1)
+    # torch.linspace counts the first half from the start and the second half from the end.
+    rising = step * position
+    falling = last - step * (samples - 1 - position)
+    spaced = torch.where(position < samples // 2 if samples > 1 else position == 0, rising, falling).long()
+    return torch.where(n > samples, spaced, position), position < n
+
+
+class ComponentGroups:
+    """Pixels grouped by component, in their original order; no shape depends on the data.
+
+    Args:
+        component: (N,) int64; values outside ``0 .. num_components - 1`` belong to no group.
+        num_components: number of groups.
+    """
+
+    def __init__(self, component: Tensor, num_components: int) -> None:
+        inside = (component >= 0) & (component < num_components)
+        key = torch.where(inside, component, num_components).to(torch.int32)
+        self.order = torch.argsort(key, stable=True)
+        counts = torch.zeros(num_components + 1, dtype=torch.int64, device=component.device)
+        counts.scatter_add_(0, key.long(), torch.ones_like(component))
+        self.starts = (counts.cumsum(0) - counts)[:-1]
+        self.counts = counts[:-1]
+
+    def pixel_at(self, within: Tensor) -> Tensor:
+        """Pixels at positions of each group. within: (num_components, S) -> indices of the same shape, int64.
+
+        Positions outside a group give some pixel's index: mask them.
+        """
+        flat = (self.starts[:, None] + within).clamp_(0, max(len(self.order) - 1, 0))
+        return self.order[flat]
+
+
+def mean_and_variance(count: Tensor, total: Tensor, total_square: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean direction and the variance around it (GMMSeg, Eq. 9, as released).
+
+    Args:
+        count: (...,) number of features.
+        total: (..., D) float64 sum of the features.
+        total_square: (..., D) float64 sum of their squares.
+
+    Returns:
+        direction: (..., D), the sum normalised to length one; variance: (..., D), the biased mean of the
+        squared deviation from ``direction`` (not from the mean), without any floor. Zero where count is 0.
+    """
+    n = count.clamp(min=1)[..., None].to(total.dtype)
+    direction = F.normalize(total, dim=-1, eps=1e-12)
+    variance = total_square / n - 2 * direction * (total / n) + direction.square()
+    seen = (count > 0)[..., None]
+    return torch.where(seen, direction, 0.0), torch.where(seen, variance.clamp(min=0), 0.0)
 
 
 class FeatureMemory(nn.Module):
@@ -63,25 +132,19 @@ class FeatureMemory(nn.Module):
             raise ValueError(f"dtype of the memory: expected torch.float32 or torch.float16, found {dtype}")
         self.slots = slots
         self.save_ring = save_ring
-        self.register_buffer("count", torch.zeros(num_components, dtype=torch.int64))
+        # "lost" is what the statistics count although no rank holds it any more.
+        for prefix, persistent in (("", True), ("lost_", False)):
+            counts = torch.zeros(num_components, dtype=torch.int64)
+            self.register_buffer(prefix + "count", counts, persistent)
+            for name in ("total", "total_square"):
+                sums = torch.zeros(num_components, dim, dtype=torch.float64)
+                self.register_buffer(prefix + name, sums, persistent)
         self.register_buffer("pointer", torch.zeros(num_components, dtype=torch.int64))
-        self.register_buffer("total", torch.zeros(num_components, dim, dtype=torch.float64))
-        self.register_buffer("total_square", torch.zeros(num_components, dim, dtype=torch.float64))
-        # What the statistics count although no rank holds it any more.
-        self.register_buffer("lost_count", torch.zeros(num_components, dtype=torch.int64), persistent=False)
-        self.register_buffer(
-            "lost_total", torch.zeros(num_components, dim, dtype=torch.float64), persistent=False
-        )
-        self.register_buffer(
-            "lost_total_square", torch.zeros(num_components, dim, dtype=torch.float64), persistent=False
-        )
         # One slot more than K: what must not be written goes there, so that shapes never depend on the data.
-        self.register_buffer(
-            "ring", torch.zeros(num_components, slots + 1, dim, dtype=dtype), persistent=save_ring
-        )
-        self.register_buffer(
-            "slot_state", torch.zeros(num_components, slots + 1, dtype=torch.uint8), persistent=save_ring
-        )
+        ring = torch.zeros(num_components, slots + 1, dim, dtype=dtype)
+        self.register_buffer("ring", ring, persistent=save_ring)
+        state = torch.zeros(num_components, slots + 1, dtype=torch.uint8)
+        self.register_buffer("slot_state", state, persistent=save_ring)
 
     @torch.no_grad()
     def add_batch(self, features: Tensor, component: Tensor, samples: int) -> None:
@@ -93,12 +156,7 @@ class FeatureMemory(nn.Module):
             features: (N, D) floating point.
             component: (N,) int64 in ``0 .. C*M - 1``; anything else is not stored.
             samples: S, at most ``slots``.
-
-        Raises:
-            ValueError: more samples than slots.
         """
-        if samples > self.slots:
-            raise ValueError(f"samples ({samples}) exceed the {self.slots} slots of a ring: lower samples")
         groups = ComponentGroups(component, len(self.count))
         by_rank = collectives.gather_stack(groups.counts.to(torch.int32)).long()
         before = by_rank[: collectives.rank()].sum(dim=0)
@@ -154,16 +212,10 @@ class FeatureMemory(nn.Module):
     @torch.no_grad()
     def fill(self, features: Tensor, pointer: Tensor) -> None:
         """Make the rings full. features: (C*M, K, D); pointer: (C*M,) int64, next slot to overwrite."""
-        self.ring[:, : self.slots] = features.to(self.ring.dtype)
+        for index, of_component in enumerate(features):
+            self._store(index, of_component)
         self.slot_state[:, : self.slots] = HELD
-        self.count.fill_(self.slots)
         self.pointer.copy_(pointer)
-        stored = self.ring[:, : self.slots]
-        # A component at a time: the double-precision copy of a whole ring of the paper's size is 1.5 GB.
-        for index, features_of_component in enumerate(stored):
-            double = features_of_component.double()
-            self.total[index] = double.sum(0)
-            self.total_square[index] = double.square().sum(0)
 
     @torch.no_grad()
     def replace(self, first: int, contents: list[Tensor]) -> None:
@@ -175,11 +227,7 @@ class FeatureMemory(nn.Module):
         """
         for index, features in enumerate(contents, first):
             within, valid = evenly_spaced_indices(torch.tensor(len(features)), self.slots)
-            stored = features[within[valid].to(features.device)].to(self.ring.dtype)
-            self.ring[index, : len(stored)] = stored
-            self.count[index] = len(stored)
-            self.total[index] = stored.double().sum(0)
-            self.total_square[index] = stored.double().square().sum(0)
+            self._store(index, features[within[valid].to(features.device)])
         rows = slice(first, first + len(contents))
         for buffer in (self.count, self.total, self.total_square):
             collectives.broadcast_from_first(buffer[rows])
@@ -188,6 +236,14 @@ class FeatureMemory(nn.Module):
         self.slot_state[rows] = used.to(torch.uint8) * (HELD if collectives.rank() == 0 else ELSEWHERE)
         for buffer in (self.lost_count, self.lost_total, self.lost_total_square):
             buffer[rows] = 0
+
+    def _store(self, index: int, features: Tensor) -> None:
+        """Content and statistics of one component; the double-precision copy of a whole memory is 1.5 GB."""
+        stored = features.to(self.ring)
+        self.ring[index, : len(stored)] = stored
+        self.count[index] = len(stored)
+        self.total[index] = stored.double().sum(0)
+        self.total_square[index] = stored.double().square().sum(0)
 
     @torch.no_grad()
     def write_off_missing(self) -> None:
@@ -215,40 +271,24 @@ class FeatureMemory(nn.Module):
         if collectives.rank() > 0:
             self.slot_state[self.slot_state == HELD] = ELSEWHERE
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        ring_keys = [prefix + "ring", prefix + "slot_state"]
-        stored = state_dict.get(ring_keys[0])
-        usable = (
-            self.save_ring
-            and stored is not None
-            and ring_keys[1] in state_dict
-            and (stored.shape, stored.dtype) == (self.ring.shape, self.ring.dtype)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Take a ring only where it is the one that was summed; statistics of more than ``slots`` features
+        are scaled down to that."""
+        own = {prefix + name: getattr(self, name) for name in ("ring", "slot_state")}
+        stored = [state_dict.pop(key, None) for key in own]
+        fits = all(
+            value is not None and (value.shape, value.dtype) == (buffer.shape, buffer.dtype)
+            for value, buffer in zip(stored, own.values(), strict=True)
         )
-        if not usable:
-            state_dict = {key: value for key, value in state_dict.items() if key not in ring_keys}
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if not usable:
-            missing_keys[:] = [key for key in missing_keys if key not in ring_keys]
-            self._forget_ring()
-        self.write_off_missing()
-
-    @torch.no_grad()
-    def _forget_ring(self) -> None:
-        """Keep the statistics alone, scaled to ``slots`` features where they are of more."""
-        self.slot_state.zero_()
+        if not (self.save_ring and fits):
+            self.slot_state.zero_()
+            stored = list(own.values())
+        if self.save_ring:
+            state_dict.update(zip(own, stored, strict=True))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
         kept = (self.slots / self.count.clamp(min=self.slots).double())[:, None]
         self.total.mul_(kept)
         self.total_square.mul_(kept)
         self.count.clamp_(max=self.slots)
         self.pointer.remainder_(self.slots)
+        self.write_off_missing()

@@ -7,15 +7,12 @@ then gives its components means, scales and a first content of their memories.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import collectives
-from .selection import ComponentGroups, evenly_spaced_indices
-from .statistics import mean_and_variance
+from .memory import ComponentGroups, evenly_spaced_indices
 
 
 def kmeans_plus_plus(features: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
@@ -64,27 +61,6 @@ def spherical_kmeans(
     return centres, assignment
 
 
-class ComponentStart(NamedTuple):
-    """means: (M, D) float32 of unit length; variance: (M, D) float64, no floor; assignment: (n,) int64."""
-
-    means: Tensor
-    variance: Tensor
-    assignment: Tensor
-
-
-def start_components(features: Tensor, components: int, rounds: int) -> ComponentStart:
-    """Components for the features of a class. features: (n, D) float32, of unit length, n >= 1.
-
-    A component that gets no feature has a mean at one of them and no variance.
-    """
-    centres, assignment = spherical_kmeans(features, components, rounds)
-    one_hot = F.one_hot(assignment, components).double()
-    count, double = one_hot.sum(0), features.double()
-    direction, variance = mean_and_variance(count, one_hot.t() @ double, one_hot.t() @ double.square())
-    means = torch.where((count > 0)[:, None], direction.float(), centres)
-    return ComponentStart(means, variance, assignment)
-
-
 class WarmStartBuffer(nn.Module):
     """Collects the first features of every class, until the class can be initialised.
 
@@ -99,8 +75,8 @@ class WarmStartBuffer(nn.Module):
         super().__init__()
         self.capacity = capacity
         # One slot more than the capacity takes what does not fit.
-        self.register_buffer("features", torch.zeros(num_classes, capacity + 1, dim), persistent=True)
-        self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64), persistent=True)
+        self.register_buffer("features", torch.zeros(num_classes, capacity + 1, dim))
+        self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64))
 
     @torch.no_grad()
     def add_batch(self, features: Tensor, labels: Tensor, samples: int) -> None:

@@ -6,11 +6,9 @@ Each class takes one image at a time (``update``), adds up over shards and proce
 
 from __future__ import annotations
 
-from gmm_anomaly.metrics.calibration import CalibrationMetrics
-from gmm_anomaly.metrics.component import ComponentMetrics, FrameComponents, frame_components
-from gmm_anomaly.metrics.confusion import ConfusionMetrics
-from gmm_anomaly.metrics.pixel import PixelMetrics
-from gmm_anomaly.metrics.protocols import FPR_RULES, PROTOCOLS, FprRule
+from gmm_anomaly.metrics.closed_set import CalibrationMetrics, ConfusionMetrics
+from gmm_anomaly.metrics.component import ComponentMetrics
+from gmm_anomaly.metrics.pixel import FPR_RULES, PROTOCOLS, PixelMetrics
 
 __all__ = [
     "FPR_RULES",
@@ -18,8 +16,5 @@ __all__ = [
     "CalibrationMetrics",
     "ComponentMetrics",
     "ConfusionMetrics",
-    "FprRule",
-    "FrameComponents",
     "PixelMetrics",
-    "frame_components",
 ]

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from gmm_anomaly.metrics.frames import anomaly_masks, as_scores, check_same_shape
-from gmm_anomaly.metrics.state import State, array, check_alike, check_header, header, scalar
+from gmm_anomaly.metrics.base import Metric, State, anomaly_masks, array, as_scores, check_same_shape
 
 THRESHOLDS = np.linspace(0.25, 0.75, 11)  # as the reference has them: the eighth is 0.6000000000000001
-THRESHOLD_KEYS = tuple(f"{threshold:.2f}" for threshold in THRESHOLDS)
+# Lower limits of the size classes in pixels: squares of 10, 20, 40 … pixels a side.
+SIZE_LIMITS = (0, 100, 400, 1600, 6400, 25600, 102400)
+FOUND = 0.5  # sIoU from which an anomaly counts as found
 
 
 class FrameComponents(NamedTuple):
@@ -30,7 +31,7 @@ class FrameComponents(NamedTuple):
 
 def frame_components(
     predicted: np.ndarray, label: np.ndarray, min_prediction_size: int, min_anomaly_size: int
-) -> FrameComponents:
+) -> tuple[np.ndarray, np.ndarray]:
     """Compare the predicted components of one frame with the anomalies, by the rules of the benchmark.
 
     Void pixels are taken out of the prediction, then both masks are labelled with 8-connectivity. Predicted
@@ -46,6 +47,10 @@ def frame_components(
         predicted: (H, W) bool.
         label: (H, W), 0 known, 1 anomaly, 255 void.
         min_prediction_size, min_anomaly_size: smallest sizes kept, in pixels.
+
+    Returns:
+        (G, 3) int64, per anomaly the numerator and the denominator of its sIoU and its size; (P, 2) int64,
+        per predicted component its pixels on anomalies and all its pixels. In the order of their labels.
     """
     anomalous = label == 1
     predicted = predicted & (label != 255)
@@ -78,8 +83,8 @@ def frame_components(
     # A = (touching predictions on any anomaly) − I, so that |K| + |k| − I − A needs no I.
     union = touching + anomaly_size - _sums(anomaly, on_anomalies[prediction], anomaly_count)
     left = remaining > 0
-    return FrameComponents(
-        np.stack([hit[kept], union[kept]], axis=1),
+    return (
+        np.stack([hit[kept], union[kept], anomaly_size[kept]], axis=1),
         np.stack([on_anomalies[left], remaining[left]], axis=1),
     )
 
@@ -96,7 +101,7 @@ def _sums(index: np.ndarray, values: np.ndarray, length: int) -> np.ndarray:
     return np.bincount(index, weights=values, minlength=length).astype(np.int64)
 
 
-class ComponentMetrics:
+class ComponentMetrics(Metric):
     """Component metrics over a data set, at one threshold on the score.
 
     A pixel is predicted anomalous where score > threshold, compared exactly whatever the score's dtype.
@@ -112,6 +117,9 @@ class ComponentMetrics:
         min_anomaly_size: anomalies with fewer pixels become void.
         threshold: on the score; may be infinite.
     """
+
+    SETTINGS = ("min_prediction_size", "min_anomaly_size", "threshold")
+    COUNTS = ("frames",)
 
     def __init__(self, min_prediction_size: int, min_anomaly_size: int, threshold: float) -> None:
         if min_prediction_size < 0 or min_anomaly_size < 0:
@@ -149,52 +157,40 @@ class ComponentMetrics:
             ValueError: NaN among the scores, other labels, or shapes that differ or are not 2-D.
             TypeError: not numbers. Nothing is counted then.
         """
-        image = f"image {name!r}" if name is not None else f"image number {self.frames + 1}"
+        image = self._image(name)
         scores, labels = as_scores(score, image), np.asarray(label)
         check_same_shape(scores, labels, "score and label", image)
         if scores.ndim != 2 or not scores.size:
             raise ValueError(f"{image}: score and label must be (H, W) and not empty, found {scores.shape}")
         anomaly_masks(labels, image)
         predicted = scores > _round_down(self.threshold, scores.dtype)
-        found = frame_components(predicted, labels, self.min_prediction_size, self.min_anomaly_size)
-        self._anomalies.append(found.anomalies)
-        self._predictions.append(found.predictions)
+        sizes = self.min_prediction_size, self.min_anomaly_size
+        anomalies, predictions = frame_components(predicted, labels, *sizes)
+        self._anomalies.append(anomalies)
+        self._predictions.append(predictions)
         self.frames += 1
-        return found
+        return FrameComponents(anomalies[:, :2], predictions)
 
-    def merge(self, other: ComponentMetrics) -> None:
-        """Add what ``other`` has counted; ``other`` keeps it. Both must have been made alike."""
-        check_alike(self, other)
+    def _add(self, other: ComponentMetrics) -> None:
+        super()._add(other)
         self._anomalies += other._anomalies
         self._predictions += other._predictions
-        self.frames += other.frames
 
-    def settings(self) -> dict[str, Any]:
-        """What the metrics were made with."""
-        names = ("min_prediction_size", "min_anomaly_size", "threshold")
-        return {name: getattr(self, name) for name in names}
-
-    def state(self) -> State:
-        """Everything counted so far, as numbers, strings and arrays; the components in sorted order."""
-        return {
-            **header("ComponentMetrics"),
-            **self.settings(),
-            "frames": self.frames,
-            "anomalies": _sorted_rows(self._anomalies),
-            "predictions": _sorted_rows(self._predictions),
+    def _counted(self) -> State:
+        anomalies = _sorted_rows(self._anomalies, 3)
+        return super()._counted() | {
+            "anomalies": anomalies[:, :2],
+            "anomaly_sizes": anomalies[:, 2],
+            "predictions": _sorted_rows(self._predictions, 2),
         }
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> ComponentMetrics:
-        """The metrics whose :meth:`state` this is, also read back from ``.npz``, JSON or torch."""
-        check_header(state, "ComponentMetrics")
-        names = ("min_prediction_size", "min_anomaly_size", "threshold")
-        metrics = cls(*(scalar(state, name) for name in names))
-        metrics.frames = scalar(state, "frames")
-        metrics._anomalies, metrics._predictions = (
-            [array(state, name, np.int64).reshape(-1, 2)] for name in ("anomalies", "predictions")
+    def _load(self, state: Mapping[str, Any]) -> None:
+        super()._load(state)
+        anomalies, predictions = (
+            array(state, name, np.int64).reshape(-1, 2) for name in ("anomalies", "predictions")
         )
-        return metrics
+        self._anomalies = [np.column_stack([anomalies, array(state, "anomaly_sizes", np.int64)])]
+        self._predictions = [predictions]
 
     def compute(self) -> dict[str, Any]:
         """The numbers of everything counted so far.
@@ -207,7 +203,7 @@ class ComponentMetrics:
             ``frames``, ``anomalies``, ``predictions`` (numbers of components). ``note``: why a number is
             undefined (NaN), or None.
         """
-        siou, ppv = (_ratios(rows) for rows in (self._anomalies, self._predictions))
+        siou, ppv, _, _ = self._shares()
         tp = (siou[:, None] >= THRESHOLDS).sum(axis=0)
         fp = (ppv[:, None] < THRESHOLDS).sum(axis=0)
         fn = len(siou) - tp
@@ -215,18 +211,46 @@ class ComponentMetrics:
         f1 = np.where(counted > 0, 2 * tp / np.maximum(counted, 1), math.nan)
         kinds = {"anomaly": siou, "predicted component": ppv}
         missing = [kind for kind, found in kinds.items() if not len(found)]
+        keys = [f"{threshold:.2f}" for threshold in THRESHOLDS]
         table = {"tp": tp, "fn": fn, "fp": fp, "f1": f1}
         return {
             "sIoU_gt": _mean(siou),
             "PPV": _mean(ppv),
             "F1": _mean(f1),
-            **{key: dict(zip(THRESHOLD_KEYS, values.tolist(), strict=True)) for key, values in table.items()},
+            **{key: dict(zip(keys, values.tolist(), strict=True)) for key, values in table.items()},
             **self.settings(),
             "frames": self.frames,
             "anomalies": len(siou),
             "predictions": len(ppv),
             "note": f"no {' and no '.join(missing)} of at least the minimum size" if missing else None,
         }
+
+    def by_size(self) -> list[dict[str, Any]]:
+        """The size classes that hold a component, the smallest first.
+
+        Returns:
+            Each with ``from`` and ``to`` (pixels, from ≤ size < to; the last ``to`` is None), ``anomalies``,
+            ``sIoU_gt`` (their mean), ``found`` (how many have sIoU ≥ 0.5), ``predictions`` and ``PPV`` (their
+            mean). Means without a component are NaN.
+        """
+        siou, ppv, *sizes = self._shares()
+        anomaly_class, prediction_class = (
+            np.searchsorted(SIZE_LIMITS, size, side="right") - 1 for size in sizes
+        )
+        rows = []
+        for index, (low, high) in enumerate(zip(SIZE_LIMITS, (*SIZE_LIMITS[1:], None), strict=True)):
+            own_siou, own_ppv = siou[anomaly_class == index], ppv[prediction_class == index]
+            if len(own_siou) or len(own_ppv):
+                row = {"from": low, "to": high, "anomalies": len(own_siou), "sIoU_gt": _mean(own_siou)}
+                row["found"] = int(np.count_nonzero(own_siou >= FOUND))
+                rows.append(row | {"predictions": len(own_ppv), "PPV": _mean(own_ppv)})
+        return rows
+
+    def _shares(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """sIoU of the anomalies, PPV of the predicted components, and the sizes of both."""
+        anomalies, predictions = _sorted_rows(self._anomalies, 3), _sorted_rows(self._predictions, 2)
+        siou, ppv = anomalies[:, 0] / anomalies[:, 1], predictions[:, 0] / predictions[:, 1]
+        return siou, ppv, anomalies[:, 2], predictions[:, 1]
 
 
 def _round_down(threshold: float, dtype: np.dtype) -> np.floating:
@@ -236,16 +260,12 @@ def _round_down(threshold: float, dtype: np.dtype) -> np.floating:
     return np.nextafter(rounded, dtype.type(-np.inf)) if float(rounded) > threshold else rounded
 
 
-def _sorted_rows(rows: list[np.ndarray]) -> np.ndarray:
-    """(n, 2) int64, all rows in ascending order of the second column, then of the first."""
-    joined = np.concatenate([np.empty((0, 2), np.int64), *rows])
+def _sorted_rows(rows: list[np.ndarray], columns: int) -> np.ndarray:
+    """(n, columns) int64, all rows in ascending order of the last column, then of the one before it, …"""
+    joined = np.concatenate([np.empty((0, columns), np.int64), *rows])
     return joined[np.lexsort(joined.T)]
 
 
-def _ratios(rows: list[np.ndarray]) -> np.ndarray:
-    joined = _sorted_rows(rows)
-    return joined[:, 0] / joined[:, 1]
-
-
 def _mean(values: np.ndarray) -> float:
+    # fsum rounds once, whatever the order of the components.
     return math.fsum(values) / len(values) if len(values) else math.nan

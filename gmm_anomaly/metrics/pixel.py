@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal
 
 import numpy as np
 
-from gmm_anomaly.metrics.frame_bins import FrameBins
-from gmm_anomaly.metrics.frames import anomaly_masks, as_scores, check_same_shape, to_precision
-from gmm_anomaly.metrics.histogram import score_histogram
-from gmm_anomaly.metrics.image_means import ImageMeans
-from gmm_anomaly.metrics.operating_points import OperatingPoints
-from gmm_anomaly.metrics.protocols import (
-    FPR_RULES,
-    PRECISIONS,
-    PROTOCOL_FPR_RULE,
-    PROTOCOLS,
-    Precision,
-    ProtocolName,
+from gmm_anomaly.metrics.base import (
+    Metric,
+    State,
+    anomaly_masks,
+    as_scores,
+    check_same_shape,
+    to_precision,
 )
-from gmm_anomaly.metrics.score_counts import FloatCounts, HalfCounts, ScoreStore
-from gmm_anomaly.metrics.state import State, check_alike, check_header, header, scalar
+from gmm_anomaly.metrics.curves import FprRule, OperatingPoints, score_histogram
+from gmm_anomaly.metrics.frame_bins import FrameBins
+from gmm_anomaly.metrics.runs import Runs
+from gmm_anomaly.metrics.score_counts import FloatCounts, HalfCounts
 
-_COUNTERS = ("images", "void", "saturated")
+PROTOCOLS: dict[str, str] = {
+    "pooled": "all valid pixels of the data set, one threshold per distinct score",
+    "fishyscapes": "as pooled, by the rules of the Fishyscapes benchmark (bdl-benchmark)",
+    "smiyc": "SegmentMeIfYouCan: 768 quantile bins per frame, pooled by threshold",
+    "smiyc_uniform": "SegmentMeIfYouCan's variant with 4096 equal bins between -0.01 and 1.01",
+    "per_image": "StreetHazards, PAnS: mean over the images that hold known and anomalous pixels",
+}
+
+PRECISIONS: tuple[str, ...] = ("float32", "float16")
+
+FPR_RULES: dict[str, FprRule] = {
+    "first": FprRule(0.95, "reached"),  # Fishyscapes, SegmentMeIfYouCan
+    "nearest": FprRule(0.95, "nearest"),  # StreetHazards (Hendrycks et al.), PAnS
+    "rba": FprRule(0.95, "exceeded"),  # RbA, DenseHybrid
+    "maskomaly": FprRule(0.90, "exceeded"),  # Maskomaly, whose tables call it FPR
+}
+
+# Of an image under "per_image". Fractions are added as multiples of 2⁻⁴⁴ (6·10⁻¹⁴): whole numbers, so that no
+# order of images shows, with room for half a million images in 64 bits.
+_COLUMNS = ("AP", "AUROC", *FPR_RULES)
+_UNIT = 2.0**44
 
 
-class PixelMetrics:
+class PixelMetrics(Metric):
     """AP, AUROC, FPR95 and best F1 of anomaly scores (higher = more anomalous).
 
     Everything that is added up is a whole number, so the result depends neither on the order of the images
@@ -34,7 +51,7 @@ class PixelMetrics:
 
     Args:
         protocol: ``"pooled"`` (default), ``"fishyscapes"``, ``"smiyc"``, ``"smiyc_uniform"`` or
-            ``"per_image"``; :data:`~gmm_anomaly.metrics.protocols.PROTOCOLS` says what each is.
+            ``"per_image"``; :data:`PROTOCOLS` says what each is.
         precision: scores are rounded to it first, and equal scores are never ranked. ``"float16"`` needs 1 MB
             and is exact for scores stored as float16 (SegmentMeIfYouCan's files). ``"float32"`` is exact up
             to ``max_distinct`` different scores; beyond, AP, AUROC and FPR95 come with certified intervals (a
@@ -43,10 +60,13 @@ class PixelMetrics:
             default takes 0.4 GB when full, and up to 1.5 GB for a moment when more are merged in.
     """
 
+    SETTINGS = ("protocol", "precision", "max_distinct")
+    COUNTS = ("images", "_void", "_saturated", "_images_used", "_image_sums")
+
     def __init__(
         self,
-        protocol: ProtocolName = "pooled",
-        precision: Precision = "float32",
+        protocol: Literal["pooled", "fishyscapes", "smiyc", "smiyc_uniform", "per_image"] | str = "pooled",
+        precision: Literal["float32", "float16"] | str = "float32",
         *,
         max_distinct: int = 2**25,
     ) -> None:
@@ -57,14 +77,16 @@ class PixelMetrics:
         if max_distinct < 1:
             raise ValueError(f"max_distinct must be at least 1, found {max_distinct}")
         self.protocol, self.precision, self.max_distinct = protocol, precision, int(max_distinct)
-        self._counters = dict.fromkeys(_COUNTERS, 0)
-        self._store = self._new_store()
-
-    def _new_store(self) -> ScoreStore:
-        if self.protocol in ("smiyc", "smiyc_uniform"):
-            return FrameBins(uniform=self.protocol == "smiyc_uniform")
-        counts = HalfCounts() if self.precision == "float16" else FloatCounts(self.max_distinct)
-        return ImageMeans(counts) if self.protocol == "per_image" else counts
+        self.images = self._void = self._saturated = 0
+        self._store: FrameBins | HalfCounts | FloatCounts
+        if protocol.startswith("smiyc"):
+            self._store = FrameBins(uniform=protocol == "smiyc_uniform")
+        else:
+            self._store = HalfCounts() if precision == "float16" else FloatCounts(self.max_distinct)
+        # AP, AUROC and FPR of the images that hold both kinds of pixels, as StreetHazards' and PAnS' code
+        # averages them. The pooled counts stay: best F1 and the curves have no per-image definition.
+        self._image_sums = np.zeros(len(_COLUMNS), np.int64)
+        self._images_used = 0
 
     def update(self, score: Any, label: Any, name: str | None = None) -> None:
         """Count one image.
@@ -78,43 +100,33 @@ class PixelMetrics:
             ValueError: NaN among the scores, other labels, or shapes that differ. TypeError: not numbers.
                 Nothing is counted then.
         """
-        image = f"image {name!r}" if name is not None else f"image number {self._counters['images'] + 1}"
+        image = self._image(name)
         scores = as_scores(score, image)
         labels = np.asarray(label)
         check_same_shape(scores, labels, "score and label", image)
         known, anomalous, void = anomaly_masks(labels, image)
         scores, saturated = to_precision(scores, self.precision)
-        self._store.add(scores[known], scores[anomalous])
-        for counter, value in zip(_COUNTERS, (1, void, saturated), strict=True):
-            self._counters[counter] += value
+        negative, positive = scores[known], scores[anomalous]
+        if self.protocol == "per_image" and negative.size and positive.size:
+            points = OperatingPoints(Runs.sorted(negative), Runs.from_scores(positive))
+            row = [points.average_precision, points.auroc, *map(points.fpr, FPR_RULES.values())]
+            self._image_sums += np.rint(np.multiply(row, _UNIT)).astype(np.int64)
+            self._images_used += 1
+        self._store.add(negative, positive)
+        self.images += 1
+        self._void += void
+        self._saturated += saturated
 
-    def merge(self, other: PixelMetrics) -> None:
-        """Add what ``other`` has counted; ``other`` keeps it. Both must have been made alike."""
-        check_alike(self, other)
-        self._store.merge(other._store)
-        for counter, value in other._counters.items():
-            self._counters[counter] += value
+    def _add(self, other: PixelMetrics) -> None:
+        super()._add(other)
+        self._store.merge(other._store)  # type: ignore[arg-type]  # of the same kind, as the settings are equal
 
-    def settings(self) -> dict[str, Any]:
-        """What the metrics were made with."""
-        return {"protocol": self.protocol, "precision": self.precision, "max_distinct": self.max_distinct}
+    def _counted(self) -> State:
+        return super()._counted() | self._store.state()
 
-    def state(self) -> State:
-        """Everything counted so far, as numbers, strings and arrays: equal pixels give equal states."""
-        return header("PixelMetrics") | self.settings() | self._counters | self._store.state()
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> PixelMetrics:
-        """The metrics whose :meth:`state` this is, also read back from ``.npz``, JSON or torch."""
-        check_header(state, "PixelMetrics")
-        metrics = cls(
-            cast(ProtocolName, scalar(state, "protocol")),
-            cast(Precision, scalar(state, "precision")),
-            max_distinct=scalar(state, "max_distinct"),
-        )
-        metrics._counters = {counter: int(scalar(state, counter)) for counter in _COUNTERS}
-        metrics._store.load(state)
-        return metrics
+    def _load(self, state: Mapping[str, Any]) -> None:
+        super()._load(state)
+        self._store.load(state)
 
     def compute(self) -> dict[str, Any]:
         """The numbers of everything counted so far.
@@ -131,39 +143,41 @@ class PixelMetrics:
             Under ``per_image`` AP, AUROC and FPR95 are means over images, best F1 is over all pixels.
         """
         points = OperatingPoints(*self._store.totals())
+        per_image = self.protocol == "per_image"
         f1, threshold = points.best_f1()
-        rule = PROTOCOL_FPR_RULE[self.protocol]
         result: dict[str, Any] = {
-            "AP": points.average_precision,
-            "AUROC": points.auroc,
-            "FPR95": points.fpr(FPR_RULES[rule]),
+            "AP": self._mean("AP") if per_image else points.average_precision,
+            "AUROC": self._mean("AUROC") if per_image else points.auroc,
+            "FPR95": self._mean("nearest") if per_image else points.fpr(FPR_RULES["first"]),
             "best_f1": f1,
             "best_f1_threshold": threshold,
             "protocol": self.protocol,
             "precision": self.precision,
             "exact": True,
-            "images": self._counters["images"],
+            "images": self.images,
             "anomaly_pixels": points.positives,
             "known_pixels": points.negatives,
-            "void_pixels": self._counters["void"],
+            "void_pixels": self._void,
         }
         notes = [points.note()]
-        intervals = self._store.intervals(FPR_RULES[rule])
-        if intervals is not None:
-            result["exact"] = False
-            result |= {f"{key}_interval": interval for key, interval in intervals.items()}
-        if isinstance(self._store, ImageMeans):
-            means = self._store
-            result |= {"AP": means.mean("AP"), "AUROC": means.mean("AUROC"), "FPR95": means.mean(rule)}
-            result["images_used"] = means.images
-            if not means.images:
+        if per_image:  # exact even where the pooled counts are binned
+            result["images_used"] = self._images_used
+            if not self._images_used:
                 notes = ["no image holds both known and anomalous pixels: the means are 0 by convention"]
+        elif isinstance(self._store, FloatCounts) and self._store.bins is not None:
+            intervals = self._store.bins.intervals(FPR_RULES["first"].rate)
+            result |= {"exact": False} | {f"{key}_interval": held for key, held in intervals.items()}
         if isinstance(self._store, FrameBins) and self._store.dropped:
             notes.append(f"{self._store.dropped} scores outside [-0.01, 1.01] were dropped")
-        if self._counters["saturated"]:
-            notes.append(f"{self._counters['saturated']} scores beyond {self.precision} became infinite")
+        if self._saturated:
+            notes.append(f"{self._saturated} scores beyond {self.precision} became infinite")
         result["note"] = "; ".join(note for note in notes if note) or None
         return result
+
+    def _mean(self, column: str) -> float:
+        """Mean over images as a fraction; 0 without any image to average, as in PAnS."""
+        used = self._images_used
+        return float(self._image_sums[_COLUMNS.index(column)] / _UNIT / used) if used else 0.0
 
     def fpr(self, rule: str) -> float:
         """False positive rate by another paper's rule, as a fraction.
@@ -174,8 +188,8 @@ class PixelMetrics:
         """
         if rule not in FPR_RULES:
             raise ValueError(f"rule must be one of {', '.join(FPR_RULES)}, found {rule!r}")
-        if isinstance(self._store, ImageMeans):
-            return self._store.mean(rule)
+        if self.protocol == "per_image":
+            return self._mean(rule)
         return OperatingPoints(*self._store.totals()).fpr(FPR_RULES[rule])
 
     def curve(self, points: int = 1000) -> dict[str, np.ndarray]:

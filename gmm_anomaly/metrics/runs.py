@@ -1,15 +1,11 @@
-"""Distinct scores and how many pixels have each: the form in which every pixel metric is computed."""
+"""Sorted scores and how many pixels have each: the one form from which every pixel metric is computed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
-
-from gmm_anomaly.metrics.state import array
 
 # Merging walks through blocks of this many entries, which stay in the cache and bound the working memory.
 _BLOCK = 2**16
@@ -19,55 +15,44 @@ _HALF_PATTERNS = np.concatenate([np.arange(0xFC00, 0x8000, -1), np.arange(0x0000
 _HALF_VALUES = _HALF_PATTERNS.astype(np.uint16).view(np.float16).astype(np.float32)
 
 
-class TooManyScores(Exception):
-    """More distinct scores than there is room for."""
-
-
 @dataclass(frozen=True)
 class Runs:
-    """Distinct scores with their counts.
+    """Scores of pixels in ascending order.
 
     Attributes:
-        values: (n,) float32 or float64, strictly ascending, no NaN and no −0.
-        counts: (n,) int64, all positive.
+        values: (n,) float32 or float64 without NaN; strictly ascending and without −0 where there are counts.
+        counts: (n,) int64, the pixels of each score, all positive. None: each score is one pixel, equal ones
+            stand side by side; for ranks that is enough, and counting would cost as much again as sorting.
     """
 
     values: np.ndarray
-    counts: np.ndarray
+    counts: np.ndarray | None
 
     @classmethod
     def empty(cls, dtype: type = np.float32) -> Runs:
         return cls(np.empty(0, dtype), np.empty(0, np.int64))
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], values: str, counts: str, dtype: DTypeLike) -> Runs:
-        """The runs whose arrays stand in ``state`` under the keys ``values`` and ``counts``."""
-        return cls(array(state, values, dtype), array(state, counts, np.int64))
+    def sorted(cls, scores: np.ndarray) -> Runs:
+        """Put (N,) scores without NaN in order: float32 and float64 in place; float16 are counted."""
+        if scores.dtype == np.float16:
+            return cls.from_half_counts(count_half(scores))
+        scores.sort()
+        return cls(scores, None)
 
     @classmethod
     def from_scores(cls, scores: np.ndarray) -> Runs:
-        """Count equal scores.
-
-        Args:
-            scores: (N,) float16, float32 or float64 without NaN; float32 and float64 are sorted in place.
-
-        Returns:
-            The runs; float16 scores come back as float32.
+        """Count equal scores among (N,) without NaN. Float32 and float64 are sorted in place; float16 scores
+        come back as float32.
         """
-        if scores.dtype == np.float16:
-            return cls.from_half_counts(count_half(scores))
-        if not scores.size:
-            return cls.empty(scores.dtype.type)
-        scores.sort()
+        runs = cls.sorted(scores)
+        if runs.counts is not None or not scores.size:
+            return cls(runs.values, np.empty(0, np.int64) if runs.counts is None else runs.counts)
         ends = np.ones(scores.size, np.bool_)
         np.not_equal(scores[1:], scores[:-1], out=ends[:-1])
         last = np.flatnonzero(ends)
-        values = scores[last]
-        values[values == 0] = 0.0  # −0 and 0 are one score; which of them came last must not show
-        counts = np.empty(len(last), np.int64)
-        counts[0] = last[0] + 1
-        np.subtract(last[1:], last[:-1], out=counts[1:])
-        return cls(values, counts)
+        # −0 and 0 are one score; which of them came last must not show.
+        return cls(scores[last] + scores.dtype.type(0), np.diff(last, prepend=-1))
 
     @classmethod
     def from_half_counts(cls, counts: np.ndarray) -> Runs:
@@ -77,38 +62,34 @@ class Runs:
         return cls(_HALF_VALUES[seen], ordered[seen])
 
     @classmethod
-    def merge(cls, parts: Sequence[Runs], at_most: int | None = None) -> Runs:
-        """Add the counts of equal scores. The result does not depend on the order of ``parts``.
+    def merge(cls, parts: Sequence[Runs], at_most: int | None = None) -> Runs | None:
+        """Add the counts of equal scores; the result does not depend on the order of ``parts``.
 
         Args:
-            parts: runs of one dtype, at least one.
-            at_most: largest number of distinct scores wanted.
-
-        Raises:
-            TooManyScores: there are more than ``at_most``.
+            parts: runs with counts, of one dtype, at least one.
+            at_most: largest number of different scores wanted; None is returned where there are more.
         """
         longest = max(parts, key=len)
         parts = [part for part in parts if len(part)]
         if len(parts) < 2:
-            if at_most is not None and len(longest) > at_most:
-                raise TooManyScores
-            return longest
+            return longest if at_most is None or len(longest) <= at_most else None
         cuts = longest.values[_BLOCK::_BLOCK]
         bounds = [np.concatenate([[0], np.searchsorted(part.values, cuts), [len(part)]]) for part in parts]
-        blocks: list[Runs] = []
+        blocks: list[tuple[np.ndarray, np.ndarray]] = []
         size = 0
-        for block in range(len(cuts) + 1):
-            pieces = [slice(bound[block], bound[block + 1]) for bound in bounds]
-            values = np.concatenate([part.values[piece] for part, piece in zip(parts, pieces, strict=True)])
-            counts = np.concatenate([part.counts[piece] for part, piece in zip(parts, pieces, strict=True)])
+        for start, stop in zip(np.transpose(bounds), np.transpose(bounds)[1:], strict=False):
+            pieces = [(part, slice(*at)) for part, *at in zip(parts, start, stop, strict=True)]
+            values = np.concatenate([part.values[piece] for part, piece in pieces])
+            counts = np.concatenate([part.counts[piece] for part, piece in pieces if part.counts is not None])
             order = np.argsort(values, kind="stable")  # timsort: the pieces are sorted already
             values = values[order]
             first = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
-            blocks.append(cls(values[first], np.add.reduceat(counts[order], first)))
+            blocks.append((values[first], np.add.reduceat(counts[order], first)))
             size += len(first)
             if at_most is not None and size > at_most:
-                raise TooManyScores
-        return cls(np.concatenate([b.values for b in blocks]), np.concatenate([b.counts for b in blocks]))
+                return None
+        values, counts = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
+        return cls(values, counts)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -116,17 +97,20 @@ class Runs:
     @property
     def total(self) -> int:
         """Number of pixels."""
-        return int(self.counts.sum())
+        return len(self) if self.counts is None else int(self.counts.sum())
 
     def ranks(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How many pixels score below, and how many at or below each of ``at`` (ascending); int64."""
-        sums = np.zeros(len(self) + 1, np.int64)
-        np.cumsum(self.counts, out=sums[1:])
         below, up_to = (np.searchsorted(self.values, at, side=side) for side in ("left", "right"))
+        if self.counts is None:
+            return below, up_to
+        sums = np.concatenate([[0], np.cumsum(self.counts)])
         return sums[below], sums[up_to]
 
     def at_rank(self, rank: np.ndarray) -> np.ndarray:
         """The score of the pixel with ``rank`` lower or equal ones before it, 0 being the lowest."""
+        if self.counts is None:
+            return self.values[rank] + self.values.dtype.type(0)  # −0 becomes 0
         return self.values[np.searchsorted(np.cumsum(self.counts), rank, side="right")]
 
 

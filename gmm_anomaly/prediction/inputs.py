@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gmm_anomaly.data.image_files import orientation, to_rgb, upright
-from gmm_anomaly.data.reading import IMAGE_FORMATS, read_image
+from gmm_anomaly.data.reading import IMAGE_FORMATS, read_image, upright_rgb
 
 AnyImage: TypeAlias = "np.ndarray | torch.Tensor | Image.Image | str | os.PathLike[str]"
 
@@ -35,7 +34,7 @@ def as_rgb(image: AnyImage, format: str = "RGB") -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         return read_image({"file_name": os.fspath(image)}, "RGB")
     if isinstance(image, Image.Image):
-        return np.array(upright(to_rgb(image, "given"), orientation(image)), order="C")
+        return np.array(upright_rgb(image), order="C")
     if isinstance(image, torch.Tensor):
         return _ordered(_tensor(image), format)
     if isinstance(image, np.ndarray):

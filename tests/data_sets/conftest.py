@@ -10,8 +10,8 @@ import pytest
 from detectron2.config import get_cfg
 from PIL import Image
 
-import gmm_anomaly.data  # noqa: F401  registers the data sets
 from gmm_anomaly.config import add_gmm_anomaly_config
+from gmm_anomaly.data import register_segmentation_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -55,14 +55,30 @@ def save_image():
     return _save
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_pairs():
     """``make_pairs(root, names, values)``: images/NAME.png and labels/NAME.png with label values by turns."""
 
-    def make(root: Path, names, values=(0, 1, 255), size=(12, 16), images="images", labels="labels"):
+    def make(root: Path, names, values=(0, 1, 255), size=(12, 16)):
         rng = np.random.default_rng(0)
         for name in names:
-            _save(root / images / f"{name}.png", rng.integers(0, 256, (*size, 3), np.uint8))
-            _save(root / labels / f"{name}.png", np.resize(np.array(values, np.uint8), size))
+            _save(root / f"images/{name}.png", rng.integers(0, 256, (*size, 3), np.uint8))
+            _save(root / f"labels/{name}.png", np.resize(np.array(values, np.uint8), size))
 
     return make
+
+
+@pytest.fixture
+def closed(tmp_path, make_pairs, cfg):
+    """Two closed sets of three classes with different label values, and a config that trains on crops of
+    both."""
+    make_pairs(tmp_path / "one", "abcd", values=(0, 1, 2, 255))
+    make_pairs(tmp_path / "two", "ef", values=(10, 11, 12))
+    for name, label_map in (("one", None), ("two", {10: 0, 11: 1, 12: 2})):
+        folders = (tmp_path / name / "images", tmp_path / name / "labels")
+        register_segmentation_dataset(name, *folders, classes="xyz", label_map=label_map)
+    cfg.DATASETS.TRAIN = ("one", "two")
+    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 3
+    cfg.SOLVER.IMS_PER_BATCH = 3
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [8, 10]
+    return cfg

@@ -24,7 +24,7 @@ def cfg(tmp_path_factory, request):
     return build_config(
         "configs/synthetic/effnetlite0_deeplabv3plus_gmm.yaml",
         [
-            "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.CLASSIFIER.NAME", "softmax",
+            "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.WEIGHTS", "", "MODEL.CLASSIFIER.NAME", "softmax",
             "MODEL.FEATURE_DISTANCE.FEATURES", levels, "MODEL.FEATURE_DISTANCE.GAUSSIANS", gaussians,
             "MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE", 10**6,
             "TEST.SCORES", ["hybrid", "feature_distance", "energy"],

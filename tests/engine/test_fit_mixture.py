@@ -27,9 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = str(ROOT / "configs/synthetic/effnetlite0_deeplabv3plus_{}.yaml")
 CLASSES = 10
 TINY = [
-    "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.CHANNELS_LAST", False,
-    "MODEL.DECODER.CHANNELS", 12, "MODEL.DECODER.ASPP_CHANNELS", 8, "MODEL.DECODER.PROJECT_CHANNELS", 4,
-    "MODEL.DECODER.DEPTHWISE_SEPARABLE", False, "MODEL.FEATURE_DISTANCE.FEATURES", [],
+    "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.WEIGHTS", "", "MODEL.CHANNELS_LAST", False,
+    "MODEL.DECODER.CHANNELS", 12,
+    "MODEL.FEATURE_DISTANCE.FEATURES", [],
     "MODEL.GMM.WARM_START_FEATURES", 40, "INPUT.MIN_SIZE_TEST", 0,
     "DATASETS.SYNTHETIC.HEIGHT", 64, "DATASETS.SYNTHETIC.WIDTH", 128, "DATASETS.SYNTHETIC.CACHE_DIR", "",
     "DATASETS.SYNTHETIC.NUM_TRAIN", 3, "DATASETS.SYNTHETIC.NUM_VAL", 1, "DATASETS.SYNTHETIC.NUM_ANOMALY", 1,
@@ -257,7 +257,7 @@ def test_prototype_network_has_no_softmax_to_keep(tmp_path):
     assert trained_classifier(str(path)) == ("prototype", CLASSES)
     keys = ["MODEL.WEIGHTS", str(path)]
     cfg = fitting_config(config(tmp_path, *keys))
-    assert cfg.MODEL.GMM.WARM_START_GUIDE_WEIGHT == 0
+    assert cfg.MODEL.GMM.GUIDE_WEIGHT == 0
     fitter = MixtureFitter(cfg)
     fitter.resume_or_load(resume=False)
     with pytest.raises(ValueError, match="LOGITS: .*has no softmax classifier"):
@@ -280,7 +280,7 @@ def test_bad_input_is_named(softmax, tmp_path):
     torch.save({"model": {"classifier.predictor.weight": torch.zeros(11, 12, 1, 1)}}, eleven)
     with pytest.raises(ValueError, match="trained with 11 classes, MODEL.CLASSIFIER.NUM_CLASSES is 10"):
         fit("MODEL.WEIGHTS", str(eleven))
-    other = MixtureFitter(fit("MODEL.WEIGHTS", str(softmax), "MODEL.DECODER.PROJECT_CHANNELS", 6))
+    other = MixtureFitter(fit("MODEL.WEIGHTS", str(softmax), "MODEL.DECODER.CHANNELS", 16))
     with pytest.raises(ValueError, match="the checkpoint does not fit the model"):
         other.resume_or_load(resume=False)
     with pytest.raises(ValueError, match="MODEL.GMM.FIT_PASSES: expected at least 1, found 0"):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from detectron2.modeling import build_model
 
-from gmm_anomaly.benchmark.readiness import make_ready
 from gmm_anomaly.engine import Checkpointer, build_config, inference_config
+from tools.benchmarks.models import make_ready
 
 
 def test_a_checkpoint_predicts_the_same_without_memory_and_pretrained_weights(tmp_path):
     cfg = build_config(
         "configs/synthetic/effnetlite0_deeplabv3plus_gmm.yaml",
         [
-            "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.GMM.MEMORY_SIZE", 500,
+            "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.WEIGHTS", "", "MODEL.GMM.MEMORY_SIZE", 500,
             "MODEL.GMM.SAVE_MEMORY", True, "MODEL.FEATURE_DISTANCE.FEATURES", [], "TEST.SCORES", ["msp"],
         ],
     )  # fmt: skip
@@ -26,7 +26,7 @@ def test_a_checkpoint_predicts_the_same_without_memory_and_pretrained_weights(tm
     Checkpointer(trained, str(tmp_path)).save("trained")
 
     cfg.defrost()
-    cfg.MODEL.TIMM.WEIGHTS = str(tmp_path / "not_here.pth")
+    cfg.MODEL.BACKBONE.WEIGHTS = str(tmp_path / "not_here.pth")
     cfg.freeze()
     light = build_model(inference_config(cfg)).eval()
     Checkpointer(light).load_for_evaluation(str(tmp_path / "trained.pth"))

@@ -14,7 +14,7 @@ def trainer(folder, *overrides):
         build_config(
             "configs/synthetic/effnetlite0_deeplabv3plus_gmm.yaml",
             [
-                "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.GMM.MEMORY_SIZE", 50,
+                "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.WEIGHTS", "", "MODEL.GMM.MEMORY_SIZE", 50,
                 "MODEL.FEATURE_DISTANCE.FEATURES", [], "TEST.SCORES", ["msp"], "DATALOADER.NUM_WORKERS", 0,
                 "DATASETS.SYNTHETIC.NUM_TRAIN", 3, "DATASETS.SYNTHETIC.HEIGHT", 64,
                 "DATASETS.SYNTHETIC.WIDTH", 128, "DATASETS.SYNTHETIC.CACHE_DIR", "",

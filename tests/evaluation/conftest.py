@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gmm_anomaly.data.catalog import register_anomaly_dataset, register_segmentation_dataset
+from gmm_anomaly.data import register_anomaly_dataset, register_segmentation_dataset
 
 CLASSES = ["road", "car", "sky", "tree"]
 COLORS = [(128, 64, 128), (0, 0, 142), (70, 130, 180), (107, 142, 35)]

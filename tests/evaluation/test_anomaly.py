@@ -1,4 +1,4 @@
-"""AnomalyEvaluator against scikit-learn on the pooled pixels, and what it refuses."""
+"""AnomalyEvaluator against scikit-learn on the pooled pixels, what it draws, and what it refuses."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.testing import flatten_results_dict, print_csv_format
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from gmm_anomaly.data.catalog import register_anomaly_dataset
+from gmm_anomaly.data import register_anomaly_dataset
 from gmm_anomaly.evaluation import AnomalyEvaluator
+from gmm_anomaly.evaluation.anomaly import frame_average_precision
 from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
 
 
@@ -30,13 +31,17 @@ def feed(evaluator, tree, scores, image_ids=None, batch=2):
     return evaluator
 
 
+def valid(tree, score, image_ids):
+    label = np.concatenate([tree.labels[one].ravel() for one in image_ids])
+    values = np.concatenate([score[one].ravel() for one in image_ids])
+    return label[label != 255], values[label != 255]
+
+
 def test_numbers_equal_scikit_learn_on_the_pooled_pixels(anomaly_tree, scores):
     results = feed(AnomalyEvaluator(anomaly_tree.name, ["good", "bad"]), anomaly_tree, scores).evaluate()
     assert list(results) == ["anomaly/pooled/good", "anomaly/pooled/bad"]
     for name, maps in scores.items():
-        label = np.concatenate([anomaly_tree.labels[one].ravel() for one in anomaly_tree.image_ids])
-        score = np.concatenate([maps[one].ravel() for one in anomaly_tree.image_ids])
-        truth, score = label[label != 255], score[label != 255]
+        truth, score = valid(anomaly_tree, maps, anomaly_tree.image_ids)
         false, true, _ = roc_curve(truth, score, drop_intermediate=False)
         found = results[f"anomaly/pooled/{name}"]
         assert found["AP"] == pytest.approx(average_precision_score(truth, score), abs=1e-12)
@@ -49,17 +54,12 @@ def test_numbers_equal_scikit_learn_on_the_pooled_pixels(anomaly_tree, scores):
         assert found.details["protocol"] == "pooled"
 
 
-def test_results_do_not_depend_on_order_or_batches(anomaly_tree, scores):
+def test_results_depend_neither_on_order_nor_batches_nor_earlier_rounds(anomaly_tree, scores):
     options = {"component_track": "obstacle", "protocol": "smiyc"}
-    first = feed(AnomalyEvaluator(anomaly_tree.name, ["good"], **options), anomaly_tree, scores, batch=1)
-    second = feed(
-        AnomalyEvaluator(anomaly_tree.name, ["good"], **options),
-        anomaly_tree,
-        scores,
-        anomaly_tree.image_ids[::-1],
-        5,
-    )
-    assert first.evaluate() == second.evaluate()
+    evaluator = AnomalyEvaluator(anomaly_tree.name, ["good"], **options)
+    first = feed(evaluator, anomaly_tree, scores, batch=1).evaluate()
+    evaluator.reset()
+    assert feed(evaluator, anomaly_tree, scores, anomaly_tree.image_ids[::-1], 5).evaluate() == first
 
 
 def test_every_logger_of_detectron2_takes_the_results(anomaly_tree, scores, caplog):
@@ -154,11 +154,57 @@ def test_overlays_show_the_first_images_of_the_data_set_in_one_colour_range(anom
     assert np.corrcoef(heat.ravel(), score.ravel())[0, 1] > 0.9
 
 
-def test_one_evaluator_serves_several_rounds(anomaly_tree, scores):
-    evaluator = AnomalyEvaluator(anomaly_tree.name, ["good"], component_track="obstacle")
-    first = feed(evaluator, anomaly_tree, scores).evaluate()
-    evaluator.reset()
-    assert feed(evaluator, anomaly_tree, scores).evaluate() == first
+def written(folder, tree):
+    return json.loads((folder / "curves" / f"{tree.name}.json").read_text())
+
+
+def test_reports_get_points_of_scikit_learns_curves(anomaly_tree, scores, tmp_path):
+    evaluator = AnomalyEvaluator(
+        anomaly_tree.name, ["good", "bad"], component_track="obstacle", precision="float32",
+        output_dir=tmp_path, num_best_worst=1,
+    )  # fmt: skip
+    results = feed(evaluator, anomaly_tree, scores, anomaly_tree.image_ids[::-1]).evaluate()
+    document = written(tmp_path, anomaly_tree)
+    assert (document["protocol"], document["track"]) == ("pooled", "obstacle")
+    for name, maps in scores.items():
+        truth, values = valid(anomaly_tree, maps, anomaly_tree.image_ids)
+        found = document["scores"][name]
+        precision, recall, _ = precision_recall_curve(truth, values)
+        fpr, tpr, _ = roc_curve(truth, values, drop_intermediate=False)
+        for points, own in (((recall, precision), "precision"), ((tpr, fpr), "fpr")):
+            drawn = np.array([found["curve"]["recall"], found["curve"][own]])[:, 1:]
+            assert drawn.shape[1] > 50
+            apart = np.abs(drawn[:, :, None] - np.array(points)[:, None]).max(axis=0)
+            assert apart.min(axis=1).max() < 1e-6
+        assert found["AP"] == pytest.approx(results[f"anomaly/pooled/{name}"]["AP"], rel=1e-6)
+        details = results[f"components/obstacle_track/{name}"].details
+        for kind in ("anomalies", "predictions"):
+            assert sum(row[kind] for row in found["components_by_size"]) == details[kind] > 0
+    frames = document["frames"]
+    assert frames["score"] == "good" and list(frames["AP"]) == anomaly_tree.image_ids
+    for one, found in frames["AP"].items():
+        truth, values = valid(anomaly_tree, scores["good"], [one])
+        expected = average_precision_score(truth, values) if truth.any() else None
+        assert found == (pytest.approx(expected, rel=1e-6) if expected else None)
+
+
+def test_best_and_worst_images_are_drawn(anomaly_tree, scores, tmp_path):
+    ids = anomaly_tree.image_ids
+    wanted = sorted(
+        (frame_average_precision(scores["good"][one], anomaly_tree.labels[one]), one) for one in ids[:4]
+    )
+    for order in (ids, ids[::-1]):
+        folder = tmp_path / order[0]
+        # No budget: every map is on disk, and what is not drawn must go from there as well.
+        evaluator = AnomalyEvaluator(
+            anomaly_tree.name, ["good", "bad"], output_dir=folder, num_best_worst=1, memory_budget=0
+        )
+        feed(evaluator, anomaly_tree, scores, order)
+        assert len(list(folder.glob("kept_scores_*/*.npy"))) == 2
+        evaluator.evaluate()
+        drawn = sorted(path.stem for path in (folder / "visualizations" / anomaly_tree.name).iterdir())
+        assert drawn == sorted([wanted[0][1], wanted[-1][1]])
+        assert drawn == written(folder, anomaly_tree)["frames"]["drawn"]
 
 
 def test_float32_scores_far_apart_keep_their_ranks(anomaly_tree, scores):
@@ -180,68 +226,53 @@ def test_missing_images_are_counted_aloud(anomaly_tree, scores, caplog):
     assert "only 2 of 5 images" in caplog.text and "frame_01" in caplog.text
 
 
-class TestBadInput:
-    def process(self, tree, score, image_id="frame_00", names=("good",)):
-        evaluator = AnomalyEvaluator(tree.name, list(names))
-        evaluator.process(tree.inputs(image_id), [{"anomaly_scores": {"good": torch.tensor(score)}}])
-        return evaluator
-
-    def test_nan_names_image_and_score(self, anomaly_tree, scores):
-        score = scores["good"]["frame_00"].copy()
-        score[0, :2] = np.nan
-        with pytest.raises(ValueError, match=r"score 'good'.*image 'frame_00'.*2 of 391 scores are NaN"):
-            self.process(anomaly_tree, score)
-
-    def test_other_size_than_the_label(self, anomaly_tree, scores):
-        with pytest.raises(ValueError, match=r"'frame_00'.*'good' has the size 16 x 23.*label 17 x 23"):
-            self.process(anomaly_tree, scores["good"]["frame_00"][:-1])
-
-    def test_score_that_the_model_does_not_give(self, anomaly_tree, scores):
-        with pytest.raises(ValueError, match=r"no score 'energy', only good"):
-            self.process(anomaly_tree, scores["good"]["frame_00"], names=["good", "energy"])
-
-    def test_image_of_another_data_set(self, anomaly_tree, scores):
-        with pytest.raises(ValueError, match=r"image_id 'elsewhere'.*not in the data set"):
-            self.process(anomaly_tree, scores["good"]["frame_00"], "elsewhere")
-
-    def test_image_given_twice(self, anomaly_tree, scores):
-        evaluator = feed(AnomalyEvaluator(anomaly_tree.name, ["good"]), anomaly_tree, scores)
-        with pytest.raises(ValueError, match=r"'frame_00' was given twice"):
-            feed(evaluator, anomaly_tree, scores, ["frame_00"])
-
-    def test_no_image(self, anomaly_tree):
-        with pytest.raises(ValueError, match="no image was evaluated"):
-            AnomalyEvaluator(anomaly_tree.name, ["good"]).evaluate()
-
-    def test_withheld_labels_are_refused_by_name(self, anomaly_tree, registered):
-        name = registered("withheld")
-        records = [dict(record) for record in DatasetCatalog.get(anomaly_tree.name)]
-        for record in records[2:]:
-            del record["sem_seg_file_name"]
-        DatasetCatalog.register(name, lambda: records)
-        MetadataCatalog.get(name).set(evaluator_type="anomaly")
-        with pytest.raises(
-            ValueError, match=rf"{name}: the labels of 3 of 5 images are withheld.*submit_smiyc"
-        ):
-            AnomalyEvaluator(name, ["good"])
-
-    def test_closed_set_data_set(self, closed_tree):
-        with pytest.raises(ValueError, match=r"evaluator_type 'anomaly', found 'closed_set'"):
-            AnomalyEvaluator(closed_tree.name, ["good"])
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"component_track": "road"}, "expected 'anomaly', 'obstacle' or 'none', found 'road'"),
-            ({"protocol": "mine"}, "protocol must be one of pooled"),
-            ({"save_scores": True}, "need output_dir"),
-            ({"scores": []}, "at least one score"),
-            ({"scores": "good"}, "must be a list"),
-        ],
-    )
-    def test_arguments(self, anomaly_tree, arguments, message):
+def test_outputs_that_cannot_be_counted_are_named(anomaly_tree, scores):
+    score = scores["good"]["frame_00"]
+    broken = score.copy()
+    broken[0, :2] = np.nan
+    for image_id, given, names, message in (
+        ("frame_00", broken, ["good"], r"score 'good'.*image 'frame_00'.*2 of 391 scores are NaN"),
+        ("frame_00", score[:-1], ["good"], r"'frame_00'.*'good' has the size 16 x 23.*label 17 x 23"),
+        ("frame_00", score, ["good", "energy"], r"no score 'energy', only good"),
+        ("elsewhere", score, ["good"], r"image_id 'elsewhere'.*not in the data set"),
+    ):
+        evaluator = AnomalyEvaluator(anomaly_tree.name, names)
         with pytest.raises(ValueError, match=message):
-            AnomalyEvaluator(anomaly_tree.name, **({"scores": ["good"]} | arguments))
+            evaluator.process(anomaly_tree.inputs(image_id), [{"anomaly_scores": {"good": given}}])
+    evaluator = AnomalyEvaluator(anomaly_tree.name, ["good"])
+    with pytest.raises(ValueError, match="no image was evaluated"):
+        evaluator.evaluate()
+    feed(evaluator, anomaly_tree, scores)
+    with pytest.raises(ValueError, match=r"'frame_00' was given twice"):
+        feed(evaluator, anomaly_tree, scores, ["frame_00"])
+
+
+def test_withheld_labels_are_refused_by_name(anomaly_tree, registered):
+    name = registered("withheld")
+    records = [dict(record) for record in DatasetCatalog.get(anomaly_tree.name)]
+    for record in records[2:]:
+        del record["sem_seg_file_name"]
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(evaluator_type="anomaly")
+    with pytest.raises(
+        ValueError, match=rf"{name}: the labels of 3 of 5 images are withheld.*gmm-anomaly submit"
+    ):
+        AnomalyEvaluator(name, ["good"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"component_track": "road"}, "expected 'anomaly', 'obstacle' or 'none', found 'road'"),
+        ({"protocol": "mine"}, "protocol must be one of pooled"),
+        ({"save_scores": True}, "need output_dir"),
+        ({"scores": []}, "at least one score"),
+        ({"scores": "good"}, "must be a list"),
+    ],
+)
+def test_bad_arguments_are_named(anomaly_tree, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AnomalyEvaluator(anomaly_tree.name, **({"scores": ["good"]} | arguments))
 
 
 def test_undefined_numbers_are_nan_with_a_note(anomaly_tree, scores, caplog):

@@ -94,27 +94,19 @@ def test_overlays_have_the_palette(closed_tree, logits, tmp_path):
     assert np.abs(picture[-height:, -width:] - (0.25 * image + 0.75 * predicted)).max() <= 0.5
 
 
-class TestBadInput:
-    def test_other_number_of_classes(self, closed_tree, logits):
-        with pytest.raises(
-            ValueError, match=r"'frame_00': sem_seg must be \(4, 17, 23\).*found \(3, 17, 23\)"
-        ):
-            feed(ClosedSetEvaluator(closed_tree.name), closed_tree, {"frame_00": logits["frame_00"][:3]})
-
-    def test_other_size(self, closed_tree, logits):
-        with pytest.raises(ValueError, match=r"\(4, 17, 23\).*found \(4, 17, 22\)"):
-            feed(ClosedSetEvaluator(closed_tree.name), closed_tree, {"frame_00": logits["frame_00"][..., 1:]})
-
-    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_broken_logits(self, closed_tree, logits, value):
-        logits["frame_00"][2, 3, 4] = value
-        with pytest.raises(ValueError, match=r"'frame_00': the logits of 1 pixels are NaN or infinite"):
-            feed(ClosedSetEvaluator(closed_tree.name), closed_tree, logits)
-
-    def test_anomaly_data_set(self, anomaly_tree):
-        with pytest.raises(ValueError, match="evaluator_type 'closed_set', found 'anomaly'"):
-            ClosedSetEvaluator(anomaly_tree.name)
-
-    def test_overlays_need_a_folder(self, closed_tree):
-        with pytest.raises(ValueError, match="output_dir"):
-            ClosedSetEvaluator(closed_tree.name, num_visualizations=1)
+def test_outputs_that_cannot_be_counted_are_named(closed_tree, anomaly_tree, logits):
+    good = logits["frame_00"]
+    nan, infinite = good.clone(), good.clone()
+    nan[2, 3, 4], infinite[2, 3, 4] = float("nan"), float("inf")
+    for given, message in (
+        (good[:3], r"'frame_00': sem_seg must be \(4, 17, 23\).*found \(3, 17, 23\)"),
+        (good[..., 1:], r"\(4, 17, 23\).*found \(4, 17, 22\)"),
+        (nan, "'frame_00': the logits of 1 pixels are NaN or infinite"),
+        (infinite, "'frame_00': the logits of 1 pixels are NaN or infinite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ClosedSetEvaluator(closed_tree.name).process(closed_tree.inputs("frame_00"), [{"sem_seg": given}])
+    with pytest.raises(ValueError, match="evaluator_type 'closed_set', found 'anomaly'"):
+        ClosedSetEvaluator(anomaly_tree.name)
+    with pytest.raises(ValueError, match="output_dir"):
+        ClosedSetEvaluator(closed_tree.name, num_visualizations=1)

@@ -1,8 +1,7 @@
-"""tools/evaluate.py: saved maps give the numbers that the evaluator gives during inference."""
+"""`gmm-anomaly score`: saved maps give the numbers that the evaluator gives during inference."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,17 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from gmm_anomaly.cli import main
 from gmm_anomaly.evaluation import AnomalyEvaluator
 from gmm_anomaly.evaluation.saved_scores import evaluate_saved_scores
-
-
-@pytest.fixture(scope="module")
-def tool():
-    path = Path(__file__).parents[2] / "tools" / "evaluate.py"
-    spec = importlib.util.spec_from_file_location("evaluate_tool", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def direct(tree, maps, **options):
@@ -44,12 +35,12 @@ def write_hdf5(path, score):
         file["value"] = score.astype(np.float16)
 
 
-def test_benchmark_files_under_the_benchmark_protocol(anomaly_tree, scores, tmp_path, tool, capsys):
+def test_benchmark_files_under_the_benchmark_protocol(anomaly_tree, scores, tmp_path, capsys):
     maps = scores["good"]
     folder = save_all(tmp_path / "mine", maps, write_hdf5, "{}.hdf5")
     arguments = ["--scores", str(folder), "--dataset", anomaly_tree.name, "--protocol", "smiyc"]
     report = tmp_path / "report.json"
-    assert tool.main([*arguments, "--components", "obstacle", "--json", str(report)]) == 0
+    assert main(["score", *arguments, "--components", "obstacle", "--json", str(report)]) == 0
     expected = direct(anomaly_tree, maps, protocol="smiyc", component_track="obstacle")
     found = json.loads(report.read_text())["datasets"][anomaly_tree.name]
     for key in ("AP", "AUROC", "FPR95", "best_f1", "best_f1_threshold"):
@@ -58,7 +49,7 @@ def test_benchmark_files_under_the_benchmark_protocol(anomaly_tree, scores, tmp_
         assert found["components"]["mine"][key] == expected["components/obstacle_track/mine"][key]
     output = capsys.readouterr().out
     assert f"{expected['anomaly/smiyc/mine']['AP']:.4f}" in output
-    assert tool.main([*arguments, "--components", "obstacle", "--json"]) == 0
+    assert main(["score", *arguments, "--components", "obstacle", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(report.read_text())
     assert "smiyc" in output and "obstacle_track" in output
 
@@ -147,53 +138,45 @@ def test_other_sizes_are_interpolated_when_asked(anomaly_tree, scores, tmp_path)
     assert found["anomaly/pooled/mine"].details["resized"] == 5
 
 
-class TestErrors:
-    def run(self, tool, capsys, *arguments):
-        status = tool.main(list(map(str, arguments)))
-        assert status == 1
-        return capsys.readouterr().err
-
-    def test_missing_maps(self, anomaly_tree, scores, tmp_path, tool, capsys):
-        folder = save_all(tmp_path / "mine", {"frame_01": scores["good"]["frame_01"]})
-        message = self.run(tool, capsys, "--scores", folder, "--dataset", anomaly_tree.name)
-        assert "4 of 5 images" in message and "frame_00, frame_02" in message
-
-    def test_two_maps_for_one_image(self, anomaly_tree, scores, tmp_path, tool, capsys):
-        folder = save_all(tmp_path / "mine", scores["good"])
-        np.savez(folder / "frame_02.npz", scores["good"]["frame_02"])
-        message = self.run(tool, capsys, "--scores", folder, "--dataset", anomaly_tree.name)
-        assert "frame_02.npy" in message and "frame_02.npz" in message
-
-    def test_nan_names_the_file(self, anomaly_tree, scores, tmp_path, tool, capsys):
-        broken = scores["good"]["frame_03"].copy()
-        broken[0, 0] = np.nan
-        folder = save_all(tmp_path / "mine", scores["good"] | {"frame_03": broken})
-        message = self.run(tool, capsys, "--scores", folder, "--dataset", anomaly_tree.name)
-        assert "frame_03.npy" in message and "1 of 625 scores are NaN" in message
-
-    def test_no_folder(self, anomaly_tree, tmp_path, tool, capsys):
-        message = self.run(tool, capsys, "--scores", tmp_path / "absent", "--dataset", anomaly_tree.name)
-        assert f"no folder {tmp_path / 'absent'}" in message
-
-    def test_unknown_data_set(self, tmp_path, tool, capsys):
-        message = self.run(tool, capsys, "--scores", tmp_path, "--dataset", "streets")
-        assert "unknown data set 'streets'" in message and "synthetic_street_anomaly" in message
-
-    def test_closed_set(self, closed_tree, tmp_path, tool, capsys):
-        message = self.run(tool, capsys, "--scores", tmp_path, "--dataset", closed_tree.name)
-        assert "evaluator_type 'anomaly', found 'closed_set'" in message
-
-    def test_units_and_ranks_do_not_mix(self, anomaly_tree, scores, tmp_path, tool, capsys):
-        folder = save_all(tmp_path / "mine", scores["good"])
+def broken(folder, maps, kind):
+    """Spoil a folder of maps in one of the ways that a user can."""
+    if kind == "missing":
+        for one in ("frame_00", "frame_02", "frame_03", "frame_04"):
+            (folder / f"{one}.npy").unlink()
+    elif kind == "twice":
+        np.savez(folder / "frame_02.npz", maps["frame_02"])
+    elif kind == "nan":
+        np.save(folder / "frame_03.npy", np.full_like(maps["frame_03"], np.nan))
+    elif kind == "png":
         (folder / "frame_04.npy").unlink()
-        cv2.imwrite(str(folder / "frame_04.png"), np.zeros(anomaly_tree.labels["frame_04"].shape, np.uint16))
-        message = self.run(tool, capsys, "--scores", folder, "--dataset", anomaly_tree.name)
-        assert "1 of 5 maps are PNGs without" in message
+        cv2.imwrite(str(folder / "frame_04.png"), np.zeros(maps["frame_04"].shape, np.uint16))
 
 
-def test_a_file_of_ones_own_may_register_the_data_set(
-    anomaly_tree, scores, tmp_path, tool, registered, capsys
+@pytest.mark.parametrize(
+    ("kind", "messages"),
+    [
+        ("missing", ["4 of 5 images", "frame_00, frame_02"]),
+        ("twice", ["frame_02.npy", "frame_02.npz"]),
+        ("nan", ["frame_03.npy", "625 of 625 scores are NaN"]),
+        ("png", ["1 of 5 maps are PNGs without"]),
+        ("folder", ["no folder"]),
+        ("unknown", ["unknown data set 'streets'", "synthetic_street_anomaly"]),
+        ("closed", ["evaluator_type 'anomaly', found 'closed_set'"]),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_named(
+    anomaly_tree, closed_tree, scores, tmp_path, capsys, kind, messages
 ):
+    folder = save_all(tmp_path / "mine", scores["good"])
+    broken(folder, scores["good"], kind)
+    name = {"unknown": "streets", "closed": closed_tree.name}.get(kind, anomaly_tree.name)
+    where = tmp_path / "absent" if kind == "folder" else folder
+    assert main(["score", "--scores", str(where), "--dataset", name]) == 1
+    error = capsys.readouterr().err
+    assert all(message in error for message in messages), error
+
+
+def test_a_file_of_ones_own_may_register_the_data_set(anomaly_tree, scores, tmp_path, registered, capsys):
     folder, name = save_all(tmp_path / "mine", scores["good"]), registered("own")
     (tmp_path / "own.py").write_text(
         "from gmm_anomaly.data import register_anomaly_dataset\n"
@@ -201,5 +184,5 @@ def test_a_file_of_ones_own_may_register_the_data_set(
         f"{str(anomaly_tree.root / 'labels')!r})\n"
     )
     arguments = ["--scores", folder, "--dataset", name, "--register", tmp_path / "own.py"]
-    assert tool.main(list(map(str, arguments))) == 0
+    assert main(["score", *map(str, arguments)]) == 0
     assert name in capsys.readouterr().out

@@ -32,16 +32,11 @@ def save(path, array, **options):
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".hdf5", ".h5"])
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_floats_come_back_as_they_were(tmp_path, suffix, dtype):
-    found = read_score_map(save(tmp_path / f"map{suffix}", SCORE.astype(dtype)))
+@pytest.mark.parametrize(("dtype", "shape"), [("f2", (1, 7, 9)), ("f4", (7, 9)), ("f8", (1, 1, 7, 9, 1))])
+def test_floats_come_back_as_they_were_without_single_axes(tmp_path, suffix, dtype, shape):
+    found = read_score_map(save(tmp_path / f"map{suffix}", SCORE.astype(dtype).reshape(shape)))
     assert found.values.dtype == dtype and not found.ranks_only
     assert np.array_equal(found.values, SCORE.astype(dtype))
-
-
-@pytest.mark.parametrize("shape", [(1, 7, 9), (7, 9, 1), (1, 1, 7, 9, 1)])
-def test_single_axes_are_dropped(tmp_path, shape):
-    assert np.array_equal(read_score_map(save(tmp_path / "map.hdf5", SCORE.reshape(shape))).values, SCORE)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
@@ -51,42 +46,35 @@ def test_a_key_chooses_among_arrays(tmp_path, suffix):
     for key in (None, "nothing"):
         with pytest.raises(ValueError, match=r"map\..*mine, other; name it with --key|other, mine; name it"):
             read_score_map(path, key)
-
-
-def test_hdf5_prefers_the_benchmarks_name(tmp_path):
-    path = save(tmp_path / "map.hdf5", SCORE, others={"other": -SCORE})
+    # The benchmark's own name comes first.
+    path = save(tmp_path / "other.hdf5", SCORE, others={"other": -SCORE})
     assert np.array_equal(read_score_map(path).values, SCORE)
 
 
-def test_png_keeps_ranks(tmp_path):
-    pixels = np.array([[0, 1, 65535], [300, 299, 32768]], np.uint16)
-    cv2.imwrite(str(tmp_path / "map.png"), pixels)
+def save_png(path, pixels, **text):
+    info = PngInfo()
+    for key, value in text.items():
+        info.add_text(key, value)
+    Image.fromarray(np.array(pixels, np.uint16)).save(path, pnginfo=info)
+
+
+def test_png_keeps_ranks_and_with_a_scale_units(tmp_path):
+    pixels = [[0, 1, 65535], [300, 299, 32768]]
+    save_png(tmp_path / "map.png", pixels)
     found = read_score_map(tmp_path / "map.png")
-    assert found.ranks_only and np.array_equal(found.values, pixels.astype(np.float32))
-
-
-def test_png_with_a_scale_has_units(tmp_path):
-    pixels = np.array([[0, 100, 65535]], np.uint16)
-    text = PngInfo()
-    text.add_text("scale", "0.5")
-    text.add_text("offset", "-10")
-    Image.fromarray(pixels).save(tmp_path / "map.png", pnginfo=text)
+    assert found.ranks_only and found.values.tolist() == pixels
+    save_png(tmp_path / "map.png", [[0, 100, 65535]], scale="0.5", offset="-10")
     found = read_score_map(tmp_path / "map.png")
     assert not found.ranks_only and found.values.tolist() == [[-10.0, 40.0, 32757.5]]
-
-
-@pytest.mark.parametrize(("scale", "message"), [("-1", "above 0"), ("wide", "must be numbers")])
-def test_png_with_a_senseless_scale(tmp_path, scale, message):
-    text = PngInfo()
-    text.add_text("scale", scale)
-    Image.fromarray(np.zeros((2, 2), np.uint16)).save(tmp_path / "map.png", pnginfo=text)
-    with pytest.raises(ValueError, match=f"map.png.*{message}"):
-        read_score_map(tmp_path / "map.png")
+    for scale, message in (("-1", "above 0"), ("wide", "must be numbers")):
+        save_png(tmp_path / "map.png", pixels, scale=scale)
+        with pytest.raises(ValueError, match=f"map.png.*{message}"):
+            read_score_map(tmp_path / "map.png")
 
 
 @pytest.mark.parametrize(
     ("picture", "found"),
-    [(np.zeros((4, 4, 3), np.uint8), "3 of 8"), (np.zeros((4, 4), np.uint8), "1 of 8")],
+    [(np.zeros((4, 4, 3), np.uint8), "PNG of mode RGB"), (np.zeros((4, 4), np.uint8), "PNG of mode L")],
 )
 def test_pictures_are_refused(tmp_path, picture, found):
     cv2.imwrite(str(tmp_path / "map.png"), picture)
@@ -113,7 +101,7 @@ def test_cut_off_files_are_named(tmp_path, suffix):
         (np.zeros(3), r"must be \(H, W\), found shape \(3,\)"),
         (np.zeros((0, 4)), r"must be \(H, W\), found shape \(0, 4\)"),
         (np.zeros((2, 2), complex), "real numbers"),
-        (np.array([[object()]]), "real numbers, found object"),
+        (np.array([[object()]]), "cannot be read.*Object arrays"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path, array, message):

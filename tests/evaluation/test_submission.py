@@ -1,9 +1,7 @@
-"""tools/submit_smiyc.py: the benchmark's layout, interruption, and refusal to mix models."""
+"""`gmm-anomaly submit`: the benchmark's layout, interruption, and refusal to mix models."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 
@@ -15,12 +13,12 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
+from gmm_anomaly.cli import main
 from gmm_anomaly.config import add_gmm_anomaly_config
-from gmm_anomaly.data import register_anomaly_dataset
+from gmm_anomaly.data import SegmentationMapper, register_anomaly_dataset
 from gmm_anomaly.evaluation import AnomalyEvaluator
 from gmm_anomaly.evaluation.saved_scores import evaluate_saved_scores
-from gmm_anomaly.evaluation.scoring import AnomalyScorer
-from gmm_anomaly.evaluation.submission import Submission, benchmark_folder, file_problem, list_frames
+from gmm_anomaly.evaluation.submission import Frame, Submission, stored_score
 
 # Names as in the benchmark's download; one frame with a label, three without.
 FRAMES = {
@@ -56,7 +54,7 @@ def scores_of(records, values=None):
 
 def started(root, track, **options):
     submission = Submission(root, options.pop("method", "ours"), {"weights": "abc"}, **options)
-    frames = list_frames(submission, track)
+    frames = submission.frames(track)
     submission.begin(frames)
     return submission, frames
 
@@ -64,7 +62,7 @@ def started(root, track, **options):
 def test_layout_of_the_benchmark(tmp_path, track):
     submission, frames = started(tmp_path / "out", track)
     written = submission.write(frames, scores_of)
-    assert (written.frames, written.kept, written.written) == (4, 0, 4)
+    assert (written["frames"], written["kept"], written["written"]) == (4, 0, 4)
     files = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
     assert files == [
         "ours.json",
@@ -81,25 +79,20 @@ def test_layout_of_the_benchmark(tmp_path, track):
 @pytest.mark.parametrize(
     ("name", "folder"),
     [
-        ("road_anomaly21_all", "AnomalyTrack-all"),
-        ("road_anomaly21_validation", "AnomalyTrack-all"),
-        ("road_obstacle21_validation", "ObstacleTrack-all"),
-        ("lost_and_found_test_no_known", "LostAndFound-test"),
-        ("lost_and_found_train", "LostAndFound-train"),
+        ("lost_and_found_tiny", "LostAndFound-test"),
+        ("lost_and_found_train_tiny", "LostAndFound-train"),
+        ("road_obstacle21_tiny", "ObstacleTrack-all"),
     ],
 )
-def test_folders_of_the_benchmark(name, folder):
-    assert benchmark_folder(name) == folder
-
-
-def test_lost_and_found_frames_lose_their_suffix(tmp_path, registered):
-    folder = tmp_path / "test" / "02_Scene"
-    folder.mkdir(parents=True)
-    cv2.imwrite(str(folder / "02_Scene_000001_000080_leftImg8bit.png"), np.zeros((8, 16, 3), np.uint8))
-    name = registered("lost_and_found_tiny")
+def test_folders_of_the_benchmark(tmp_path, registered, name, folder):
+    images = tmp_path / "test" / "02_Scene"
+    images.mkdir(parents=True)
+    # LostAndFound's score files lack the suffix of its images.
+    cv2.imwrite(str(images / "02_Scene_000001_000080_leftImg8bit.png"), np.zeros((8, 16, 3), np.uint8))
+    name = registered(name)
     register_anomaly_dataset(name, tmp_path / "test", None)
-    [frame] = list_frames(Submission(tmp_path, "ours", {}), name)
-    assert frame.target.parts[-2:] == ("LostAndFound-test", "02_Scene_000001_000080.hdf5")
+    [frame] = Submission(tmp_path, "ours", {}).frames(name)
+    assert frame.target.parts[-2:] == (folder, "02_Scene_000001_000080.hdf5")
     assert frame.size == (8, 16)
 
 
@@ -129,19 +122,14 @@ def test_an_interrupted_run_goes_on(tmp_path, track):
 
     submission, frames = started(tmp_path, track)
     written = submission.write(frames, rest)
-    assert asked == [frame.name for frame in frames[1:]]
-    assert (written.kept, written.written) == (1, 3)
+    assert asked == [frame.target.stem for frame in frames[1:]]
+    assert (written["kept"], written["written"]) == (1, 3)
     assert frames[0].target.stat().st_mtime_ns == there[frames[0].target]
-    assert all(file_problem(frame.target, frame.size) is None for frame in frames)
+    assert all(stored_score(frame) is not None for frame in frames)
     assert sorted(path.name for path in frames[0].target.parent.iterdir()) == sorted(
         f"{name}.hdf5" for name in FRAMES
     )
-    assert submission.write(frames, lambda records: pytest.fail("nothing is missing")).written == 0
-
-
-def test_a_submission_without_a_file_can_be_begun_with_anything(tmp_path, track):
-    _, frames = started(tmp_path, track)
-    Submission(tmp_path, "ours", {"weights": "other"}).begin(frames)
+    assert submission.write(frames, lambda records: pytest.fail("nothing is missing"))["written"] == 0
 
 
 def test_files_of_two_models_do_not_mix(tmp_path, track):
@@ -178,71 +166,49 @@ def test_offset_and_scale_are_one_pair_for_all_frames(tmp_path, track):
 )
 def test_maps_that_cannot_be_submitted(tmp_path, track, damage, message):
     submission, frames = started(tmp_path, track)
-    with pytest.raises(ValueError, match=rf"{frames[0].name}: .*{message}"):
+    with pytest.raises(ValueError, match=rf"{frames[0].target.stem}: .*{message}"):
         submission.write(frames, lambda records: map(damage, scores_of(records)))
     assert not any(frame.target.exists() for frame in frames)
 
 
-def test_infinite_scores_are_values(tmp_path, track):
-    submission, frames = started(tmp_path, track)
-    submission.write(frames, lambda records: (np.full(score.shape, np.inf) for score in scores_of(records)))
-    assert all(file_problem(frame.target, frame.size) is None for frame in frames)
+def test_wrong_files_are_seen(tmp_path):
+    half, single = np.zeros((4, 5), np.float16), np.zeros((4, 5), np.float32)
+    for number, content in enumerate([{"value": single}, {"value": half[:, 1:]}, {"score": half}]):
+        with h5py.File(tmp_path / f"{number}.hdf5", "w") as file:
+            for name, values in content.items():
+                file[name] = values
+        assert stored_score(Frame({}, (4, 5), tmp_path / f"{number}.hdf5")) is None
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"value": np.zeros((4, 5), np.float32)}, "float32, not float16"),
-        ({"value": np.zeros((4, 4), np.float16)}, r"\(4, 4\), not \(4, 5\)"),
-        ({"score": np.zeros((4, 5), np.float16)}, "it holds score"),
-        ({"value": np.full((4, 5), np.nan, np.float16)}, "NaN"),
-    ],
-)
-def test_wrong_files_are_seen(tmp_path, content, message):
-    with h5py.File(tmp_path / "a.hdf5", "w") as file:
-        for name, values in content.items():
-            file[name] = values
-    assert np.any(
-        [part in file_problem(tmp_path / "a.hdf5", (4, 5)) for part in (message.replace("\\", ""),)]
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_bad_arguments_are_named(tmp_path, track, anomaly_tree):
+    for arguments, message in (
         (("a/b", {}), "name of a folder"),
+        (("..", {}), "name of a folder"),
         (("a", {}, 0.0, -1.0), "--scale must be above 0"),
-        (("..", {}), "folder"),
-    ],
-)
-def test_bad_arguments(tmp_path, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Submission(tmp_path, *arguments)
-
-
-def test_other_data_sets_need_a_folder(tmp_path, anomaly_tree):
+    ):
+        with pytest.raises(ValueError, match=message):
+            Submission(tmp_path, *arguments)
     submission = Submission(tmp_path, "ours", {})
     with pytest.raises(ValueError, match=r"no data set of SegmentMeIfYouCan.*=FOLDER"):
-        list_frames(submission, anomaly_tree.name)
-    frames = list_frames(submission, anomaly_tree.name, "Mine")
-    assert frames[0].target.parent.name == "Mine"
+        submission.frames(anomaly_tree.name)
+    assert submission.frames(anomaly_tree.name, "Mine")[0].target.parent.name == "Mine"
+    frames = submission.frames(track)
+    clash = submission.frames(anomaly_tree.name, "Mine")[0]._replace(target=frames[0].target)
+    with pytest.raises(ValueError, match=r"frame_00.png would both be written to .*cones0003.hdf5"):
+        submission.begin([*frames, clash])
 
 
 CONFIG = [
     "MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NAME", "softmax", "MODEL.CLASSIFIER.NUM_CLASSES", 4,
-    "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "tf_efficientnet_lite0",
-    "MODEL.DECODER.CHANNELS", 16, "MODEL.DECODER.ASPP_CHANNELS", 16, "MODEL.DECODER.PROJECT_CHANNELS", 8,
-    "DATALOADER.NUM_WORKERS", 0, "TEST.SCORES", ["msp", "energy"], "INPUT.FORMAT", "RGB",
+    "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "test_resnet",
+    "MODEL.DECODER.CHANNELS", 16,
+    "DATALOADER.NUM_WORKERS", 0, "TEST.SCORES", ["msp", "energy"],
+    "TEST.POSTPROCESS", ["gaussian_smoothing"], "INPUT.FORMAT", "RGB",
 ]  # fmt: skip
 
 
-def test_the_tool_submits_what_the_evaluator_scores(tmp_path, track, capsys):
+def test_the_command_submits_what_the_evaluator_scores(tmp_path, track, capsys):
     """From a config and weights to files whose evaluation gives the numbers of inference itself."""
-    path = Path(__file__).parents[2] / "tools" / "submit_smiyc.py"
-    spec = importlib.util.spec_from_file_location("submit_tool", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
     cfg = get_cfg()
     add_gmm_anomaly_config(cfg)
     cfg.merge_from_list(CONFIG)
@@ -251,59 +217,30 @@ def test_the_tool_submits_what_the_evaluator_scores(tmp_path, track, capsys):
     model = build_model(cfg).eval()
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
     arguments = [
-        "--config-file",
-        tmp_path / "config.yaml",
-        "--weights",
-        tmp_path / "model.pth",
-        "--method",
-        "ours",
-    ]
-    arguments = [
-        str(one)
-        for one in [*arguments, "--output", tmp_path / "out", "--dataset", track, "--score", "energy"]
-    ]
-    assert tool.main(arguments) == 0
+        "--config-file", str(tmp_path / "config.yaml"), "--weights", str(tmp_path / "model.pth"),
+        "--method", "ours", "--out", str(tmp_path / "out"), "--dataset", track, "--score", "energy",
+    ]  # fmt: skip
+    for written, kept in ((4, 0), (0, 4)):
+        assert main(["submit", *arguments]) == 0, capsys.readouterr().err
+        manifest = json.loads((tmp_path / "out" / "ours.json").read_text())
+        found = manifest["datasets"][track]
+        assert manifest["complete"] and (found["written"], found["kept"]) == (written, kept)
     assert track in capsys.readouterr().out
-    manifest = json.loads((tmp_path / "out" / "ours.json").read_text())
-    assert manifest["complete"] and manifest["datasets"][track]["written"] == 4
-    assert tool.main(arguments) == 0
-    manifest = json.loads((tmp_path / "out" / "ours.json").read_text())
-    assert (manifest["datasets"][track]["written"], manifest["datasets"][track]["kept"]) == (0, 4)
-    for other, named in (
-        (["--scale", "2"], "another scale"),
-        (["TEST.SLIDING_WINDOW.ENABLED", "True"], "another config"),
-        (["TEST.AUG.ENABLED", "True"], "another config"),
-    ):
-        assert tool.main([*arguments, *other]) == 1
-        assert named in capsys.readouterr().err
+    for other, named in ((["--scale", "2"], "scale"), (["TEST.AUG.ENABLED", "True"], "config")):
+        assert main(["submit", *arguments, *other]) == 1
+        assert f"another {named}" in capsys.readouterr().err
+    smooth = "energy+gaussian_smoothing"
+    assert main(["submit", *arguments, "--method", "smooth", "--score", smooth]) == 0
 
-    evaluator = AnomalyEvaluator("road_anomaly21_validation", ["energy"])
+    evaluator = AnomalyEvaluator("road_anomaly21_validation", ["energy", smooth])
     with torch.no_grad():
         for record in evaluator.records.records:
-            inputs = [tool.SegmentationMapper(cfg, False)(record)]
-            evaluator.process(inputs, AnomalyScorer(model, ["energy"])(inputs))
-    folder = tmp_path / "out" / "outputs" / "anomaly_p" / "ours" / "AnomalyTrack-all"
-    saved = evaluate_saved_scores(folder, "road_anomaly21_validation", method="energy", progress=False)
+            inputs = [SegmentationMapper(cfg, False)(record)]
+            evaluator.process(inputs, model(inputs))
     direct = evaluator.evaluate()
-    assert list(saved) == ["anomaly/smiyc/energy", "components/anomaly_track/energy"]
-    for task, numbers in direct.items():
-        np.testing.assert_equal(dict(saved[task]), dict(numbers))
-
-    smooth = [*arguments, "--method", "smooth", "--score", "energy+gaussian_smoothing"]
-    assert tool.main(smooth) == 0
-    scorer = AnomalyScorer(model, ["energy"], ["gaussian_smoothing"])
-    with torch.no_grad():
-        for record in evaluator.records.records:
-            (output,) = scorer([tool.SegmentationMapper(cfg, False)(record)])
-            with h5py.File(folder.parents[1] / "smooth" / folder.name / f"{record['image_id']}.hdf5") as file:
-                expected = output["anomaly_scores"]["energy+gaussian_smoothing"].numpy().astype(np.float16)
-                np.testing.assert_array_equal(file["value"][()], expected)
-
-
-def test_two_images_cannot_have_one_file(tmp_path, track, anomaly_tree):
-    submission = Submission(tmp_path, "ours", {})
-    frames = list_frames(submission, track)
-    other = list_frames(submission, anomaly_tree.name, "AnomalyTrack-all")[0]
-    clash = dataclasses.replace(other, target=frames[0].target)
-    with pytest.raises(ValueError, match=r"frame_00.png would both be written to .*cones0003.hdf5"):
-        submission.begin([*frames, clash])
+    for method, score in (("ours", "energy"), ("smooth", smooth)):
+        folder = tmp_path / "out" / "outputs" / "anomaly_p" / method / "AnomalyTrack-all"
+        saved = evaluate_saved_scores(folder, "road_anomaly21_validation", method=score, progress=False)
+        assert list(saved) == [f"anomaly/smiyc/{score}", f"components/anomaly_track/{score}"]
+        for task, numbers in saved.items():
+            np.testing.assert_equal(dict(numbers), dict(direct[task]))

@@ -59,11 +59,11 @@ def tiny_model(*overrides):
     add_gmm_anomaly_config(cfg)
     cfg.merge_from_list([
         "MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.BACKBONE.NAME", "four_strides",
-        "MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.TIMM.WEIGHTS", "",
+        "MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.BACKBONE.WEIGHTS", "",
         "MODEL.GMM.NUM_COMPONENTS", 3, "MODEL.GMM.EMBED_DIM", 8, "MODEL.GMM.MEMORY_SIZE", 50,
         "MODEL.GMM.WARM_START_FEATURES", 40,
-        "MODEL.DECODER.CHANNELS", 12, "MODEL.DECODER.ASPP_CHANNELS", 10, "MODEL.DECODER.PROJECT_CHANNELS", 6,
-        "MODEL.DECODER.OCR_CHANNELS", 8, "MODEL.DECODER.AUX_CHANNELS", 8,
+        "MODEL.DECODER.CHANNELS", 12,
+        "MODEL.DECODER.AUX_CHANNELS", 8,
         "MODEL.DECODER.ASPP_DILATIONS", [1, 2, 3], *overrides,
     ])  # fmt: skip
     torch.manual_seed(0)

@@ -120,7 +120,7 @@ def trained(tmp_path):
     cfg = build_config(
         "configs/synthetic/effnetlite0_deeplabv3plus_softmax.yaml",
         [
-            "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.FEATURE_DISTANCE.FEATURES", "[]",
+            "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.WEIGHTS", "", "MODEL.FEATURE_DISTANCE.FEATURES", "[]",
             "MODEL.BACKBONE.NAME", "four_strides", "TEST.SCORES", "['energy', 'msp']",
             "MODEL.DECODER.IN_FEATURES", "[]", "INPUT.MIN_SIZE_TEST", 64,
         ],

@@ -1,8 +1,9 @@
-"""The bank fitted and unfitted, its checkpoints, samples and recovery of a mixture, the reference's state."""
+"""The bank's checkpoints, the reference's state, samples, and recovery of a mixture."""
 
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gmm_anomaly.gmm import GaussianMixtureBank, UnfittedMixtureError, sinkhorn_assign_all
+from gmm_anomaly.gmm import GaussianMixtureBank, sinkhorn_assign_all
 
 CLASSES, COMPONENTS, DIM = 4, 2, 6
 
@@ -31,37 +32,26 @@ def batch(size: int, seed: int, correct: float = 1.0) -> tuple[Tensor, Tensor, T
     return features, torch.arange(size) % CLASSES, assignment, torch.rand(size, generator=generator) < correct
 
 
-def test_fitted_is_set_by_the_first_step_and_survives_a_checkpoint():
-    bank = make_bank()
-    bank.eval()
-    x = torch.zeros(2, DIM)
-    bank.update()
-    bank.record(*batch(20, seed=16, correct=0.0))
-    bank.update()
-    assert not bank.is_fitted
-    with pytest.raises(UnfittedMixtureError, match="MODEL.WEIGHTS"):
-        bank.log_prob(x)
-    with pytest.raises(UnfittedMixtureError):
-        bank.sample([0], 1)
-    other = make_bank(seed=1)
-    other.load_state_dict(bank.state_dict())
-    assert not other.is_fitted
-    bank.record(*batch(20, seed=16))
-    bank.commit()
-    assert not bank.is_fitted
-    bank.update()
-    assert bank.is_fitted
-    other.load_state_dict(bank.state_dict())
-    other.eval()
-    assert other.is_fitted
-    assert torch.equal(other.log_prob(x), bank.log_prob(x))
-
-
 def through_a_file(bank: GaussianMixtureBank) -> dict[str, Tensor]:
     file = io.BytesIO()
     torch.save(bank.state_dict(), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
+
+
+def test_fitted_is_set_by_the_first_step_and_survives_a_checkpoint():
+    bank, other = make_bank().eval(), make_bank(seed=1).eval()
+    bank.record(*batch(20, seed=16, correct=0.0))
+    bank.update()
+    bank.record(*batch(20, seed=16))
+    bank.commit()
+    assert not bank.is_fitted
+    bank.update()
+    assert bank.is_fitted
+    other.load_state_dict(through_a_file(bank))
+    assert other.is_fitted
+    x = torch.zeros(2, DIM)
+    assert torch.equal(other.log_prob(x), bank.log_prob(x))
 
 
 @pytest.mark.parametrize("options", [{}, {"warm_start_features": 30, "memory_dtype": torch.float16}])
@@ -90,39 +80,25 @@ def test_with_its_memory_a_resumed_bank_continues_bit_for_bit(options):
         assert torch.equal(expected, found), name
 
 
-def test_without_its_memory_a_resumed_bank_has_the_same_mixture_and_statistics():
-    bank = make_bank(momentum_mean=0.9)
-    for seed in range(6):
-        bank.record(*batch(60, seed))
-        bank.update()
-    resumed = make_bank(seed=99, momentum_mean=0.9)
-    resumed.load_state_dict(through_a_file(bank))
-    assert "memory.ring" not in bank.state_dict()
-    for each in (bank, resumed):
-        each.update(list(range(CLASSES)))
-    assert torch.equal(bank.means, resumed.means) and torch.equal(bank.scales, resumed.scales)
-
+def test_without_its_memory_a_resumed_bank_goes_on_in_expectation():
     # Features from the same source: the average that leaves stands for those that would have left.
     source = F.normalize(
         torch.randn(CLASSES * COMPONENTS, DIM, generator=torch.Generator().manual_seed(3)), dim=1
     )
 
     def step(each: GaussianMixtureBank, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
         index = torch.arange(CLASSES * COMPONENTS).repeat(3)
-        features = F.normalize(
-            source[index] + 0.05 * torch.randn(len(index), DIM, generator=generator), dim=1
-        )
-        each.record(
-            features, index // COMPONENTS, index % COMPONENTS, torch.ones(len(index), dtype=torch.bool)
-        )
+        noise = torch.randn(len(index), DIM, generator=torch.Generator().manual_seed(seed))
+        features = F.normalize(source[index] + 0.05 * noise, dim=1)
+        each.record(features, index // COMPONENTS, index % COMPONENTS, index >= 0)
         each.update()
 
-    straight = make_bank(memory_size=60, momentum_mean=0.9)
+    straight, resumed = (make_bank(seed, memory_size=60, momentum_mean=0.9) for seed in (0, 99))
     for seed in range(30):
         step(straight, seed)
-    resumed = make_bank(seed=99, memory_size=60, momentum_mean=0.9)
+    assert "memory.ring" not in straight.state_dict()
     resumed.load_state_dict(through_a_file(straight))
+    assert torch.equal(resumed.memory.total, straight.memory.total)
     for seed in range(30, 60):
         for each in (straight, resumed):
             step(each, seed)
@@ -132,40 +108,63 @@ def test_without_its_memory_a_resumed_bank_has_the_same_mixture_and_statistics()
     torch.testing.assert_close(resumed.memory.total_square, straight.memory.total_square, rtol=0, atol=1e-9)
 
 
-def test_sampling_without_noise_gives_the_means():
-    bank = make_bank()
-    bank.record(*batch(60, seed=17))
-    bank.update()
-    drawn = bank.sample([2, 0, 2], 50, noise_scale=0.0, generator=torch.Generator().manual_seed(0))
-    assert drawn.shape == (3, 50, DIM) and drawn.dtype == torch.float32
-    for row, index in enumerate((2, 0, 2)):
-        distance = (drawn[row][:, None] - bank.unit_means[index]).norm(dim=2)
-        assert distance.min(dim=1).values.max() < 1e-6
-        assert set(distance.argmin(dim=1).tolist()) == set(range(COMPONENTS))
+def test_state_with_useless_scales_is_refused():
+    state = make_bank().state_dict()
+    for name, value in (("scales", 0.0), ("scales", math.nan), ("means", math.inf)):
+        broken = {key: tensor.clone() for key, tensor in state.items()}
+        broken[name].view(-1)[2] = value
+        with pytest.raises(ValueError, match="not finite, or standard deviations"):
+            make_bank().load_state_dict(broken)
 
 
-def test_samples_are_unit_vectors_reproducible_and_leave_the_bank_alone():
-    bank = make_bank()
-    bank.record(*batch(60, seed=18))
-    bank.update()
-    before = {name: buffer.clone() for name, buffer in bank.named_buffers()}
-    first, second = (bank.sample([0, 1], 20, generator=torch.Generator().manual_seed(5)) for _ in range(2))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, bank.sample([0, 1], 20, generator=torch.Generator().manual_seed(6)))
-    torch.testing.assert_close(first.norm(dim=-1), torch.ones(2, 20), rtol=0, atol=1e-6)
-    assert all(torch.equal(buffer, before[name]) for name, buffer in bank.named_buffers())
-    assert bank.sample([], 3).shape == (0, 3, DIM)
+def reference_state(**changes: Tensor) -> dict[str, Tensor]:
+    golden = np.load(Path(__file__).parents[1] / "data" / "gmmseg_step.npz")
+    names = ("means", "diagonal", "queue", "queue_ptr")
+    return {name: torch.from_numpy(golden[f"A__init_{name}"]) for name in names} | changes
 
 
-@pytest.mark.parametrize("noise_scale", [1.0, 0.5])
+def test_a_reference_state_has_the_statistics_of_its_queue():
+    state = reference_state()
+    bank = GaussianMixtureBank.from_reference_state(**state, samples_per_update=2)
+    queue = state["queue"].double()
+    assert bank.is_fitted and bank.memory.count.tolist() == [queue.shape[2]] * queue.shape[0]
+    torch.testing.assert_close(bank.memory.total, queue.sum(2), rtol=0, atol=1e-12)
+    torch.testing.assert_close(bank.memory.total_square, queue.square().sum(2), rtol=0, atol=1e-12)
+    assert torch.equal(bank.means, state["means"]) and torch.equal(bank.scales, state["diagonal"])
+    assert torch.equal(bank.memory.pointer, state["queue_ptr"].long())
+
+
+@pytest.mark.parametrize(
+    "name, replace, message",
+    [
+        ("means", lambda t: t[0], "means and diagonal: expected the same shape"),
+        ("queue", lambda t: t.transpose(1, 2), r"queue: expected shape \(C\*M, D, K\)"),
+        ("queue", lambda t: t[..., :-1], "memory_size: the queue has .* slots, found"),
+        ("queue_ptr", lambda t: t[:-1], "queue_ptr: expected shape"),
+    ],
+)
+def test_a_reference_state_that_does_not_fit_is_refused(name, replace, message):
+    state = reference_state()
+    slots = state["queue"].shape[2]
+    with pytest.raises(ValueError, match=message):
+        GaussianMixtureBank.from_reference_state(
+            **state | {name: replace(state[name])}, samples_per_update=2, memory_size=slots
+        )
+
+
+@pytest.mark.parametrize("noise_scale", [1.0, 0.5, 0.0])
 def test_samples_have_the_moments_of_the_mixture(noise_scale):
     bank = make_bank()
     generator = torch.Generator().manual_seed(0)
     bank.means.copy_(torch.randn(bank.means.shape, generator=generator) * 3)
     bank.scales.copy_(torch.rand(bank.scales.shape, generator=generator) * 0.4 + 0.1)
     bank.fitted.fill_(True)
+    before = {name: buffer.clone() for name, buffer in bank.named_buffers()}
     number = 100_000
-    drawn = bank.sample([1], number, noise_scale=noise_scale, generator=generator)[0].double().numpy()
+    first, drawn = bank.sample([0, 1], number, noise_scale=noise_scale, generator=generator)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in bank.named_buffers())
+    assert not torch.equal(first, drawn) and drawn.dtype == torch.float32
+    drawn = drawn.double().numpy()
 
     rng = np.random.default_rng(0)
     means = bank.means[1].double().numpy()
@@ -176,10 +175,10 @@ def test_samples_have_the_moments_of_the_mixture(noise_scale):
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     # Values lie in [-1, 1]: five standard errors of the difference of two such averages.
     tolerance = 5 * (2 / number) ** 0.5
+    np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(drawn.mean(0), expected.mean(0), rtol=0, atol=tolerance)
-    np.testing.assert_allclose(
-        drawn.T @ drawn / number, expected.T @ expected / number, rtol=0, atol=tolerance
-    )
+    second = drawn.T @ drawn / number
+    np.testing.assert_allclose(second, expected.T @ expected / number, rtol=0, atol=tolerance)
     np.testing.assert_allclose((drawn**4).mean(0), (expected**4).mean(0), rtol=0, atol=tolerance)
 
 
@@ -216,42 +215,3 @@ def test_em_from_a_warm_start_recovers_a_known_mixture():
             torch.testing.assert_close(bank.scales[index, component].double(), deviation, rtol=0.05, atol=0)
     bank.eval()
     assert (bank.class_log_density(features).argmax(1) == labels).double().mean() > 0.99
-
-
-def reference_state(**changes: Tensor) -> dict[str, Tensor]:
-    golden = np.load(Path(__file__).parents[1] / "data" / "gmmseg_step.npz")
-    names = ("means", "diagonal", "queue", "queue_ptr")
-    return {name: torch.from_numpy(golden[f"A__init_{name}"]) for name in names} | changes
-
-
-def test_a_reference_state_has_the_statistics_of_its_queue():
-    state = reference_state()
-    bank = GaussianMixtureBank.from_reference_state(**state, samples_per_update=2)
-    queue = state["queue"].double()
-    assert bank.is_fitted and bank.memory.count.tolist() == [queue.shape[2]] * queue.shape[0]
-    torch.testing.assert_close(bank.memory.total, queue.sum(2), rtol=0, atol=1e-12)
-    torch.testing.assert_close(bank.memory.total_square, queue.square().sum(2), rtol=0, atol=1e-12)
-    assert torch.equal(bank.means, state["means"]) and torch.equal(bank.scales, state["diagonal"])
-    assert torch.equal(bank.memory.pointer, state["queue_ptr"].long())
-
-
-@pytest.mark.parametrize(
-    "name, replace, message",
-    [
-        ("means", lambda t: t[0], "means and diagonal: expected the same shape"),
-        ("diagonal", lambda t: t[:, :1], "means and diagonal: expected the same shape"),
-        ("queue", lambda t: t.transpose(1, 2), r"queue: expected shape \(C\*M, D, K\)"),
-        ("queue", lambda t: t[:-1], r"queue: expected shape \(C\*M, D, K\)"),
-        ("queue_ptr", lambda t: t[:-1], "queue_ptr: expected shape"),
-    ],
-)
-def test_a_reference_state_that_does_not_fit_is_refused(name, replace, message):
-    state = reference_state()
-    with pytest.raises(ValueError, match=message):
-        GaussianMixtureBank.from_reference_state(**state | {name: replace(state[name])}, samples_per_update=2)
-
-
-def test_a_reference_state_fixes_the_memory_size():
-    slots = reference_state()["queue"].shape[2]
-    with pytest.raises(ValueError, match=f"memory_size: the queue has {slots} slots, found 7"):
-        GaussianMixtureBank.from_reference_state(**reference_state(), memory_size=7, samples_per_update=2)

@@ -68,17 +68,14 @@ def histories(draw: st.DrawFn) -> tuple[int, int, int, list[list[int]]]:
     return slots, samples, components, draw(st.lists(batch, max_size=12))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(histories(), st.sampled_from([torch.float32, torch.float16]), st.integers(0, 1000))
-@example(
-    (4, 4, 1, [[0] * 4, [], [0] * 4, [0] * 9]), torch.float32, 0
-)  # S == K: exact fit, nothing, wrap, choice
-@example(
-    (1, 1, 2, [[0, 1], [1, 1, 0], [-1, 2]]), torch.float16, 0
-)  # a ring of a single slot; no component at all
-@example(
-    (5, 3, 1, [[0] * 3, [0] * 2, [0], [0] * 3]), torch.float32, 0
-)  # full without a wrap, then over the end
+# S == K: exact fit, nothing, wrap, choice.
+@example((4, 4, 1, [[0] * 4, [], [0] * 4, [0] * 9]), torch.float32, 0)
+# A ring of a single slot; no component at all.
+@example((1, 1, 2, [[0, 1], [1, 1, 0], [-1, 2]]), torch.float16, 0)
+# Full without a wrap, then over the end.
+@example((5, 3, 1, [[0] * 3, [0] * 2, [0], [0] * 3]), torch.float32, 0)
 def test_memory_is_a_queue(history, dtype, seed):
     slots, samples, components, batches = history
     generator = torch.Generator().manual_seed(seed)
@@ -87,8 +84,10 @@ def test_memory_is_a_queue(history, dtype, seed):
     for batch in batches:
         component = torch.tensor(batch, dtype=torch.int64)
         features = torch.randn(len(batch), DIM, generator=generator)
-        memory.add_batch(features, component, samples)
         oracle.add_batch(features, component, samples)
+        # What does not enter leaves no trace.
+        features[(component < 0) | (component >= components)] = torch.nan
+        memory.add_batch(features, component, samples)
         assert_equal_to_oracle(memory, oracle)
 
 
@@ -96,71 +95,17 @@ def test_running_sums_do_not_drift():
     slots, samples, dim = 50, 4, 8
     memory = FeatureMemory(2, slots, dim)
     generator = torch.Generator().manual_seed(0)
-    pool = (
-        torch.randn(64, 2, samples, dim, generator=generator) * torch.logspace(-4, 2, 64)[:, None, None, None]
-    )
+    pool = torch.randn(64, 2, samples, dim, generator=generator)
+    pool *= torch.logspace(-4, 2, 64)[:, None, None, None]
     everything = torch.ones(2, samples, dtype=torch.bool)
     entering = torch.randint(0, samples + 1, (97, 2), generator=generator)
-    for step in range(20_000):
+    for step in range(2000):
         number = entering[step % 97]
         memory.add(pool[step % 64], everything & (torch.arange(samples) < number[:, None]), number)
     held = memory.ring[:, :slots].double()
     assert memory.count.tolist() == [slots, slots]
-    torch.testing.assert_close(memory.total, held.sum(1), rtol=0, atol=1e-6)
-    torch.testing.assert_close(memory.total_square, held.square().sum(1), rtol=0, atol=1e-6)
-
-
-def test_pixels_that_do_not_enter_leave_no_trace_even_as_nan():
-    memory, oracle = FeatureMemory(2, 4, DIM), QueueOracle(2, 4)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(4):
-        features = torch.randn(6, DIM, generator=generator)
-        component = torch.tensor([0, -1, 1, 2, 0, -1])
-        oracle.add_batch(features, component, 2)
-        features[(component < 0) | (component > 1)] = torch.nan
-        memory.add_batch(features, component, 2)
-        assert_equal_to_oracle(memory, oracle)
-
-
-@pytest.mark.parametrize("first, sizes", [(1, [0]), (0, [3, 4]), (1, [9, 1]), (0, [])])
-def test_a_new_content_replaces_that_of_the_given_components_only(first, sizes):
-    memory, oracle = FeatureMemory(3, 4, DIM), QueueOracle(3, 4)
-    features, component = torch.randn(9, DIM, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
-    for part in (slice(0, 9), slice(0, 6)):
-        memory.add_batch(features[part], component[part], 4)
-        oracle.add_batch(features[part], component[part], 4)
-    contents = [torch.randn(number, DIM, generator=torch.Generator().manual_seed(1)) for number in sizes]
-    memory.replace(first, contents)
-    for index, content in enumerate(contents, first):
-        kept = content if len(content) <= 4 else content[torch.linspace(0, len(content) - 1, 4).long()]
-        oracle.queues[index] = deque(kept.double(), maxlen=4)
-        oracle.entered[index] = len(kept)
-    assert_equal_to_oracle(memory, oracle)
-    memory.add_batch(features, component, 4)
-    oracle.add_batch(features, component, 4)
-    assert_equal_to_oracle(memory, oracle)
-
-
-def test_filled_rings_go_on_at_their_pointer():
-    slots = 5
-    queues = torch.randn(2, slots, DIM, generator=torch.Generator().manual_seed(0))
-    pointer = torch.tensor([0, 3])
-    memory, oracle = FeatureMemory(2, slots, DIM), QueueOracle(2, slots)
-    memory.fill(queues, pointer)
-    for index in range(2):
-        oracle.queues[index].extend(queues[index].roll(-int(pointer[index]), 0).double())
-        oracle.entered[index] = slots + int(pointer[index])
-    assert_equal_to_oracle(memory, oracle)
-    memory.add_batch(queues[0] + 1, torch.tensor([1, 0, 1, 1, 0]), 3)
-    oracle.add_batch(queues[0] + 1, torch.tensor([1, 0, 1, 1, 0]), 3)
-    assert_equal_to_oracle(memory, oracle)
-
-
-def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match=r"dtype of the memory: .*found torch.int64"):
-        FeatureMemory(2, 4, DIM, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"samples \(5\) exceed the 4 slots"):
-        FeatureMemory(2, 4, DIM).add_batch(torch.zeros(6, DIM), torch.zeros(6, dtype=torch.int64), 5)
+    torch.testing.assert_close(memory.total, held.sum(1), rtol=0, atol=1e-7)
+    torch.testing.assert_close(memory.total_square, held.square().sum(1), rtol=0, atol=1e-7)
 
 
 def saved(memory: FeatureMemory) -> dict[str, Tensor]:
@@ -183,22 +128,6 @@ def trained(slots: int, steps: int, **options: object) -> FeatureMemory:
     for step in range(steps):
         memory.add_batch(*random_batch(step, 7, 2), 3)
     return memory
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("steps", [1, 20])
-def test_with_the_ring_a_checkpoint_continues_bit_for_bit(dtype, steps):
-    memory = trained(9, steps, dtype=dtype, save_ring=True)
-    resumed = trained(9, 5, dtype=dtype, save_ring=True)
-    resumed.load_state_dict(saved(memory))
-    for step in range(100, 110):
-        for each in (memory, resumed):
-            each.add_batch(*random_batch(step, 7, 2), 3)
-        expected, found = memory.state_dict(), resumed.state_dict()
-        # The last slot takes what must not be stored: its content means nothing.
-        expected["ring"], found["ring"] = expected["ring"][:, :9], found["ring"][:, :9]
-        for name, value in expected.items():
-            assert torch.equal(value, found[name]), name
 
 
 @pytest.mark.parametrize("steps", [1, 20], ids=["partly filled", "full"])
@@ -242,29 +171,35 @@ def test_a_second_interruption_before_the_old_features_have_left(save_ring):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
     held = (first.slot_state == HELD).sum(1) if save_ring else torch.zeros(2, dtype=torch.int64)
     assert torch.equal(second.lost_count, first.count - held)
-    component = torch.arange(2).repeat(slots)
-    features = torch.randn(2 * slots, DIM, generator=torch.Generator().manual_seed(1))
-    second.add_batch(features, component, slots)
-    torch.testing.assert_close(
-        second.total,
-        torch.stack([features[component == i].double().sum(0) for i in (0, 1)]),
-        rtol=0,
-        atol=1e-9,
-    )
+    new_features_alone_count(second)
 
 
-@pytest.mark.parametrize("old_options, new_options", [({}, {"save_ring": True}), ({"save_ring": True}, {})])
-def test_checkpoints_with_and_without_a_ring_are_interchangeable(old_options, new_options):
-    memory = trained(9, 20, **old_options)
-    resumed = trained(9, 6, **new_options)  # what it held itself must not count any more
+def new_features_alone_count(memory: FeatureMemory) -> None:
+    """Fill all rings anew: whatever the statistics still had of older features is gone."""
+    features = torch.randn(2 * memory.slots, DIM, generator=torch.Generator().manual_seed(2))
+    memory.add_batch(features, torch.arange(2).repeat(memory.slots), memory.slots)
+    stored = memory.ring[:, : memory.slots].double()
+    torch.testing.assert_close(memory.total, stored.sum(1), rtol=0, atol=1e-9)
+    torch.testing.assert_close(memory.total_square, stored.square().sum(1), rtol=0, atol=1e-9)
+    assert memory.count.tolist() == [memory.slots] * 2
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ({}, {"save_ring": True}),
+        ({"save_ring": True}, {}),
+        # A ring of another type is not the one that was summed.
+        ({"save_ring": True}, {"save_ring": True, "dtype": torch.float16}),
+    ],
+)
+def test_checkpoints_with_and_without_a_ring_are_interchangeable(old, new):
+    memory = trained(9, 20, **old)
+    resumed = trained(9, 6, **new)  # what it held itself must not count any more
     resumed.load_state_dict(saved(memory), strict=True)
     assert torch.equal(resumed.lost_count, memory.count)
     assert torch.equal(resumed.lost_total, memory.total)
-    features = torch.randn(18, DIM, generator=torch.Generator().manual_seed(2))
-    component = torch.arange(2).repeat(9)
-    resumed.add_batch(features, component, 9)
-    expected = torch.stack([features[component == i].double().sum(0) for i in (0, 1)])
-    torch.testing.assert_close(resumed.total, expected, rtol=0, atol=1e-9)
+    new_features_alone_count(resumed)
 
 
 @pytest.mark.parametrize("save_ring", [False, True])
@@ -282,18 +217,4 @@ def test_a_memory_of_another_size_keeps_the_averages(slots, save_ring):
         restored = FeatureMemory(2, slots, DIM, save_ring=save_ring)
         restored.load_state_dict(saved(new))
         assert restored.lost_count.ge(0).all()
-    features = torch.randn(2 * slots, DIM, generator=torch.Generator().manual_seed(3))
-    component = torch.arange(2).repeat(slots)
-    new.add_batch(features, component, slots)
-    expected = torch.stack([features[component == i].double().sum(0) for i in (0, 1)])
-    assert new.count.tolist() == [slots] * 2
-    torch.testing.assert_close(new.total, expected, rtol=0, atol=1e-9)
-
-
-def test_a_ring_of_another_type_is_not_taken_for_what_was_summed():
-    old = trained(9, 20, save_ring=True)
-    new = FeatureMemory(2, 9, DIM, dtype=torch.float16, save_ring=True)
-    new.load_state_dict(saved(old), strict=True)
-    features = torch.randn(18, DIM, generator=torch.Generator().manual_seed(4))
-    new.add_batch(features, torch.arange(2).repeat(9), 9)
-    torch.testing.assert_close(new.total, new.ring[:, :9].double().sum(1), rtol=0, atol=1e-9)
+    new_features_alone_count(new)

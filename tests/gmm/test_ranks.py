@@ -1,17 +1,16 @@
-"""The bank in two and three real gloo processes against one process that sees all their pixels.
+"""The bank in three real gloo processes against one process that sees all their pixels.
 
-Run as a script, this file is one rank: it writes what each scenario left behind into a folder. Processes are
-started by path, so that they need no importable ``tests`` package.
+With the name of a rank, this file is that rank: it writes what each scenario left behind into a folder.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import multiprocessing
+import runpy
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,9 +18,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from gmm_anomaly.gmm import GaussianMixtureBank
+from gmm_anomaly.gmm import GaussianMixtureBank, collectives
 from gmm_anomaly.gmm.memory import HELD
 
+WORLD = 3
 CLASSES, COMPONENTS, DIM = 4, 2, 8
 SLOTS, SAMPLES = 6, 4
 STEPS = 9
@@ -81,7 +81,7 @@ def train(bank: GaussianMixtureBank, ranks: list[int], steps: range) -> list[Sta
 
 
 def warm_pixels(step: int, rank: int) -> Pixels:
-    """Class 0 on the first rank only, class 1 on the last one only, class 2 rarely on all, class 3 never."""
+    """Class 0 on the first rank only, class 1 on the others only, class 2 rarely on all, class 3 never."""
     generator = torch.Generator().manual_seed(1000 + 100 * step + rank)
     size = 0 if step == 1 and rank == 0 else 10
     features = F.normalize(torch.randn(size, DIM, generator=generator), dim=1)
@@ -90,61 +90,53 @@ def warm_pixels(step: int, rank: int) -> Pixels:
     return features, labels, torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.bool)
 
 
-def measure_step(rank: int) -> int:
-    """Bytes in all the tensors that this rank gives to, or gets from, collectives in an update step."""
-    bank = GaussianMixtureBank(19, 5, 64, memory_size=32, warm_start_features=4)
-    for index in range(19):
-        bank.initialise(
-            index, F.normalize(torch.randn(8, 64, generator=torch.Generator().manual_seed(1)), dim=1)
-        )
+def bytes_of_a_step() -> int:
+    """Of the tensors that this rank gives to collectives in an update step of Cityscapes' mixtures."""
+    bank = GaussianMixtureBank(19, 5, 64, memory_size=32)
     bank.broadcast()
-    labels = torch.arange(2000) % 19
-    features = F.normalize(torch.randn(2000, 64), dim=1)
-    sent = []
+    index, sent = torch.arange(2000), []
 
-    def counted(collective: Any) -> Any:
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            for argument in (*arguments, *keywords.values()):
-                tensors = argument if isinstance(argument, list) else [argument]
-                sent.extend(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
-            return collective(*arguments, **keywords)
+    def counted(function: Any) -> Any:
+        return lambda tensor: sent.append(tensor.nbytes) or function(tensor)
 
-        return call
-
-    names = [
-        name
-        for name in dir(dist)
-        if name.startswith(("all_", "broadcast", "gather", "reduce", "scatter", "send"))
-    ]
-    originals = {name: getattr(dist, name) for name in names if callable(getattr(dist, name))}
-    for name, collective in originals.items():
-        setattr(dist, name, counted(collective))
-    bank.record(features, labels, torch.arange(2000) % 5, torch.ones(2000, dtype=torch.bool))
-    bank.update()
-    for name, collective in originals.items():
-        setattr(dist, name, collective)
-    assert len(sent) >= 3 and bank.memory.count.min() == 20 + 1
+    bank.record(F.normalize(torch.randn(2000, 64), dim=1), index % 19, index % 5, index >= 0)
+    sums, gather = collectives.sum_over_ranks, collectives.gather_stack
+    with patch.multiple(collectives, sum_over_ranks=counted(sums), gather_stack=counted(gather)):
+        bank.update()
+    assert bank.memory.count.min() == 20
     return sum(sent)
 
 
-def run_rank(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'rendezvous'}",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=60),
-    )
-    results: dict[str, Any] = {}
+def resumed_bank(rank: int, folder: Path, first: GaussianMixtureBank, **options: Any) -> GaussianMixtureBank:
+    """Another bank on every rank, with what rank 0 saved of ``first``."""
+    path = folder / f"{'-'.join(['of', *options])}.pt"
+    if rank == 0:
+        torch.save(first.state_dict(), path)
+    dist.barrier()
+    resumed = make_bank(rank + 10, **options)
+    resumed.load_state_dict(torch.load(path, weights_only=True))
+    resumed.broadcast()
+    return resumed
 
+
+def run_rank(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    rendezvous = {"init_method": f"file://{folder / 'rendezvous'}", "timeout": timedelta(seconds=60)}
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD, **rendezvous)
+    results: dict[str, Any] = {"bytes": bytes_of_a_step()}
     bank = make_bank(rank)
     results["constructed"] = state(bank)
     bank.broadcast()
     results["broadcast"] = state(bank)
     results["trained"] = train(bank, [rank], range(STEPS))
-    bank.broadcast()
-    results["broadcast again"] = state(bank)
+    for name, options in (("statistics", {}), ("memory", {"save_memory": True})):
+        first = make_bank(rank, **options)
+        first.broadcast()
+        results[f"{name} saved"] = train(first, [rank], range(6))[-1]
+        resumed = resumed_bank(rank, folder, first, **options)
+        results[f"{name} resumed"] = [state(resumed)]
+        for step in range(10, 18):
+            results[f"{name} resumed"] += train(resumed, [rank], range(step, step + 1))
 
     bank = make_bank(rank, warm_start_features=40, memory_size=64)
     bank.broadcast()
@@ -153,38 +145,9 @@ def run_rank(rank: int, world: int, folder: Path) -> None:
         bank.record(*warm_pixels(step, rank))
         bank.update()
         results["warm"].append(state(bank))
-
-    if world == 2:
-        results["bytes"] = measure_step(rank)
-        for save_memory in (False, True):
-            path = folder / f"checkpoint_{save_memory}.pt"
-            first = make_bank(rank, save_memory=save_memory)
-            first.broadcast()
-            results[f"saved_{save_memory}"] = train(first, [rank], range(6))[-1]
-            if rank == 0:
-                torch.save(first.state_dict(), path)
-            dist.barrier()
-            resumed = make_bank(rank + 10, save_memory=save_memory)
-            resumed.load_state_dict(torch.load(path, weights_only=True))
-            resumed.broadcast()
-            states = [state(resumed)]
-            for step in range(10, 18):
-                states += train(resumed, [rank], range(step, step + 1))
-            results[f"resumed_{save_memory}"] = states
-
-        path = folder / "waiting.pt"
-        first = make_bank(rank, warm_start_features=40)
-        first.broadcast()
-        first.record(*warm_pixels(0, rank))
-        first.update()
-        if rank == 0:
-            torch.save(first.state_dict(), path)
-        dist.barrier()
-        resumed = make_bank(rank + 10, warm_start_features=40)
-        resumed.load_state_dict(torch.load(path, weights_only=True))
-        resumed.broadcast()
-        results["waiting"] = state(resumed)
-
+        if step == 0:
+            resumed = resumed_bank(rank, folder, bank, warm_start_features=40, memory_size=64)
+            results["waiting"] = state(resumed)
     torch.save(results, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -192,66 +155,39 @@ def run_rank(rank: int, world: int, folder: Path) -> None:
 # What a test sees.
 
 
-def run_processes(world: int, folder: Path) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank of a real process group left behind."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(world), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        outputs = [process.communicate(timeout=150)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_processes(2, tmp_path_factory.mktemp("two_ranks"))
-
-
-@pytest.fixture(scope="module")
-def three_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_processes(3, tmp_path_factory.mktemp("three_ranks"))
-
-
-@pytest.fixture(params=["two_ranks", "three_ranks"])
-def ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    return request.getfixturevalue(request.param)
-
-
-def shared(result: State) -> State:
-    """The part of the state that all ranks have in common: not the features that each brought itself."""
-    own = ("memory.ring", "memory.slot_state", "warm_start.features", "warm_start.count")
-    return {name: value for name, value in result.items() if name not in own}
+    folder = tmp_path_factory.mktemp("ranks")
+    # torch is imported once, in the process that the ranks are forked from.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    calls = [(__file__, {"RANK": rank, "FOLDER": folder}, "rank") for rank in range(WORLD)]
+    processes = [context.Process(target=runpy.run_path, args=call) for call in calls]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=150)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * WORLD
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
 def assert_identical(states: list[State]) -> None:
-    first = shared(states[0])
+    """But for the features that each rank brought itself."""
+    own = ("memory.ring", "memory.slot_state", "warm_start.features", "warm_start.count")
     for other in states[1:]:
-        for name, value in shared(other).items():
-            assert torch.equal(value, first[name]), name
+        for name, value in other.items():
+            assert name in own or torch.equal(value, states[0][name]), name
 
 
 def held_features(states: list[State]) -> tuple[Tensor, Tensor]:
     """(C*M,) number and (C*M, D) float64 sum of the features that the ranks hold together."""
-    number = torch.zeros(CLASSES * COMPONENTS, dtype=torch.int64)
-    total = torch.zeros(CLASSES * COMPONENTS, DIM, dtype=torch.float64)
-    for each in states:
-        held = each["memory.slot_state"] == HELD
-        number += held.sum(1)
-        total += (each["memory.ring"].double() * held[..., None]).sum(1)
-    return number, total
+    held = torch.stack([each["memory.slot_state"] == HELD for each in states])
+    rings = torch.stack([each["memory.ring"].double() for each in states])
+    return held.sum((0, 2)), (rings * held[..., None]).sum((0, 2))
 
 
 def test_ranks_differ_until_rank_0_is_broadcast(ranks):
@@ -260,13 +196,8 @@ def test_ranks_differ_until_rank_0_is_broadcast(ranks):
     assert torch.equal(ranks[0]["broadcast"]["means"], ranks[0]["constructed"]["means"])
 
 
-def test_state_is_identical_on_all_ranks_after_every_step(ranks):
-    for step in range(STEPS):
-        assert_identical([rank["trained"][step] for rank in ranks])
-
-
 def test_ranks_equal_one_process_with_all_pixels(ranks):
-    world = list(range(len(ranks)))
+    world = list(range(WORLD))
     labels = [[set(pixels(step, rank)[1].tolist()) - {255} for rank in world] for step in range(STEPS)]
     assert labels[2][0] and not labels[2][1] and len(pixels(3, 1)[0]) == 0 and not any(labels[7])
     assert any(3 in labels[step][1] and 3 not in labels[step][0] for step in range(STEPS))
@@ -274,6 +205,7 @@ def test_ranks_equal_one_process_with_all_pixels(ranks):
     bank = make_bank(0)
     expected = train(bank, world, range(STEPS))
     for step in range(STEPS):
+        assert_identical([rank["trained"][step] for rank in ranks])
         found = ranks[0]["trained"][step]
         for name in ("memory.count", "memory.pointer", "seen", "fitted", "started"):
             assert torch.equal(found[name], expected[step][name]), (step, name)
@@ -289,101 +221,81 @@ def test_ranks_equal_one_process_with_all_pixels(ranks):
             assert torch.equal(ring[holder], expected[step]["memory.ring"][holder])
     # The rings of the frequent classes have gone around more than once.
     assert bank.memory.count[: 3 * COMPONENTS].tolist() == [SLOTS] * 3 * COMPONENTS
-    entered = sum(
-        min(SAMPLES, int(((batch[1] == 0) & (batch[2] == 0) & batch[3]).sum()))
-        for batch in (union([pixels(step, rank) for rank in world]) for step in range(STEPS))
-    )
-    assert entered > 2 * SLOTS
-
-
-def test_what_other_ranks_held_counts_as_lost_after_another_broadcast(ranks):
-    states = [rank["broadcast again"] for rank in ranks]
-    assert_identical(states)
-    for name in ("memory.count", "memory.total", "memory.total_square", "means", "scales"):
-        assert torch.equal(states[0][name], ranks[0]["trained"][-1][name]), name
-    held = ranks[0]["trained"][-1]["memory.slot_state"] == HELD
-    number, total = held_features(states)
-    assert torch.equal(number, held.sum(1)) and (number < states[0]["memory.count"]).any()
-    assert torch.equal(states[0]["memory.lost_count"], states[0]["memory.count"] - number)
-    torch.testing.assert_close(
-        states[0]["memory.lost_total"], states[0]["memory.total"] - total, rtol=0, atol=1e-9
-    )
+    together = [union([pixels(step, rank) for rank in world]) for step in range(STEPS)]
+    entered = [int(((batch[1] == 0) & (batch[2] == 0) & batch[3]).sum()) for batch in together]
+    assert sum(min(SAMPLES, number) for number in entered) > 2 * SLOTS
 
 
 def test_a_warm_start_takes_the_features_of_all_ranks(ranks):
-    world = len(ranks)
     seen: list[list[Tensor]] = [[] for _ in range(CLASSES)]
-    started_at: dict[int, int] = {}
+    started: set[int] = set()
     for step in range(9):
         states = [rank["warm"][step] for rank in ranks]
         assert_identical(states)
-        for rank in range(world):
+        for rank in range(WORLD):
             features, labels, *_ = warm_pixels(step, rank)
             for index in range(CLASSES):
                 seen[index].extend(features[labels == index].double())
         count = states[0]["memory.count"].view(CLASSES, COMPONENTS)
         total = states[0]["memory.total"].view(CLASSES, COMPONENTS, DIM)
-        for index in range(CLASSES):
-            if index not in started_at:
-                assert bool(states[0]["started"][index]) == (len(seen[index]) >= 40)
-                waiting = 0 if len(seen[index]) >= 40 else len(seen[index])
-                assert sum(int(each["warm_start.count"][index]) for each in states) == waiting
-                if states[0]["started"][index]:
-                    started_at[index] = step
-                    assert count[index].sum() == len(seen[index])
-                    expected = torch.stack(seen[index]).sum(0)
-                    torch.testing.assert_close(total[index].sum(0), expected, rtol=0, atol=1e-5)
-                    number, _ = held_features(states)
-                    assert torch.equal(number.view(CLASSES, COMPONENTS), count)
-                else:
-                    assert not count[index].any() and not states[0]["fitted"][index].any()
-    assert set(started_at) >= {0, 1} and 3 not in started_at
+        for index in set(range(CLASSES)) - started:
+            enough = len(seen[index]) >= 40
+            assert bool(states[0]["started"][index]) == enough
+            waiting = sum(int(each["warm_start.count"][index]) for each in states)
+            assert waiting == (0 if enough else len(seen[index]))
+            if not enough:
+                assert not count[index].any() and not states[0]["fitted"][index].any()
+                continue
+            started.add(index)
+            assert count[index].sum() == len(seen[index])
+            expected = torch.stack(seen[index]).sum(0)
+            torch.testing.assert_close(total[index].sum(0), expected, rtol=0, atol=1e-5)
+            number, _ = held_features(states)
+            assert torch.equal(number.view(CLASSES, COMPONENTS), count)
+    assert started >= {0, 1} and 3 not in started
 
 
-def test_bytes_of_a_step(two_ranks, capsys):
-    for rank in two_ranks:
-        with capsys.disabled():
-            print(f"\nan update of 19 x 5 components of 64 dimensions: {rank['bytes']} bytes in collectives")
+def test_bytes_of_a_step(ranks):
+    for rank in ranks:
         # The sums alone, in single precision, are 19 * 5 * 2 * 64 * 4 bytes.
         assert 48_640 < rank["bytes"] <= 60_000
 
 
-@pytest.mark.parametrize("save_memory", [False, True])
-def test_ranks_resume_together_from_what_rank_0_saved(two_ranks, save_memory):
-    history = [rank[f"resumed_{save_memory}"] for rank in two_ranks]
-    before = two_ranks[0][f"saved_{save_memory}"]
+@pytest.mark.parametrize("saved", ["statistics", "memory"])
+def test_ranks_resume_together_from_what_rank_0_saved(ranks, saved):
+    """What other ranks held counts as lost, and leaves as its average."""
+    history = [rank[f"{saved} resumed"] for rank in ranks]
+    before = ranks[0][f"{saved} saved"]
     first = [states[0] for states in history]
     for name in ("means", "scales", "memory.count", "memory.total", "memory.total_square", "memory.pointer"):
         torch.testing.assert_close(first[0][name], before[name], rtol=0, atol=1e-6)
     number, _ = held_features(first)
-    assert bool(number.any()) == save_memory
+    assert bool(number.any()) == (saved == "memory")
     assert torch.equal(first[0]["memory.lost_count"], before["memory.count"] - number)
 
-    for states in zip(*history, strict=True):
-        assert_identical(list(states))
+    for states in map(list, zip(*history, strict=True)):
+        assert_identical(states)
         found = states[0]
-        number, total = held_features(list(states))
+        number, total = held_features(states)
         assert torch.equal(found["memory.count"], number + found["memory.lost_count"])
         assert found["memory.lost_count"].ge(0).all()
         assert found["memory.total_square"].min() > -1e-6
-        torch.testing.assert_close(
-            found["memory.total"], total + found["memory.lost_total"], rtol=0, atol=1e-5
-        )
+        together = total + found["memory.lost_total"]
+        torch.testing.assert_close(found["memory.total"], together, rtol=0, atol=1e-5)
         # Unit vectors: their squares sum to their number, those of the average included.
-        torch.testing.assert_close(
-            found["memory.total_square"].sum(1), found["memory.count"].double(), rtol=0, atol=1e-5
-        )
+        squares = found["memory.total_square"].sum(1)
+        torch.testing.assert_close(squares, found["memory.count"].double(), rtol=0, atol=1e-5)
         assert found["scales"][found["fitted"]].min() >= 0.1 * (1 - 1e-6)
     # The frequent classes have taken K new features by then: nothing of the average is left.
     assert history[0][-1]["memory.lost_count"][: 3 * COMPONENTS].tolist() == [0] * 3 * COMPONENTS
 
 
-def test_waiting_features_count_once_after_a_resume(two_ranks):
+def test_waiting_features_count_once_after_a_resume(ranks):
     features, labels, *_ = warm_pixels(0, 0)
-    assert two_ranks[0]["waiting"]["warm_start.count"].tolist() == [8, 0, 2, 0]
-    assert torch.equal(two_ranks[0]["waiting"]["warm_start.features"][0, :8], features[labels == 0])
-    assert not two_ranks[1]["waiting"]["warm_start.count"].any()
+    assert ranks[0]["waiting"]["warm_start.count"].tolist() == [8, 0, 2, 0]
+    assert torch.equal(ranks[0]["waiting"]["warm_start.features"][0, :8], features[labels == 0])
+    assert not any(rank["waiting"]["warm_start.count"].any() for rank in ranks[1:])
 
 
-if __name__ == "__main__":
-    run_rank(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+if __name__ == "rank":
+    run_rank(RANK, FOLDER)  # noqa: F821, given by who runs this path

@@ -73,7 +73,7 @@ def test_steps_are_those_of_the_reference(tag):
 
 
 def test_choice_of_samples_is_the_reference_choice():
-    from gmm_anomaly.gmm.selection import evenly_spaced_indices
+    from gmm_anomaly.gmm.memory import evenly_spaced_indices
 
     for samples in (20, 6):
         expected = golden(f"rnd_sample_idx{samples}").long()

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gmm_anomaly.benchmark.plain_components import plain_components
 from gmm_anomaly.metrics import ComponentMetrics
+from tests.oracles.components import plain_components
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = json.loads((DATA / "smiyc_components.json").read_text())
@@ -95,9 +95,7 @@ def test_threshold_between_two_float16_numbers_is_compared_exactly(track, arrays
     rounded["threshold"] = group["threshold_as_float16"]
     check_frames(TRACKS[track], scores, labels, rounded)
 
-
-@pytest.mark.parametrize("track", sorted(TRACKS))
-def test_log_like_scores(track, arrays):
+    # Scores like logarithms.
     group = GOLDEN["segments_logscale"]
     names = [f"{frame:02d}" for frame in group["ids"]]
     scores = [(arrays[f"score_{n}"].astype(np.float32) * 40 - 20).astype(np.float16) for n in names]
@@ -145,7 +143,9 @@ def test_one_anomaly_in_two_predictions():
     assert (siou, ppv) == ([Fraction(7, 10)], [Fraction(2, 3), Fraction(1)])
 
 
-def test_sizes_of_the_tracks():
+def test_sizes_of_the_tracks_and_corners_that_touch():
+    corners = scene(8, 8, a1=(0, 4, 0, 4), a2=(4, 8, 4, 8))
+    assert compared(corners, corners) == ([1], [1])
     label, prediction = np.zeros((60, 60), np.uint8), np.zeros((60, 60), np.uint8)
     label[:10, :10] = prediction[:10, :10] = 1
     prediction[30:50, 30:55] = 1
@@ -154,11 +154,6 @@ def test_sizes_of_the_tracks():
     assert compared(prediction, label, (501, 101)) == ([], [])
     # An anomaly that becomes void takes the prediction on it along.
     assert compared(prediction, label, (100, 101)) == ([], [0])
-
-
-def test_squares_that_touch_at_a_corner_are_one():
-    label = scene(8, 8, a1=(0, 4, 0, 4), a2=(4, 8, 4, 8))
-    assert compared(label, label) == ([1], [1])
 
 
 def test_void_takes_pixels_from_a_prediction_and_can_cut_it():
@@ -182,17 +177,62 @@ def test_background_below_the_limit_becomes_void_as_in_the_reference():
     assert compared(prediction, label, (1, 6)) == ([1], [1])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    hnp.arrays(np.float32, (9, 13), elements=st.sampled_from([0.0, 1.0])),
+def plain_components(
+    score: np.ndarray, label: np.ndarray, threshold: float, min_prediction_size: int, min_anomaly_size: int
+) -> tuple[list[float], list[float]]:
+    """sIoU of every anomaly and PPV of every predicted component: a pass over the image for each pair."""
+    valid = label != 255
+    predicted = (score.astype(np.float64) > threshold) & valid
+    _, anomalies = cv2.connectedComponents((label == 1).astype(np.uint8), connectivity=8)
+    _, predictions = cv2.connectedComponents(predicted.astype(np.uint8), connectivity=8)
+
+    numbers, sizes = np.unique(predictions, return_counts=True)
+    predictions[np.isin(predictions, numbers[sizes < min_prediction_size])] = 0
+    numbers, sizes = np.unique(anomalies, return_counts=True)
+    valid[np.isin(anomalies, numbers[sizes < min_anomaly_size])] = False
+    anomalies[~valid] = predictions[~valid] = 0
+
+    masks = [[image == one for one in np.unique(image[image > 0])] for image in (anomalies, predictions)]
+    overlap = np.array([[np.count_nonzero(one & other) for other in masks[1]] for one in masks[0]])
+    overlap = overlap.reshape(len(masks[0]), len(masks[1]))
+    siou = []
+    for row, anomaly in zip(overlap, masks[0], strict=True):
+        touching = [column for column, pixels in enumerate(row) if pixels]
+        union = anomaly.sum() + sum(masks[1][column].sum() for column in touching)
+        siou.append(float(row.sum() / (union - overlap[:, touching].sum())))
+    return siou, [float(overlap[:, j].sum() / mask.sum()) for j, mask in enumerate(masks[1])]
+
+
+SCENE = (
+    hnp.arrays(np.float32, (9, 13), elements=st.integers(-4, 4).map(lambda step: step / 4)),
     hnp.arrays(np.uint8, (9, 13), elements=st.sampled_from([0, 0, 1, 1, 255])),
-    st.integers(0, 6),
-    st.integers(0, 6),
 )
-def test_random_scenes_agree_with_the_plain_version(score, label, min_prediction, min_anomaly):
+few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@few
+@given(*SCENE, st.integers(0, 6), st.integers(0, 6), st.data())
+def test_random_scenes_agree_with_the_plain_version(score, label, min_prediction, min_anomaly, data):
     found = ComponentMetrics(min_prediction, min_anomaly, 0.5).update(score, label)
     siou, ppv = plain_components(score, label, 0.5, min_prediction, min_anomaly)
     assert ratios(found.anomalies) == sorted(siou) and ratios(found.predictions) == sorted(ppv)
+    # A strictly increasing map of score and threshold changes nothing.
+    steps = data.draw(hnp.arrays(np.int64, 9, elements=st.integers(1, 1000)))
+    values = np.cumsum(steps).astype(np.float32)
+    moved = ComponentMetrics(min_prediction, min_anomaly, float(values[6]))
+    again = moved.update(values[np.searchsorted(np.arange(-4, 5) / 4, score)], label)
+    assert all(map(np.array_equal, again, found))
+
+
+@few
+@given(SCENE[1], st.sampled_from([np.fliplr, np.flipud, np.transpose, np.rot90]))
+def test_a_prediction_of_the_anomalies_themselves_is_perfect_however_turned(label, turn):
+    assume((label == 1).any())
+    metrics = ComponentMetrics(0, 0, 0.5)
+    metrics.update(turn(label == 1).astype(np.float32), turn(label))
+    found = metrics.compute()
+    assert (found["sIoU_gt"], found["PPV"], found["F1"]) == (1, 1, 1)
+    assert not any(found["fp"].values()) and not any(found["fn"].values())
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -214,36 +254,31 @@ def test_a_score_at_the_threshold_is_not_predicted(dtype):
         assert (len(found.predictions) == 1) == predicted
 
 
-def test_merging_states_and_order(arrays, tmp_path):
-    def fill(frames) -> ComponentMetrics:
-        metrics = ComponentMetrics.obstacle_track(0.25)
-        for frame in frames:
-            metrics.update(arrays[f"score_{frame:02d}"], arrays[f"label_{frame:02d}"])
-        return metrics
-
-    whole = fill(range(12))
-    expected, numbers = whole.state(), whole.compute()
-    for shards in ([range(11, 5, -1), range(6)], [[], range(0, 12, 2), range(11, 0, -2)]):
-        joined = ComponentMetrics.obstacle_track(0.25)
-        for shard in shards:
-            joined.merge(ComponentMetrics.from_state(pickle.loads(pickle.dumps(fill(shard).state()))))
-        assert str(joined.state()) == str(expected) and joined.compute() == numbers
-    np.savez(tmp_path / "state.npz", **expected)
-    with np.load(tmp_path / "state.npz") as loaded:
-        assert ComponentMetrics.from_state(loaded).compute() == numbers
+def test_components_by_size_of_a_frame_counted_by_hand():
+    """Anomalies of 4, 120 and 450 pixels; the smallest is too small, the middle one is missed, the largest is
+    found but for 50 pixels, and 150 known pixels are predicted as well."""
+    label = scene(60, 100, a1=(0, 2, 0, 2), a2=(10, 20, 0, 12), a3=(30, 45, 0, 30))
+    predicted = scene(60, 100, p1=(30, 45, 0, 30), p2=(0, 10, 80, 95))
+    predicted.reshape(-1)[np.flatnonzero((label == 1).ravel())[-50:]] = 0
+    metrics = ComponentMetrics.obstacle_track(0.5)
+    metrics.update(predicted.astype(np.float32), label)
+    small, large = metrics.by_size()
+    assert (small["from"], small["to"], large["from"], large["to"]) == (100, 400, 400, 1600)
+    assert (small["anomalies"], small["found"], small["sIoU_gt"]) == (1, 0, 0.0)
+    assert (large["anomalies"], large["found"], large["sIoU_gt"]) == (1, 1, 400 / 450)
+    assert (small["predictions"], small["PPV"], large["predictions"], large["PPV"]) == (1, 0.0, 1, 1.0)
 
 
 def test_only_one_side_missing():
-    metrics = ComponentMetrics(0, 0, 0.5)
-    metrics.update(np.zeros((3, 3)), np.eye(3, dtype=int))
-    found = metrics.compute()
-    assert found["F1"] == 0 and found["sIoU_gt"] == 0 and math.isnan(found["PPV"])
-    assert found["note"] == "no predicted component of at least the minimum size"
-    metrics = ComponentMetrics(0, 0, 0.5)
-    metrics.update(np.eye(3), np.zeros((3, 3), int))
-    found = metrics.compute()
-    assert found["F1"] == 0 and found["PPV"] == 0 and math.isnan(found["sIoU_gt"])
-    assert found["note"] == "no anomaly of at least the minimum size"
+    some, none = np.eye(3, dtype=int), np.zeros((3, 3), int)
+    for predicted, label, missing, found_one, note in (
+        (none, some, "PPV", "sIoU_gt", "no predicted component of at least the minimum size"),
+        (some, none, "sIoU_gt", "PPV", "no anomaly of at least the minimum size"),
+    ):
+        metrics = ComponentMetrics(0, 0, 0.5)
+        metrics.update(predicted.astype(float), label)
+        found = metrics.compute()
+        assert found["F1"] == found[found_one] == 0 and math.isnan(found[missing]) and found["note"] == note
 
 
 def test_what_cannot_be_counted_is_named_and_changes_nothing():

@@ -77,21 +77,20 @@ def test_best_f1_is_reached_at_its_threshold(pixels, data):
 
 
 @few
-@given(scored_pixels())
-def test_monotone_transforms_change_no_number(pixels):
+@given(scored_pixels(), st.sampled_from(["float32", "float16"]), st.data())
+def test_only_ranks_count(pixels, precision, data):
+    """Any strictly increasing map, not only smooth ones, changes thresholds alone."""
     score, label = pixels
-    expected = numbers(counted(score, label))
-    for changed in (8 * score - 3, np.arctan(score), score.astype(np.float64) ** 3, np.exp(score)):
-        for precision in ("float32", "float16"):
-            assert numbers(counted(changed, label, precision=precision)) == expected
-
-
-@few
-@given(scored_pixels())
-def test_negated_scores_mirror_auroc(pixels):
-    score, label = pixels
-    forth, back = counted(score, label).compute(), counted(-score, label).compute()
-    assert forth["AUROC"] + back["AUROC"] == pytest.approx(1)
+    steps = data.draw(hnp.arrays(np.int64, 9, elements=st.integers(1, 200)))
+    values = (np.cumsum(steps) - 900).astype(np.float32)
+    grid = np.arange(-4, 5) / 4
+    before, after = (
+        counted(one, label, precision=precision).compute()
+        for one in (score, values[np.searchsorted(grid, score)])
+    )
+    for key in ("AP", "AUROC", "FPR95", "best_f1"):
+        assert before[key] == after[key]
+    assert after["best_f1_threshold"] == values[np.searchsorted(grid, before["best_f1_threshold"])]
 
 
 @few
@@ -183,14 +182,3 @@ def test_curve_points_are_points_of_the_exact_curves(pixels, precision):
     known = np.sort(score[label == 0])
     above = len(known) - np.searchsorted(known, curve["threshold"][1:])
     assert curve["fpr"][1:] == pytest.approx(above / len(known))
-
-
-def test_curve_with_all_points_integrates_to_the_numbers():
-    rng = np.random.default_rng(1)
-    label = rng.integers(0, 2, 500)
-    score = np.round(rng.normal(size=500) + label, 1)
-    metrics = counted(score, label)
-    curve, found = metrics.curve(points=2000), metrics.compute()
-    heights = (curve["tpr"][1:] + curve["tpr"][:-1]) / 2
-    assert (np.diff(curve["fpr"]) * heights).sum() == pytest.approx(found["AUROC"])
-    assert (np.diff(curve["recall"]) * curve["precision"][1:]).sum() == pytest.approx(found["AP"])

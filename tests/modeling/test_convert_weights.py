@@ -11,8 +11,9 @@ import torch
 from detectron2.modeling import build_model
 from torch.nn import functional as F
 
+from gmm_anomaly.cli import main
 from gmm_anomaly.engine import Checkpointer, build_config
-from gmm_anomaly.engine.weights import convert_main, trust_pickles
+from gmm_anomaly.engine.weights import trust_pickles
 from gmm_anomaly.modeling.backbones.weight_names import mmsegmentation_timm_names
 
 CLASSES, COMPONENTS, DIM, SLOTS = 5, 2, 8, 6
@@ -241,7 +242,7 @@ def convert(tmp_path):
         torch.save({wrapper: state, "meta": {"epoch": 3}} if wrapper else state, tmp_path / "theirs.pth")
         output = tmp_path / "ours.pth"
         files = [str(tmp_path / "theirs.pth"), str(output)]
-        return convert_main(["--config-file", str(tmp_path / "config.yaml"), *files, *arguments]), output
+        return main(["convert", "--config-file", str(tmp_path / "config.yaml"), *files, *arguments]), output
 
     return run
 
@@ -385,7 +386,7 @@ def test_files_and_models_that_cannot_be_converted_are_named(convert, tmp_path, 
     torch.save({"state_dict": {"backbone.x": torch.zeros(1)}, "meta": Path("x")}, tmp_path / "theirs.pth")
     command = ["--config-file", str(tmp_path / "config.yaml")]
     for name, message in (("theirs", "INPUT: .* is a pickle that names pathlib"), ("none", "INPUT: no file")):
-        assert convert_main([*command, str(tmp_path / f"{name}.pth"), str(tmp_path / "ours.pth")]) == 1
+        assert main(["convert", *command, str(tmp_path / f"{name}.pth"), str(tmp_path / "ours.pth")]) == 1
         assert re.search(message, capsys.readouterr().err)
 
 

@@ -114,13 +114,11 @@ def test_keys_reach_the_classifier():
     MetadataCatalog.get("four_classes").set(stuff_classes=["a", "b", "c", "d"])
     cfg.merge_from_list(
         [
-            "MODEL.CLASSIFIER.NUM_CLASSES", 4,
-            "MODEL.GMM.EMPTY_COMPONENTS", "reseed", "DATASETS.TRAIN", ("four_classes",),
+            "MODEL.CLASSIFIER.NUM_CLASSES", 4, "DATASETS.TRAIN", ("four_classes",),
             "MODEL.GMM.MEMORY_SIZE", 30, "MODEL.DEVICE", "cpu",
         ]
     )  # fmt: skip
     model = build_classifier(cfg, 8)
     assert model.class_names == ["a", "b", "c", "d"]
-    assert model.bank.empty_components == "reseed"
     cfg.MODEL.CLASSIFIER.NUM_CLASSES = 3
     assert build_classifier(cfg, 8).class_names is None, "another number of names than of classes"

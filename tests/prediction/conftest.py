@@ -26,7 +26,7 @@ def trained(tmp_path_factory) -> SimpleNamespace:
     cfg = build_config(
         str(CONFIG),
         [
-            "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.FEATURE_DISTANCE.FEATURES", "[]",
+            "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.WEIGHTS", "", "MODEL.FEATURE_DISTANCE.FEATURES", "[]",
             "TEST.SCORES", "['energy', 'msp']", "INPUT.MIN_SIZE_TEST", 64, "DATALOADER.NUM_WORKERS", 0,
             "DATASETS.SYNTHETIC.CACHE_DIR", "",
         ],

@@ -57,7 +57,7 @@ def test_moments_are_those_of_every_labelled_pixel(tmp_path):
     cfg = build_config(
         "configs/synthetic/effnetlite0_deeplabv3plus_softmax.yaml",
         [
-            "MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", "", "MODEL.FEATURE_DISTANCE.FEATURES", [],
+            "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.WEIGHTS", "", "MODEL.FEATURE_DISTANCE.FEATURES", [],
             "MODEL.CHANNELS_LAST", False, "INPUT.MIN_SIZE_TEST", 0,
             "TEST.SCORES", ["sml", "energy"], "MODEL.FEATURE_DISTANCE.NUM_IMAGES", 7,
             "DATASETS.SYNTHETIC.NUM_TRAIN", 3, "DATASETS.SYNTHETIC.HEIGHT", 64,

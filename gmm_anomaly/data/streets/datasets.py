@@ -15,8 +15,7 @@ from tqdm import tqdm
 from ..atomic import replacing
 from ..label_rule import ANOMALY, CLOSED_SET
 from ..pairing import FolderPairs, Record
-from ..registration import register
-from ..spec import DatasetSpec
+from ..registration import DatasetSpec, register
 from .canvas import ANOMALY_LABEL, CLASSES, IGNORE_LABEL, PALETTE
 from .scene import MIN_HEIGHT, MIN_WIDTH, RENDERER_VERSION, render_street
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, own_class_log_prob, sinkhorn_assign_all
-from gmm_anomaly.gmm.mixture import EXCLUDED
+from gmm_anomaly.gmm.density import EXCLUDED
 from gmm_anomaly.scores import PixelOutputs
 
 from ..losses import IGNORED_COMPONENT, component_contrast, pixel_cross_entropy, resized_labels
@@ -25,6 +25,8 @@ from .softmax import SoftmaxClassifier
 
 logger = logging.getLogger(__name__)
 
+# With a warm start: slots that misclassified pixels may fill too, and first weight of the norm over classes.
+WARM_START_FILL, WARM_START_LOGIT_SCALE = 400, 3.0
 MEMORY_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -93,7 +95,7 @@ class GMMClassifier(PixelClassifier):
         if feature_gradient == 0 and guide_weight == 0:
             raise ValueError(
                 "MODEL.GMM.FEATURE_GRADIENT 0 leaves backbone and decoder without a loss: it needs the "
-                "guiding classifier (MODEL.GMM.WARM_START True and a WARM_START_GUIDE_WEIGHT above 0)"
+                "guiding classifier (MODEL.GMM.WARM_START True and a GUIDE_WEIGHT above 0)"
             )
         if assignment not in ("sinkhorn", "em"):
             raise ValueError(f'MODEL.GMM.ASSIGNMENT: expected "sinkhorn" or "em", found {assignment!r}')
@@ -179,10 +181,8 @@ class GMMClassifier(PixelClassifier):
             losses = {"loss_ce": pixel_cross_entropy(maps, labels, average=self.loss_average)}
             if self.contrast_weight:
                 losses["loss_contrast"] = self.contrast_weight * component_contrast(log_prob, target)
-            if self.sampled_contrast is not None and self.sampled_contrast.factor > 0:
-                losses["loss_sampled_contrast"] = self.sampled_contrast.loss(
-                    self.bank, embedding, small, correct
-                )
+            if self.sampled_contrast is not None:
+                losses |= self.sampled_contrast.losses(self.bank, embedding, small, correct)
         return losses
 
     @torch.no_grad()
@@ -259,20 +259,6 @@ def _projection(kind: str, in_channels: int, dim: int, norm: str) -> list[nn.Mod
     raise ValueError(f'MODEL.GMM.PROJECTION: expected "mlp", "linear", "released" or "none", found {kind!r}')
 
 
-def _sampled_contrast(keys: CfgNode) -> SampledContrast | None:
-    if not keys.WEIGHT:
-        return None
-    return SampledContrast(
-        weight=keys.WEIGHT,
-        temperature=keys.TEMPERATURE,
-        anchors_per_class=keys.ANCHORS_PER_CLASS,
-        samples_per_class=keys.SAMPLES_PER_CLASS,
-        hard_share=keys.HARD_SHARE,
-        noise_scale=keys.NOISE_SCALE,
-        min_fill=keys.MIN_FILL,
-    )
-
-
 @CLASSIFIER_REGISTRY.register()
 def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
     keys = cfg.MODEL.GMM
@@ -280,6 +266,7 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
         raise ValueError(
             f"MODEL.GMM.MEMORY_DTYPE: expected one of {', '.join(MEMORY_DTYPES)}, found {keys.MEMORY_DTYPE!r}"
         )
+    contrast = {key.lower(): value for key, value in keys.SAMPLED_CONTRAST.items()}
     bank = GaussianMixtureBank(
         cfg.MODEL.CLASSIFIER.NUM_CLASSES,
         keys.NUM_COMPONENTS,
@@ -290,12 +277,10 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
         keys.MOMENTUM_SCALE,
         keys.VARIANCE_FLOOR,
         reduction=keys.REDUCTION,
-        fill_slots=keys.WARM_START_FILL if keys.WARM_START else 0,
+        fill_slots=WARM_START_FILL if keys.WARM_START else 0,
         warm_start_features=keys.WARM_START_FEATURES if keys.WARM_START else 0,
-        kmeans_rounds=keys.WARM_START_KMEANS_ROUNDS,
         memory_dtype=MEMORY_DTYPES[keys.MEMORY_DTYPE],
         save_memory=keys.SAVE_MEMORY,
-        empty_components=keys.EMPTY_COMPONENTS,
     )
     return GMMClassifier(
         in_channels,
@@ -303,12 +288,12 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
         dropout=cfg.MODEL.CLASSIFIER.DROPOUT,
         projection=keys.PROJECTION,
         norm=usable_norm(cfg.MODEL.DECODER.NORM, cfg.MODEL.DEVICE),
-        logit_scale=keys.WARM_START_LOGIT_SCALE if keys.WARM_START else 1.0,
+        logit_scale=WARM_START_LOGIT_SCALE if keys.WARM_START else 1.0,
         contrast_weight=keys.CONTRAST_WEIGHT,
-        guide_weight=keys.WARM_START_GUIDE_WEIGHT if keys.WARM_START else 0.0,
+        guide_weight=keys.GUIDE_WEIGHT if keys.WARM_START else 0.0,
         feature_gradient=keys.FEATURE_GRADIENT,
         logits_from=keys.LOGITS,
-        sampled_contrast=_sampled_contrast(keys.SAMPLED_CONTRAST),
+        sampled_contrast=SampledContrast(**contrast) if contrast["weight"] else None,
         assignment=keys.ASSIGNMENT,
         sinkhorn_iterations=keys.SINKHORN_ITERATIONS,
         sinkhorn_epsilon=keys.SINKHORN_EPSILON,

@@ -1,0 +1,31 @@
+"""The model of a verb that evaluates one: the only part of this package that reaches back to the engine."""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from torch import nn
+
+
+def model_config(args: argparse.Namespace, overrides: Sequence[str] = ()) -> CfgNode:
+    """The config that a command's arguments ask for; registers their data sets. ``overrides`` come last."""
+    from gmm_anomaly.engine import build_config
+    from gmm_anomaly.engine.weights import trust_pickles
+
+    trust_pickles(args.trust_pickle)
+    for path in args.register:
+        runpy.run_path(path)
+    weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
+    return build_config(args.config_file, [*args.opts, *weights, *overrides])
+
+
+def load_model(cfg: CfgNode) -> nn.Module:
+    """The trained model of a config, in evaluation mode."""
+    from gmm_anomaly.engine import Checkpointer, Trainer, inference_config
+
+    model = Trainer.build_model(inference_config(cfg))
+    Checkpointer(model).load_for_evaluation(cfg.MODEL.WEIGHTS)
+    return model.eval()

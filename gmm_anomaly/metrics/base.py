@@ -1,0 +1,163 @@
+"""What all metrics share: states that merge, and checks on what they are given for one image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+# What a state is: plain numbers, strings, lists of strings and arrays of numbers. So it can be pickled, sent
+# to a rank, saved by numpy.savez, by json with the arrays as lists, and by torch with the arrays as tensors.
+State = dict[str, Any]
+Self = TypeVar("Self", bound="Metric")
+
+FORMAT = 1
+_HALF_INF = 0x7C00
+
+
+class Metric:
+    """Whole-number counts over images, the same whatever their order and however they were sharded.
+
+    A subclass names its attributes: in ``SETTINGS`` the arguments it was made with, in ``COUNTS`` numbers and
+    integer arrays that are added up, the number of images first.
+    """
+
+    SETTINGS: ClassVar[tuple[str, ...]]
+    COUNTS: ClassVar[tuple[str, ...]]
+
+    def settings(self) -> dict[str, Any]:
+        """What the metrics were made with."""
+        return {name: getattr(self, name) for name in self.SETTINGS}
+
+    def merge(self, other: Any) -> None:
+        """Add what ``other`` has counted; ``other`` keeps it.
+
+        Raises:
+            TypeError: another kind of metrics. ValueError: they were made with other settings.
+        """
+        if type(self) is not type(other):
+            raise TypeError(f"cannot merge {type(other).__name__} into {type(self).__name__}")
+        mine, theirs = self.settings(), other.settings()
+        found = [f"{key} {mine[key]!r} and {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
+        if found:
+            raise ValueError(
+                f"cannot merge {type(self).__name__} made with different settings: {', '.join(found)}"
+            )
+        self._add(other)
+
+    def state(self) -> State:
+        """Everything counted so far, as numbers, strings and arrays: equal pixels give equal states."""
+        settings = {name: [] if value is None else value for name, value in self.settings().items()}
+        return {"metric": type(self).__name__, "format": FORMAT} | settings | self._counted()
+
+    @classmethod
+    def from_state(cls: type[Self], state: Mapping[str, Any]) -> Self:
+        """The metrics whose :meth:`state` this is, also read back from ``.npz``, JSON or torch."""
+        found = plain(state, "metric"), plain(state, "format")
+        if found != (cls.__name__, FORMAT):
+            raise ValueError(
+                f"expected a state of {cls.__name__} in format {FORMAT}, found {found[0]} in {found[1]}"
+            )
+        settings = {name: plain(state, name) for name in cls.SETTINGS}
+        metrics = cls(**{name: None if value == [] else value for name, value in settings.items()})
+        metrics._load(state)
+        return metrics
+
+    def _add(self, other: Any) -> None:
+        for name in self.COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def _counted(self) -> State:
+        counts = {name.lstrip("_"): getattr(self, name) for name in self.COUNTS}
+        return {key: np.copy(one) if isinstance(one, np.ndarray) else one for key, one in counts.items()}
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        for name in self.COUNTS:
+            found = array(state, name.lstrip("_"), np.int64)
+            setattr(self, name, found.copy() if found.ndim else found.item())
+
+    def _image(self, name: str | None) -> str:
+        """What to call the next image in an error."""
+        return f"image {name!r}" if name is not None else f"image number {getattr(self, self.COUNTS[0]) + 1}"
+
+
+def array(state: Mapping[str, Any], key: str, dtype: DTypeLike | None = None) -> np.ndarray:
+    """The array under ``key``, with its ``dtype`` if JSON lost it. Raises ValueError without the key."""
+    try:
+        return np.asarray(state[key], dtype)
+    except KeyError:
+        raise ValueError(f"the state lacks {key!r}; it holds {sorted(state)}") from None
+
+
+def plain(state: Mapping[str, Any], key: str) -> Any:
+    """The plain number, string or list under ``key``; ``numpy.savez`` makes arrays of them."""
+    return array(state, key).tolist()
+
+
+def as_scores(score: Any, image: str) -> np.ndarray:
+    """What ``numpy.asarray`` takes as an array of real numbers; TypeError for others, ValueError for NaN."""
+    array = np.asarray(score)
+    if array.dtype.kind in "bui":
+        array = array.astype(np.float64)
+    elif array.dtype.kind != "f":
+        raise TypeError(f"{image}: scores must be float16, float32 or float64, found {array.dtype}")
+    if array.dtype == np.float16:  # numpy's own test converts each value first
+        missing = np.count_nonzero(_half_magnitudes(array) > _HALF_INF)
+    else:
+        missing = np.count_nonzero(np.isnan(array))
+    if missing:
+        raise ValueError(
+            f"{image}: {missing} of {array.size} scores are NaN; only numbers and infinities can be ranked"
+        )
+    return array
+
+
+def as_integers(values: Any, what: str, image: str) -> np.ndarray:
+    """An integer or boolean array. Raises TypeError, naming it by ``what`` and ``image``, for others."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "bui":
+        raise TypeError(f"{image}: {what} must be an array of integers or booleans, found {array.dtype}")
+    return array
+
+
+def check_same_shape(first: np.ndarray, second: np.ndarray, names: str, image: str) -> None:
+    """Raise ValueError unless the shapes agree; ``names`` says what the two arrays are."""
+    if first.shape != second.shape:
+        raise ValueError(f"{image}: {names} must have the same shape, found {first.shape} and {second.shape}")
+
+
+def anomaly_masks(label: Any, image: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Masks of the known (label 0) and of the anomalous pixels (1), and the number of void ones (255).
+
+    Raises:
+        TypeError: labels are not integers. ValueError: there are other values than 0, 1 and 255.
+    """
+    array = as_integers(label, "label", image)
+    known, anomalous = array == 0, array == 1
+    void = int(np.count_nonzero(array == 255))
+    if np.count_nonzero(known) + np.count_nonzero(anomalous) + void != array.size:
+        others = np.setdiff1d(array, [0, 1, 255])
+        listed = ", ".join(str(value) for value in others[:8]) + (", …" if len(others) > 8 else "")
+        raise ValueError(
+            f"{image}: labels must be 0 (known), 1 (anomaly) or 255 (void), found also {listed}; "
+            "map the data set's label ids to these three first"
+        )
+    return known, anomalous, void
+
+
+def to_precision(scores: np.ndarray, precision: str) -> tuple[np.ndarray, int]:
+    """Scores rounded to ``float16`` or ``float32``, and how many of the finite ones became infinite."""
+    with np.errstate(over="ignore"):
+        rounded = scores.astype(precision, copy=False)
+    if scores.dtype.itemsize <= rounded.dtype.itemsize:
+        return rounded, 0
+    half = precision == "float16"
+    infinite = np.count_nonzero(_half_magnitudes(rounded) == _HALF_INF if half else np.isinf(rounded))
+    return rounded, int(infinite - np.count_nonzero(np.isinf(scores))) if infinite else 0
+
+
+def _half_magnitudes(array: np.ndarray) -> np.ndarray:
+    """Bit patterns of float16 numbers without their signs."""
+    return np.ascontiguousarray(array).view(np.uint16) & np.uint16(0x7FFF)

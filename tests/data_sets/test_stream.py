@@ -1,0 +1,184 @@
+"""The stream of training batches: the same from any batch on, for any number of workers and processes."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from detectron2.utils import comm
+
+from gmm_anomaly.data import (
+    ClassBalancedSampler,
+    LabelRule,
+    build,
+    build_train_loader,
+    register_segmentation_dataset,
+)
+from gmm_anomaly.data.build import class_pixel_counts
+
+
+def batches(cfg, number):
+    return list(itertools.islice(build_train_loader(cfg), number))
+
+
+def ids(found):
+    return [item["image_id"] for batch in found for item in batch]
+
+
+def assert_same(found, expected):
+    for got, wanted in zip(found, expected, strict=True):
+        assert [item["file_name"] for item in got] == [item["file_name"] for item in wanted]
+        for one, other in zip(got, wanted, strict=True):
+            assert torch.equal(one["image"], other["image"])
+            assert torch.equal(one["sem_seg"], other["sem_seg"])
+
+
+@pytest.mark.parametrize(("sampler", "workers"), [("TrainingSampler", 2), ("ClassBalancedSampler", 0)])
+def test_a_stream_can_begin_at_any_batch_with_any_workers(closed, sampler, workers):
+    closed.DATALOADER.SAMPLER_TRAIN = sampler
+    whole = batches(closed, 12)
+    closed.DATALOADER.NUM_WORKERS = workers
+    loader = build_train_loader(closed)
+    loader.dataset.begin(7, seed=closed.SEED)
+    # Whatever else draws in this process.
+    np.random.seed(123)
+    assert_same(itertools.islice(loader, 5), whole[7:])
+
+
+def test_grouped_batches_can_begin_anywhere_too(tmp_path, closed, make_pairs):
+    """Without crops batches hold wide or high images alone."""
+    make_pairs(tmp_path / "high", "ghi", values=(0, 1, 2), size=(16, 12))
+    register_segmentation_dataset("high", tmp_path / "high/images", tmp_path / "high/labels", classes="xyz")
+    closed.DATASETS.TRAIN = ("one", "high")
+    closed.INPUT.CROP.ENABLED = False
+    whole = batches(closed, 8)
+    kinds = [{item["image_id"] in "ghi" for item in batch} for batch in whole]
+    assert all(len(kind) == 1 for kind in kinds) and {True} in kinds and {False} in kinds
+    loader = build_train_loader(closed)
+    loader.dataset.begin(3, seed=closed.SEED)
+    assert_same(itertools.islice(loader, 5), whole[3:])
+
+
+def test_ranks_have_together_what_one_process_has(closed, monkeypatch):
+    closed.SOLVER.IMS_PER_BATCH = 4
+    whole = batches(closed, 3)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        assert_same(batches(closed, 3), [batch[rank::2] for batch in whole])
+
+
+def test_an_epoch_has_every_image_of_all_sets(closed):
+    found = batches(closed, 2)
+    assert sorted(ids(found)) == list("abcdef")
+    for item in itertools.chain(*found):
+        assert item["image"].shape == (3, 8, 10)
+        assert set(item["sem_seg"].unique().tolist()) <= {0, 1, 2, 255}
+
+
+def test_seed_fixes_images_and_augmentation_and_every_image_is_augmented_anew(closed):
+    found = batches(closed, 20)
+    assert_same(batches(closed, 20), found)
+    assert len({item["image"].numpy().tobytes() for item in itertools.chain(*found)}) == 60
+    closed.SEED = 8
+    assert ids(batches(closed, 20)) != ids(found)
+
+
+def test_reading_leaves_the_generators_alone(closed):
+    np.random.seed(3)
+    torch.manual_seed(3)
+    before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    batches(closed, 2)
+    assert (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+
+
+def test_a_stream_can_go_to_spawned_workers(closed):
+    stream = build_train_loader(closed).dataset
+    copy = pickle.loads(pickle.dumps(stream))
+    assert_same(itertools.islice(copy, 2), itertools.islice(stream, 2))
+
+
+# ---- Class-balanced sampling ----
+
+
+def draws(sampler, number):
+    return list(itertools.islice(sampler, number))
+
+
+def test_frequencies_are_those_of_class_then_image():
+    counts = np.zeros((20, 4), int)
+    counts[:, 0] = 900  # in all images
+    counts[:10, 1] = 5
+    counts[3, 2] = 1  # in a single one; class 3 in none
+    probabilities = np.zeros(20)
+    for column in counts.T[:3]:
+        probabilities += (column > 0) / (column > 0).sum() / 3
+    number = 30000
+    sample = draws(ClassBalancedSampler(counts, seed=0), number)
+    assert all(type(index) is int for index in sample[:10])
+    found = np.bincount(sample, minlength=20) / number
+    deviation = np.sqrt(probabilities * (1 - probabilities) / number)
+    assert (np.abs(found - probabilities) < 5 * deviation).all()
+
+
+def test_seed_fixes_the_stream_and_ranks_share_it(monkeypatch):
+    counts = np.random.default_rng(1).integers(0, 2, (40, 6))
+    sampler = ClassBalancedSampler(counts, seed=5)
+    whole = draws(sampler, 3000)
+    assert draws(sampler, 100) == whole[:100]
+    streams = [draws(ClassBalancedSampler(counts, seed), 3000) for seed in (4, None, None)]
+    assert whole not in streams and streams[1] != streams[2]
+    for rank in range(3):
+        monkeypatch.setattr(comm, "get_world_size", lambda: 3)
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        assert draws(ClassBalancedSampler(counts, seed=5), 1000) == whole[rank::3]
+
+
+@pytest.mark.parametrize("counts", [np.zeros((4, 3)), np.zeros((0, 3)), np.ones(4)])
+def test_nothing_to_draw(counts):
+    with pytest.raises(ValueError, match="at least one labelled pixel"):
+        ClassBalancedSampler(counts, seed=0)
+
+
+def test_a_rare_class_makes_its_image_frequent(tmp_path, closed, save_image):
+    """Only image "e" has the class z."""
+    values = {"one/labels/a": 0, "one/labels/b": 0, "one/labels/c": 0, "one/labels/d": 0, "two/labels/f": 10}
+    for name, value in (values | {"two/labels/e": 12}).items():
+        save_image(tmp_path / f"{name}.png", np.full((12, 16), value, np.uint8))
+    closed.DATALOADER.SAMPLER_TRAIN = "ClassBalancedSampler"
+    seen = Counter(ids(batches(closed, 200)))
+    # 600 draws, half of them from the class of "e": standard deviation 12.
+    assert abs(seen["e"] - 300) < 60 and set(seen) == set("abcdef")
+    kept = {path.name for path in (tmp_path / "output").iterdir()}
+    assert kept == {"one.class_index.npz", "two.class_index.npz"}
+
+
+def test_pixel_counts_are_kept(tmp_path, save_image, monkeypatch):
+    rng = np.random.default_rng(0)
+    labels = [rng.choice(np.uint8([0, 1, 3, 9]), (5, 6)) for _ in range(4)]
+    records = [
+        {"file_name": "", "sem_seg_file_name": save_image(tmp_path / f"{index}.png", label)}
+        for index, label in enumerate(labels)
+    ]
+    reads = []
+    read = build.read_label
+    monkeypatch.setattr(build, "read_label", lambda *args: reads.append(args) or read(*args))
+    rule = LabelRule.build("set", {0: 0, 1: 1, 2: 2, 3: 0, 9: 255}, num_classes=3)
+    expected = [[int(np.isin(label, raw).sum()) for raw in ([0, 3], [1], [2])] for label in labels]
+    for _ in range(2):
+        counts = class_pixel_counts(records, rule, tmp_path / "new/folder")
+        assert counts.dtype == np.int64 and counts.tolist() == expected
+    assert len(reads) == 4
+    # Another list, another map.
+    assert class_pixel_counts(records[:3], rule, tmp_path / "new/folder").tolist() == expected[:3]
+    other = LabelRule.build("set", {0: 1, 1: 1, 3: 1, 9: 1}, num_classes=3)
+    counts = class_pixel_counts(records[:3], other, tmp_path / "new/folder")
+    assert counts.tolist() == [[0, 30, 0]] * 3 and len(reads) == 4 + 3 + 3
+    # Rank 1 reads nothing and takes what rank 0 gathers.
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(comm, "all_gather", lambda data: [counts, data])
+    assert class_pixel_counts([{"sem_seg_file_name": "not there"}], rule, tmp_path) is counts

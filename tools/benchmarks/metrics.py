@@ -1,0 +1,112 @@
+"""Metrics: pixel metrics against scikit-learn, component metrics against plain loops."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import cv2
+import numpy as np
+
+from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
+from tests.oracles.components import plain_components
+from tools.benchmarks.timing import report, side_by_side
+
+# Of street_frame's scores; smallest sizes of predictions and anomalies on the obstacle track.
+THRESHOLD, SIZES = 8.0, (50, 10)
+Frame = tuple[np.ndarray, np.ndarray]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pixels", type=int, default=20_000_000, help="for the pixel metrics (2e7)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(1024, 2048), metavar=("H", "W"), help="of a frame (1024 2048)"
+    )
+
+
+def street_frame(size: tuple[int, int], seed: int) -> Frame:
+    """Scores (H, W) float32 and labels (H, W) uint8 with anomalies of many sizes, missed and invented ones,
+    specks.
+
+    Scores are continuous, roughly −12 to 24, few of them equal; about one pixel in a hundred is anomalous.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = size
+    label, raised = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+    for _ in range(40):
+        centre = (int(rng.integers(width)), int(rng.integers(height // 4, height)))
+        axes = tuple(int(axis) for axis in rng.integers(4, max(height // 32, 5), 2))
+        shift = rng.integers(-axes[0] // 2, axes[0] // 2 + 1, 2)
+        if rng.random() < 0.7:
+            cv2.ellipse(label, centre, axes, 0, 0, 360, 1, -1)
+        if rng.random() < 0.8:
+            moved = (centre[0] + int(shift[0]), centre[1] + int(shift[1]))
+            cv2.ellipse(raised, moved, axes, 0, 0, 360, 1, -1)
+    raised[rng.random(size) < 2e-4] = 1
+    label[height * 9 // 10 :] = 255  # the ego vehicle
+    label[:, : width // 50] = 255
+    score = rng.normal(0.0, 3.0, size) + 12.0 * raised
+    return score.astype(np.float32), label
+
+
+def pixel_metrics(frames: list[Frame], precision: str, repeats: int) -> dict[str, Any]:
+    """PixelMetrics fed frame by frame, against scikit-learn on all pixels at once."""
+    from sklearn.metrics import auc, average_precision_score, roc_curve
+
+    given = [(score.astype(precision), label) for score, label in frames]
+    target = np.concatenate([label[label != 255] for _, label in given])
+    scores = np.concatenate([score[label != 255] for score, label in given])
+
+    def ours() -> dict[str, Any]:
+        metrics = PixelMetrics("pooled", precision)
+        for score, label in given:
+            metrics.update(score, label)
+        return metrics.compute()
+
+    def theirs() -> dict[str, float]:
+        fpr, tpr, _ = roc_curve(target, scores)
+        return {"AP": average_precision_score(target, scores), "AUROC": auc(fpr, tpr)}
+
+    found, expected = ours(), theirs()
+    difference = max(abs(found[key] - value) for key, value in expected.items())
+    pixels = sum(label.size for _, label in given)
+    compared = report(
+        f"pixel metrics, {precision}, {pixels:.3g} pixels in {len(frames)} frames",
+        side_by_side({"scikit-learn": theirs, "ours": ours}, repeats),
+        {"scikit-learn / ours": ("scikit-learn", "ours", "at least 50")},
+    )
+    print(f"  exact: {found['exact']}; largest difference of AP and AUROC: {difference:.1e}")
+    return compared | {"pixels": pixels, "exact": found["exact"], "difference": difference}
+
+
+def component_metrics(frame: Frame, repeats: int) -> dict[str, Any]:
+    """ComponentMetrics of one frame against the plain version, with the sizes of the obstacle track."""
+
+    def ours() -> list[list[float]]:
+        found = ComponentMetrics(*SIZES, THRESHOLD).update(*frame)
+        return [sorted((rows[:, 0] / rows[:, 1]).tolist()) for rows in found]
+
+    def loops() -> list[list[float]]:
+        return [sorted(values) for values in plain_components(*frame, THRESHOLD, *SIZES)]
+
+    if ours() != loops():
+        raise RuntimeError("the two versions of the component metrics disagree: one of them is wrong")
+    anomalies, predictions = map(len, ours())
+    return report(
+        f"component metrics of one frame, {anomalies} anomalies, {predictions} predictions",
+        side_by_side({"plain loops": loops, "ours": ours}, repeats),
+        {"plain loops / ours": ("plain loops", "ours", "at least 20")},
+    )
+
+
+def metrics(args: argparse.Namespace) -> dict[str, Any]:
+    cv2.setNumThreads(1)
+    height, width = args.size
+    full, rows = divmod(args.pixels // width, height)
+    frames = [street_frame((height, width), seed) for seed in range(full)]
+    if rows:
+        frames.append(tuple(part[:rows] for part in street_frame((height, width), full)))
+    return {
+        "pixel": {name: pixel_metrics(frames, name, args.repeats) for name in ("float32", "float16")},
+        "component": component_metrics(street_frame((height, width), 0), args.repeats),
+    }

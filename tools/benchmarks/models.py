@@ -1,0 +1,252 @@
+"""The gmm classifier against its softmax twin: a training iteration, and where its time goes; an inference,
+scored on logits and on features; both with and without mixed precision, channels-last order and compiling."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from gmm_anomaly.compat import wrap_distributed
+from gmm_anomaly.engine import EMHook, build_config, inference_config
+from gmm_anomaly.engine.optimizer import build_optimizer
+from gmm_anomaly.engine.train_loop import TrainLoop
+from gmm_anomaly.gmm import GaussianMixtures, TiedGaussians
+from gmm_anomaly.modeling.classifiers import RunningMeanPrototypes
+from gmm_anomaly.modeling.feature_distance import FeatureDistance, MaxLogitMoments
+from tools.benchmarks.mixtures import block_label
+from tools.benchmarks.timing import clock, report, side_by_side
+
+CONFIG = Path(__file__).parents[2] / "configs" / "cityscapes" / "r101_deeplabv3plus_gmm.yaml"
+OWN_SCORE = {"gmm": "gmm_density", "softmax": "msp"}
+# Values of SOLVER.AMP.ENABLED, MODEL.CHANNELS_LAST and MODEL.COMPILE.
+VARIANTS = {
+    "plain": (False, False, False),
+    "mixed precision": (True, False, False),
+    "channels_last": (False, True, False),
+    "compiled": (False, False, True),
+    "all three": (True, True, True),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config-file", default=str(CONFIG), metavar="FILE",
+        help="of both twins; default: DeepLabV3+ on ResNet-50, 19 classes with 5 components",
+    )  # fmt: skip
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(512, 1024), metavar=("H", "W"), help="of an image (512 1024)"
+    )
+    parser.add_argument("--batch", type=int, default=2, help="images at a time (2)")
+    parser.add_argument("--half", action="store_true", help="in mixed precision (bfloat16 on the CPU)")
+    parser.add_argument(
+        "--variants", action="store_true",
+        help="also with and without mixed precision, channels-last and compiling (ten networks in memory)",
+    )  # fmt: skip
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="KEY VALUE pairs for both twins")
+
+
+def without_weights(cfg: CfgNode) -> CfgNode:
+    """The config without pretrained weights, which change no cost and need not be there."""
+    cfg.defrost()
+    nodes = [cfg.MODEL]
+    for node in nodes:
+        nodes += [value for value in node.values() if isinstance(value, CfgNode)]
+        if "WEIGHTS" in node:
+            node.WEIGHTS = ""
+    cfg.freeze()
+    return cfg
+
+
+@torch.no_grad()
+def make_ready(model: nn.Module) -> None:
+    """Mark as fitted whatever refuses to run unfitted; its values stay what they are, or become 1."""
+    for module in model.modules():
+        if isinstance(module, (GaussianMixtures, RunningMeanPrototypes)):
+            module.fitted.fill_(True)
+        elif isinstance(module, TiedGaussians):
+            module.seen.fill_(True)
+        elif isinstance(module, FeatureDistance):
+            module.log_std.fill_(1)
+            module.hybrid_moments[1].fill_(1)
+        elif isinstance(module, MaxLogitMoments):
+            module.std.fill_(1)
+
+
+def twin_config(args: argparse.Namespace, classifier: str, pairs: Sequence[Any] = ()) -> CfgNode:
+    """The config of one twin, for whole images. pairs: keys and values that come last."""
+    overrides = [
+        *(("MODEL.RESNETS.DEPTH", 50) if args.config_file == str(CONFIG) else ()),
+        "SOLVER.AMP.ENABLED", args.half, *args.overrides, "MODEL.DEVICE", args.device,
+        "MODEL.CLASSIFIER.NAME", classifier, "TEST.SCORES", [OWN_SCORE[classifier]],
+        "TEST.SLIDING_WINDOW.ENABLED", False, "TEST.AUG.ENABLED", False, *pairs,
+    ]  # fmt: skip
+    return without_weights(build_config(args.config_file, overrides))
+
+
+def random_image(size: Sequence[int], seed: int) -> Tensor:
+    """(3, H, W) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+
+
+class Iteration:
+    """Calls are training iterations on the same batch: forward, backward, optimiser, and the hooks after it.
+
+    Without a class that still waits for its k-means, as for nearly all of a run.
+    """
+
+    def __init__(self, args: argparse.Namespace, cfg: CfgNode) -> None:
+        torch.manual_seed(0)
+        model, classes = build_model(cfg), cfg.MODEL.CLASSIFIER.NUM_CLASSES
+        batch = [
+            {"image": random_image(args.size, seed), "sem_seg": block_label(args.size, classes, seed)}
+            for seed in range(args.batch)
+        ]
+        optimizer = build_optimizer(cfg, model)
+        self.loop = TrainLoop(
+            wrap_distributed(model), itertools.repeat(batch), optimizer, amp=cfg.SOLVER.AMP.ENABLED
+        )
+        self.loop.max_iter = cfg.SOLVER.MAX_ITER
+        self.loop.storage = EventStorage()
+        if model.bank is not None:
+            self.loop.register_hooks([EMHook.from_config(cfg, model.bank)])
+        for _ in range(5):
+            self()
+
+    def __call__(self) -> None:
+        with self.loop.storage:
+            self.loop.before_step()
+            self.loop.run_step()
+            self.loop.after_step()
+        self.loop.iter += 1
+
+
+def train(args: argparse.Namespace) -> dict[str, Any]:
+    cfg = twin_config(args, "gmm")
+    interval = cfg.MODEL.GMM.UPDATE_INTERVAL
+    twins = {name: Iteration(args, twin_config(args, name)) for name in ("softmax", "gmm")}
+    found = report(
+        f"a training iteration, {Path(args.config_file).stem}, {args.batch} x {args.size[0]}x{args.size[1]}, "
+        f"the mean of {interval} with one EM step",
+        side_by_side(twins, args.repeats, device=args.device, threads=args.threads, runs=interval),
+        {"gmm / softmax": ("gmm", "softmax", "at most 1.1")},
+        args.batch,
+    )
+    shares = iteration_shares(twins["gmm"], interval * args.repeats, clock(args.device))
+    whole = sum(shares.values())
+    print("  of the gmm's:", ", ".join(f"{part} {seconds / whole:.1%}" for part, seconds in shares.items()))
+    del twins
+    return found | {"where": shares} | variants(args, partial(Iteration, args))
+
+
+def iteration_shares(iteration: Iteration, times: int, now: Callable[[], float]) -> dict[str, float]:
+    """Seconds of an iteration by part, the mean of ``times``; a part has no time of another one inside it.
+
+    "classifier" is embedding, densities and losses, "EM" assignment, recording, memory and update; "rest" is
+    what no part claims: normalising the images, looking for numbers that are not finite. Compiled parts
+    cannot be timed apart: there the network is timed without compiling.
+    """
+    model, optimizer = iteration.loop.model, iteration.loop.optimizer
+    parts = {
+        "backbone": [(model.backbone, "forward")],
+        "decoder": [(model.decoder, "forward")],
+        "classifier": [(model.classifier, "losses")],
+        "backward": [(torch.Tensor, "backward")],
+        "EM": [(model.classifier, "_record"), (model.bank, "commit"), (model.bank, "update")],
+        "optimiser": [(optimizer, "zero_grad"), (optimizer, "step")],
+        "rest": [],
+    }
+    seconds, running = dict.fromkeys(parts, 0.0), ["rest"]
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            switch(part)
+            try:
+                return function(*given, **named)
+            finally:
+                switch(None)
+
+        return call
+
+    def switch(part: str | None) -> None:
+        """Book the time since the last switch; enter a part, or leave the one that is running."""
+        nonlocal since
+        since, before = now(), since
+        seconds[running[-1]] += since - before
+        running.append(part) if part else running.pop()
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(model, "compiled", False))
+        for part, functions in parts.items():
+            for owner, name in functions:
+                stack.enter_context(patch.object(owner, name, timed(part, getattr(owner, name))))
+        since = now()
+        for _ in range(times):
+            iteration()
+        switch("rest")
+    return {part: value / times for part, value in seconds.items()}
+
+
+class Inference:
+    """Calls score the same images: class logits at full size, and the classifier's own anomaly score."""
+
+    def __init__(self, args: argparse.Namespace, cfg: CfgNode) -> None:
+        torch.manual_seed(0)
+        self.model = build_model(inference_config(cfg)).eval()
+        make_ready(self.model)
+        self.batch = [{"image": random_image(args.size, seed)} for seed in range(args.batch)]
+        self.autocast = partial(torch.autocast, args.device, enabled=cfg.SOLVER.AMP.ENABLED)
+
+    @torch.no_grad()
+    def __call__(self, score_on: str = "logits") -> None:
+        self.model.inference = dataclasses.replace(self.model.inference, score_on=score_on)
+        with self.autocast():
+            self.model(self.batch)
+
+
+def infer(args: argparse.Namespace) -> dict[str, Any]:
+    twins = {name: Inference(args, twin_config(args, name)) for name in OWN_SCORE}
+    calls = {f"{name}, on {on}": partial(twins[name], on) for on in ("logits", "features") for name in twins}
+    found = report(
+        f"an inference, {Path(args.config_file).stem}, {args.batch} x {args.size[0]}x{args.size[1]}",
+        side_by_side(calls, args.repeats, device=args.device, threads=args.threads),
+        {
+            f"gmm / softmax, on {on}": (f"gmm, on {on}", f"softmax, on {on}", "at most 1.05")
+            for on in ("logits", "features")
+        },
+        args.batch,
+    )
+    del twins, calls
+    return found | variants(args, partial(Inference, args))
+
+
+def variants(args: argparse.Namespace, make: Callable[[CfgNode], Callable[[], object]]) -> dict[str, Any]:
+    """Both twins in every variant, in turns, if ``--variants`` asks for it. make: from a config to a call."""
+    if not args.variants:
+        return {}
+    calls, keys = {}, ("SOLVER.AMP.ENABLED", "MODEL.CHANNELS_LAST", "MODEL.COMPILE")
+    try:
+        for variant, values in VARIANTS.items():
+            pairs = [part for pair in zip(keys, values, strict=True) for part in pair]
+            for twin in ("softmax", "gmm"):
+                calls[f"{twin}, {variant}"] = make(twin_config(args, twin, pairs))
+    except ValueError as error:
+        if "MODEL.COMPILE" not in str(error):
+            raise
+        print(f"left out, compiled: {error}")
+    ratios = {f"plain / {name}": (f"{name.split(',')[0]}, plain", name, "") for name in list(calls)[2:]}
+    seconds = side_by_side(calls, args.repeats, device=args.device, threads=args.threads)
+    return {"variants": report("variants", seconds, ratios, args.batch)}
