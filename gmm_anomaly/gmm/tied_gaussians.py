@@ -152,7 +152,7 @@ class TiedGaussians(nn.Module):
 def _whitening(covariance: Tensor) -> Tensor:
     """(D, D) float64 -> the matrix that makes the covariance, shrunk in place, the identity."""
     diagonal = covariance.diagonal()
-    diagonal += SHRINKAGE * diagonal.mean().clamp(min=torch.finfo(torch.float32).tiny)
+    diagonal += SHRINKAGE * diagonal.mean().clamp(min=1e-12)
     factor = torch.linalg.cholesky(covariance)
     identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
     return torch.linalg.solve_triangular(factor, identity, upper=False).T
