@@ -61,7 +61,7 @@ compare: check-python  ## set-up, then train and evaluate the published systems 
 
 test: check-python  ## set-up, then the test suite
 	@$(SETUP) --extras demo,test
-	@$(PY) -m pytest -q tests $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile tests $(PYTEST_ARGS)
 
 doctor: check-python  ## what is installed, which Detectron2, CUDA, data sets; what is missing and how to mend it
 	@$(SETUP_PYTHON) -m gmm_anomaly.cli doctor

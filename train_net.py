@@ -2,7 +2,8 @@
 """Train or evaluate a model: python train_net.py --config-file FILE [--eval-only] [KEY VALUE ...].
 
 Several processes: --num-gpus N, or torchrun --nproc-per-node N train_net.py ...; on the CPU add
-MODEL.DEVICE cpu.
+MODEL.DEVICE cpu. With --resume it goes on from the last checkpoint in OUTPUT_DIR, if there is one; so
+torchrun --max-restarts N train_net.py --resume ... goes on by itself when a process was lost.
 """
 
 from __future__ import annotations
@@ -29,12 +30,8 @@ from gmm_anomaly.engine import (  # noqa: E402
     fitting_config,
     inference_config,
 )
-from gmm_anomaly.engine.config import read_config  # noqa: E402
-from gmm_anomaly.engine.config_merge import ConfigError  # noqa: E402
-from gmm_anomaly.engine.held_log import held_log  # noqa: E402
-from gmm_anomaly.engine.launching import config_overrides, launch  # noqa: E402
-from gmm_anomaly.engine.output_folder import require_writable  # noqa: E402
-from gmm_anomaly.engine.restarting import resumes_after_restart  # noqa: E402
+from gmm_anomaly.engine.config import ConfigError, read_config  # noqa: E402
+from gmm_anomaly.engine.launch import config_overrides, held_log, launch  # noqa: E402
 from gmm_anomaly.engine.weights import add_trust_argument, trust_pickles  # noqa: E402
 from gmm_anomaly.freed_memory import keep_freed_memory  # noqa: E402
 from gmm_anomaly.repository_files import find_config  # noqa: E402
@@ -54,8 +51,8 @@ def parser() -> ArgumentParser:
     arguments.add_argument(
         "--fit-feature-distance",
         action="store_true",
-        help="fit what the scores need to know of the training set (MODEL.FEATURE_DISTANCE) to the network "
-        "in MODEL.WEIGHTS, save it as OUTPUT_DIR/model_with_distances.pth, and evaluate",
+        help="fit what some scores need to know of the training set (MODEL.FEATURE_DISTANCE, sml) to the "
+        "network in MODEL.WEIGHTS, save it as OUTPUT_DIR/model_with_distances.pth, and evaluate",
     )
     arguments.add_argument(
         "--fit-mixture",
@@ -83,26 +80,20 @@ def main(args: Namespace) -> object:
             # Before anything is written: the folder may belong to a training.
             check_output_dir(cfg)
             cfg = fitting_config(cfg)
-        if comm.is_main_process():
-            require_writable(cfg.OUTPUT_DIR)
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gmm_anomaly")
-    if args.eval_only:
-        model = Trainer.build_model(inference_config(cfg))
-        Checkpointer(model, cfg.OUTPUT_DIR).load_for_evaluation(cfg.MODEL.WEIGHTS)
-        return evaluate(cfg, model)
-    if args.fit_feature_distance:
-        model = Trainer.build_model(cfg)
-        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process())
-        checkpointer.load_for_evaluation(cfg.MODEL.WEIGHTS, distances=False)
-        fit_feature_distance(cfg, model)
-        checkpointer.save_weights("model_with_distances")
-        return evaluate(cfg, model)
-    resume = resumes_after_restart(cfg.OUTPUT_DIR) or args.resume
     if args.fit_mixture:
-        return fit_mixture(cfg, resume=resume)
+        return fit_mixture(cfg, resume=args.resume)
+    if args.eval_only or args.fit_feature_distance:
+        model = Trainer.build_model(inference_config(cfg))
+        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process())
+        checkpointer.load_for_evaluation(cfg.MODEL.WEIGHTS, distances=not args.fit_feature_distance)
+        if args.fit_feature_distance:
+            fit_feature_distance(cfg, model)
+            checkpointer.save_weights("model_with_distances")
+        return evaluate(cfg, model)
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=resume)
+    trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 

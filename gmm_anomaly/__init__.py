@@ -10,17 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .prediction.components import AnomalyComponent as AnomalyComponent
-    from .prediction.results import Prediction as Prediction
-    from .predictor import AnomalyPredictor as AnomalyPredictor
+    from .predict.predictor import AnomalyPredictor as AnomalyPredictor
+    from .predict.result import AnomalyComponent as AnomalyComponent
+    from .predict.result import Prediction as Prediction
 
 __version__ = "0.1.0"
 __all__ = ["AnomalyComponent", "AnomalyPredictor", "Prediction", "__version__"]
 
 _LAZY = {
-    "AnomalyComponent": "prediction.components",
-    "AnomalyPredictor": "predictor",
-    "Prediction": "prediction.results",
+    "AnomalyComponent": "predict.result",
+    "AnomalyPredictor": "predict.predictor",
+    "Prediction": "predict.result",
 }
 
 

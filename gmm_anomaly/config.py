@@ -115,10 +115,9 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.CLASSIFIER.LOSS_AVERAGE = "valid"
 
     cfg.MODEL.PROTOTYPE = CN()
-    # Prototypes are running means of their classes' labelled pixels instead of learned vectors...
-    cfg.MODEL.PROTOTYPE.RUNNING_MEAN = False
-    # ... with this momentum, once an iteration.
-    cfg.MODEL.PROTOTYPE.MOMENTUM = 0.99
+    # 0: prototypes are learned vectors; above: running means of their classes' labelled pixels, moved with
+    # this momentum (0.99, say) once an iteration.
+    cfg.MODEL.PROTOTYPE.MOMENTUM = 0.0
 
 
 def _add_feature_distance(cfg: CN) -> None:
@@ -205,10 +204,9 @@ def _add_solver(cfg: CN) -> None:
     # disk; 0: all. Should the last one be damaged, --resume goes on from the one before.
     cfg.SOLVER.CHECKPOINT_KEEP = 3
     # A step whose loss, features or gradients are NaN or infinite ends the training ("stop") or is left out
-    # ("skip"): no optimiser step, nothing recorded for EM, running statistics of norms as before it...
+    # ("skip"): no optimiser step, nothing recorded for EM, running statistics of norms as before it. Ten such
+    # steps in a row end the training too.
     cfg.SOLVER.NON_FINITE = "stop"
-    # ... until so many steps in a row were left out, which ends the training too.
-    cfg.SOLVER.NON_FINITE_LIMIT = 10
 
 
 def _add_test(cfg: CN) -> None:
@@ -219,10 +217,9 @@ def _add_test(cfg: CN) -> None:
     # map ("anomalous").
     cfg.TEST.NON_FINITE_SCORES = "stop"
     # The weights of the best evaluation (every EVAL_PERIOD iterations) stay in OUTPUT_DIR/model_best.pth: by
-    # this number, named as in results.json ("camvid_test/sem_seg/mIoU"), the largest ("max") or the smallest
-    # ("min"); "": none do.
+    # this number, named as in results.json ("camvid_test/sem_seg/mIoU"), the smallest FPR95 and ECE or the
+    # largest of any other; "": none do.
     cfg.TEST.BEST_METRIC = ""
-    cfg.TEST.BEST_MODE = "max"
     # Post-processes of every score, in the order they are applied ("boundary_suppression",
     # "dilated_smoothing", "gaussian_smoothing", "guided_filter"); each score is reported without and with them.
     cfg.TEST.POSTPROCESS = []

@@ -19,10 +19,11 @@ def add_gmm_config(cfg: CN) -> None:
     cfg.MODEL.GMM.MEMORY_SIZE = 32000
     # Storage type of the memory: "float32" or "float16".
     cfg.MODEL.GMM.MEMORY_DTYPE = "float32"
-    # Write the features of the memory into checkpoints (but not into the last one). Its statistics are always
-    # there, so a resumed run continues without them; with them the continuation of one process is exact. With
-    # several processes those of the first are written.
-    cfg.MODEL.GMM.SAVE_MEMORY = True
+    # Write the features of the memory into checkpoints (but not into the last one): gigabytes at the paper's
+    # sizes. Their statistics are always there, and a resumed run goes on with those. With True a run of one
+    # process ends as if it had not been interrupted, to the last digit; of several processes those of the
+    # first are written.
+    cfg.MODEL.GMM.SAVE_MEMORY = False
     # Features that may enter a component's memory per iteration.
     cfg.MODEL.GMM.SAMPLES_PER_UPDATE = 20
     # The EM step runs every so many iterations.
@@ -45,8 +46,8 @@ def add_gmm_config(cfg: CN) -> None:
     # Weight of the component contrast loss.
     cfg.MODEL.GMM.CONTRAST_WEIGHT = 0.01
     # The mixtures' health, numbers and a picture of the embedding, goes to TensorBoard every so many
-    # iterations and after the last one (0: never): of four labelled images, reduced to half a megapixel, of
-    # the first closed set in DATASETS.TEST, or of the training set if there is none.
+    # iterations and after the last one (0: never): of four labelled images of the first closed set in
+    # DATASETS.TEST, or of the training set if there is none.
     cfg.MODEL.GMM.HEALTH_PERIOD = 500
     # Start that does not starve rare classes: k-means for the first components, misclassified pixels enter a
     # component's memory until it holds 400 features, and the LayerNorm over classes starts with weight 3.

@@ -95,11 +95,8 @@ def run(args: Namespace) -> int:
         from .data.checking import MISSING, check_dataset
         from .data.registration import registered_specs
 
-        info = compat.detectron2_info()
         # The long list of how torch was built says nothing that mends anything.
         print(collect_env_info().split("PyTorch built with")[0])
-        compiled = "compiled operators" if info.compiled else "no compiled operators (this project uses none)"
-        print(f"Detectron2: {info.kind} {info.source}, {compiled}\n")
         checks = [check_dataset(name) for name in registered_specs()]
         found = [f"{one.name}: {one.state}, {one.count} frames" for one in checks if one.state != MISSING]
         found.append("`gmm-anomaly datasets` says where the others are to be had")

@@ -66,7 +66,6 @@ def test_help_waits_for_nothing_and_names_every_verb():
     assert f"{{{','.join(PROTOCOLS)}}}" in done.stdout
 
 
-@pytest.mark.xfail(strict=True, reason="modules of other branches; remove the mark when they are merged")
 def test_every_verb_has_a_module():
     assert cli.MODULES.keys() | {"train", "evaluate"} == cli.VERBS.keys()
     for module in cli.MODULES.values():

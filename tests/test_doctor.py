@@ -30,7 +30,7 @@ def test_this_installation(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    for found in ("Detectron2: ", "PyTorch ", "synthetic_street_train: present, ", "run/model_final.pth"):
+    for found in ("detectron2 ", "PyTorch ", "synthetic_street_train: present, ", "run/model_final.pth"):
         assert found in printed
     assert printed.endswith("The project can run.\n")
 

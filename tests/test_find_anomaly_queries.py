@@ -50,8 +50,14 @@ def arguments(labels, tmp_path_factory) -> list[str]:
         "MODEL": {
             "META_ARCHITECTURE": "MaskAnomalySegmentor", "DEVICE": "cpu", "CLASSIFIER": {"NUM_CLASSES": 3},
             "MASK2FORMER": {
-                "NUM_QUERIES": 6, "HIDDEN_DIM": 32, "ENCODER_LAYERS": 1, "DECODER_LAYERS": 1, "NUM_HEADS": 2,
-                "SWIN": {"EMBED_DIM": 12, "DEPTHS": [1, 1, 1, 1], "NUM_HEADS": [1, 1, 2, 2]},
+                "ARCHITECTURE": {
+                    "num_queries": 6, "hidden_dim": 32, "feature_size": 32, "mask_feature_size": 32,
+                    "encoder_layers": 1, "encoder_feedforward_dim": 64, "decoder_layers": 2,
+                    "dim_feedforward": 64, "num_attention_heads": 2, "train_num_points": 64,
+                    "backbone_config": {
+                        "model_type": "swin", "embed_dim": 12, "depths": [1] * 4, "num_heads": [1, 1, 2, 2],
+                    },
+                },
             },
         },
         "DATASETS": {"TRAIN": ["queries_closed"], "TEST": ["queries_anomaly"]},
@@ -119,7 +125,7 @@ def test_the_command_writes_a_config_that_evaluates(arguments, tmp_path, capsys)
     output = tmp_path / "found" / "maskomaly.yaml"
     more = [
         "--road-dataset", "queries_closed", "--at-least", "2", "--out", str(output),
-        "TEST.NUM_VISUALIZATIONS", "0", "MODEL.PIXEL_STD", "[58.0, 57.0, 57.0]",
+        "TEST.NUM_VISUALIZATIONS", "0", "MODEL.MASK2FORMER.ARCHITECTURE.train_num_points", "32",
     ]  # fmt: skip
     assert main(["find-queries", *arguments, *more]) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
@@ -127,7 +133,7 @@ def test_the_command_writes_a_config_that_evaluates(arguments, tmp_path, capsys)
     cfg = build_config(str(output), ["OUTPUT_DIR", str(tmp_path / "run")])
     assert len(set(cfg.MODEL.MASK2FORMER.ANOMALY_QUERIES)) >= 2
     # Overrides are kept where they make the model.
-    assert cfg.MODEL.PIXEL_STD[0] == 58 and cfg.TEST.NUM_VISUALIZATIONS == 1
+    assert cfg.MODEL.MASK2FORMER.ARCHITECTURE.train_num_points == 32 and cfg.TEST.NUM_VISUALIZATIONS == 1
     assert arguments[3] == cfg.MODEL.WEIGHTS
     assert "labels of queries_anomaly and queries_closed" in output.read_text()
     assert [path.name for path in output.parent.iterdir()] == ["maskomaly.yaml"]

@@ -1,14 +1,14 @@
-"""Runs that are killed or interrupted, as processes: they end as if nothing had happened."""
+"""Runs that are killed, interrupted or damaged end as if nothing had happened."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
+import multiprocessing
 import os
-import random
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,72 +17,95 @@ import torch
 from gmm_anomaly.engine.interruption import Interrupted, Interruption
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "configs" / "synthetic" / "effnetlite0_deeplabv3plus_gmm.yaml"
-ITERATIONS = 24
-
-
-def command(output: Path, *overrides: object, flags: tuple[str, ...] = ()) -> list[str]:
-    tiny = {
-        "OUTPUT_DIR": output,
-        "SEED": 5,
-        "DATASETS.SYNTHETIC.CACHE_DIR": output.parent / "frames",
-        "DATASETS.SYNTHETIC.HEIGHT": 64,
-        "DATASETS.SYNTHETIC.WIDTH": 128,
-        "DATASETS.SYNTHETIC.NUM_TRAIN": 5,
-        "DATASETS.SYNTHETIC.NUM_VAL": 2,
-        "DATASETS.SYNTHETIC.NUM_ANOMALY": 2,
-        "DATASETS.TEST": "()",
-        "INPUT.CROP.SIZE": "[48, 48]",
-        "MODEL.BACKBONE.WEIGHTS": "",
-        "MODEL.FEATURE_DISTANCE.FEATURES": "[]",
-        "TEST.SCORES": "['gmm_density']",
-        # Small enough for rings to be full, and classes to start, before and after the interruptions.
-        "MODEL.GMM.MEMORY_SIZE": 40,
-        "MODEL.GMM.WARM_START_FEATURES": 30,
-        "MODEL.GMM.HEALTH_PERIOD": 0,
-        # A loss with draws of its own.
-        "MODEL.GMM.SAMPLED_CONTRAST.WEIGHT": 0.05,
-        "MODEL.GMM.SAMPLED_CONTRAST.START": 4,
-        "MODEL.GMM.SAMPLED_CONTRAST.RAMP": 1,
-        "SOLVER.IMS_PER_BATCH": 2,
-        "SOLVER.MAX_ITER": ITERATIONS,
-        "SOLVER.CHECKPOINT_PERIOD": 1,
-        "DATALOADER.NUM_WORKERS": 0,
-    }
-    pairs = [str(part) for pair in tiny.items() for part in pair]
-    return [
-        sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), "--num-gpus", "0",
-        "--config-file", str(CONFIG), *flags, *pairs, *map(str, overrides),
-    ]  # fmt: skip
-
-
-def start(arguments: list[str], log: Path) -> subprocess.Popen:
-    with log.open("a") as file:
-        return subprocess.Popen(
-            arguments, cwd=ROOT, stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-
-
-def wait_for_iteration(
-    process: subprocess.Popen, output: Path, iteration: int, *, log: Path, starts: int
-) -> None:
-    """Until the run, the one of that number in the log, trains, and the iteration's checkpoint is there."""
-    deadline, tag = time.time() + 240, output / "last_checkpoint"
-    while process.poll() is None and time.time() < deadline:
-        # On a busy machine the run before may have come further than it should before it was dead.
-        begun = log.read_text().count("Starting training from iteration") == starts
-        if begun and tag.is_file() and tag.read_text() >= f"model_{iteration:07d}.pth":
-            return
-        time.sleep(0.02)
+ITERATIONS = 12
+# Processes that are killed. They are forked from one that has imported torch and the engine, for that takes
+# most of the time of so short a run.
+PROCESSES = multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    output = tmp_path_factory.mktemp("whole") / "run"
-    log = output.parent / "log"
-    # Its loader has workers; those of the interrupted ones have none.
-    assert start(command(output, "DATALOADER.NUM_WORKERS", 2), log).wait(400) == 0, log.read_text()[-3000:]
+def train_net():
+    sys.path.insert(0, str(ROOT))
+    yield importlib.import_module("train_net")
+    sys.path.remove(str(ROOT))
+
+
+def arguments(train_net, output: Path, *overrides: object, flags: tuple[object, ...] = ()):
+    tiny = {
+        "OUTPUT_DIR": output, "SEED": 5, "DATASETS.TEST": "()", "DATASETS.SYNTHETIC.CACHE_DIR": "",
+        "DATASETS.SYNTHETIC.HEIGHT": 64, "DATASETS.SYNTHETIC.WIDTH": 128, "DATASETS.SYNTHETIC.NUM_TRAIN": 5,
+        "INPUT.CROP.SIZE": "[48, 48]", "MODEL.TIMM.NAME": "test_efficientnet", "MODEL.BACKBONE.WEIGHTS": "",
+        "MODEL.BACKBONE.FREEZE_AT": 0, "MODEL.FEATURE_DISTANCE.FEATURES": "[]",
+        "TEST.SCORES": "['gmm_density']", "MODEL.DECODER.CHANNELS": 16,
+        # Small enough for rings to be full, and classes to start, before and after the interruptions.
+        "MODEL.GMM.MEMORY_SIZE": 40, "MODEL.GMM.WARM_START_FEATURES": 30, "MODEL.GMM.SAVE_MEMORY": True,
+        "MODEL.GMM.EMBED_DIM": 8, "MODEL.GMM.HEALTH_PERIOD": 0, "MODEL.GMM.UPDATE_INTERVAL": 2,
+        # A loss with draws of its own.
+        "MODEL.GMM.SAMPLED_CONTRAST.WEIGHT": 0.05, "MODEL.GMM.SAMPLED_CONTRAST.START": 3,
+        "MODEL.GMM.SAMPLED_CONTRAST.RAMP": 1,
+        "SOLVER.IMS_PER_BATCH": 2, "SOLVER.MAX_ITER": ITERATIONS, "SOLVER.CHECKPOINT_PERIOD": 1,
+        "SOLVER.WARMUP_ITERS": 2,
+        "DATALOADER.NUM_WORKERS": 0,
+    }  # fmt: skip
+    config = ROOT / "configs" / "synthetic" / "effnetlite0_deeplabv3plus_gmm.yaml"
+    pairs = [part for pair in tiny.items() for part in pair]
+    command = ["--num-gpus", 0, "--config-file", config, *flags, *pairs, *overrides]
+    return train_net.parser().parse_args(list(map(str, command)))
+
+
+# What happens to a process after a step, in a group of its own, workers of its loader included.
+FAULT = """
+import multiprocessing, os, signal, torch
+from gmm_anomaly.engine.train_loop import TrainLoop
+
+os.setsid()
+# As in a program that was started from a shell.
+multiprocessing.set_start_method("fork", force=True)
+run_step, save = TrainLoop.run_step, torch.save
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def signalled(name):
+    os.killpg(0, getattr(signal, name))
+
+def killed_while_saving():
+    def half(data, path):
+        save(data, path)
+        os.truncate(path, path.stat().st_size // 2)
+        killed()
+    torch.save = half
+
+def faulty(self):
+    run_step(self)
+    if self.iter == {iteration}:
+        {fault}
+
+TrainLoop.run_step = faulty
+"""
+
+
+def run(train_net, output: Path, *overrides, fault: str, iteration: int, flags=()) -> int:
+    """The exit status of a process that something happens to."""
+    file = output.parent / "fault.py"
+    file.write_text(FAULT.format(fault=fault, iteration=iteration))
+    PROCESSES.set_forkserver_preload(["train_net"])
+    args = arguments(train_net, output, *overrides, flags=("--register", file, *flags))
+    process = PROCESSES.Process(target=train_net.main, args=(args,))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def finish(train_net, output: Path, *overrides: object) -> dict:
+    train_net.main(arguments(train_net, output, *overrides, flags=("--resume",)))
     return torch.load(output / "model_final.pth", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(train_net, tmp_path_factory):
+    # Its loader has workers, and --resume finds nothing to go on from.
+    return finish(train_net, tmp_path_factory.mktemp("whole") / "run", "DATALOADER.NUM_WORKERS", 2)
 
 
 def same(found, expected, where: str = "") -> None:
@@ -101,61 +124,61 @@ def same(found, expected, where: str = "") -> None:
         assert found == expected, where
 
 
-def test_a_run_killed_several_times_ends_with_the_same_bits(uninterrupted, tmp_path):
+def test_a_run_killed_three_times_and_damaged_ends_with_the_same_bits(
+    uninterrupted, train_net, tmp_path, caplog
+):
     """Weights, mixture, statistics of its memory, optimiser and schedule."""
-    output, log = tmp_path / "run", tmp_path / "log"
-    rng = random.Random()
-    kills = [rng.randrange(1, ITERATIONS // 3), rng.randrange(ITERATIONS // 2 + 2, ITERATIONS - 6)]
+    output = tmp_path / "run"
     flags: tuple[str, ...] = ()
-    for number, kill in enumerate(kills, start=1):
-        process = start(command(output, flags=flags), log)
-        wait_for_iteration(process, output, kill, log=log, starts=number)
-        time.sleep(rng.uniform(0, 0.3))
-        process.kill()
-        assert process.wait(60) == -signal.SIGKILL, log.read_text()[-3000:]
+    for fault, iteration, last in (
+        ("killed()", 1, "model_0000000.pth"),
+        ("killed_while_saving()", 5, "model_0000004.pth"),
+        ("killed()", 9, "model_0000008.pth"),
+    ):
+        status = run(train_net, output, fault=fault, iteration=iteration, flags=flags)
+        assert status == -signal.SIGKILL and (output / "last_checkpoint").read_text() == last
+        assert (output / ".checkpoint.partial").exists() == ("saving" in fault)
         flags = ("--resume",)
-    # The last checkpoint of the last kill is cut off, as by a power failure: the one before is used.
-    damaged = output / (output / "last_checkpoint").read_text()
+    # The last checkpoint is cut off, as by a power failure: the one before is used.
+    damaged = output / last
     os.truncate(damaged, damaged.stat().st_size // 2)
-    assert start(command(output, flags=flags), log).wait(400) == 0, log.read_text()[-3000:]
-    text = log.read_text()
-    assert f"{damaged} is truncated or damaged" in text and "Going on from the checkpoint before" in text
-    assert text.count("Starting training from iteration") == 3
-    same(torch.load(output / "model_final.pth", weights_only=True), uninterrupted, f"killed at {kills}")
+    with caplog.at_level(logging.WARNING):
+        same(finish(train_net, output), uninterrupted)
+    assert f"{damaged} is truncated or damaged" in caplog.text
+    assert "Going on from the checkpoint before" in caplog.text
+    history = json.loads((output / "checkpoint_history.json").read_text())["checkpoints"]
+    assert history == ["model_0000009.pth", "model_0000010.pth", "model_final.pth"]
+    assert sorted(path.name for path in output.glob("*.pth")) == history
 
 
-def test_signals_save_and_exit_with_their_status(uninterrupted, tmp_path):
+def test_signals_save_and_exit_with_their_status(uninterrupted, train_net, tmp_path):
     """SIGTERM, then Ctrl-C as a terminal sends it, to the workers of the loader too."""
-    output, log = tmp_path / "run", tmp_path / "log"
+    output = tmp_path / "run"
     # No checkpoint but those of the interruptions.
     rare = ("SOLVER.CHECKPOINT_PERIOD", 10000, "DATALOADER.NUM_WORKERS", 1)
     flags: tuple[str, ...] = ()
-    for signum, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        with log.open("a") as file:
-            process = subprocess.Popen(
-                command(output, *rare, flags=flags), cwd=ROOT, stdout=file, stderr=file,
-                env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
-            )  # fmt: skip
-        begun, deadline = log.read_text().count("Starting training"), time.time() + 240
-        while log.read_text().count("Starting training") == begun and time.time() < deadline:
-            time.sleep(0.02)
-        os.killpg(process.pid, signum)
-        assert process.wait(120) == status, log.read_text()[-3000:]
+    for name, iteration, status in (("SIGTERM", 2, 143), ("SIGINT", 6, 130)):
+        fault = f"signalled('{name}')"
+        assert run(train_net, output, *rare, fault=fault, iteration=iteration, flags=flags) == status
+        assert (output / "last_checkpoint").read_text() == f"model_{iteration:07d}.pth"
         flags = ("--resume",)
-    assert log.read_text().count("a checkpoint written") == 2
-    assert start(command(output, *rare, flags=flags), log).wait(400) == 0, log.read_text()[-3000:]
-    same(torch.load(output / "model_final.pth", weights_only=True), uninterrupted)
-    history = json.loads((output / "checkpoint_history.json").read_text())["checkpoints"]
-    assert history[-1] == "model_final.pth" and len(history) == 3
+    same(finish(train_net, output, *rare), uninterrupted)
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_the_first_iteration(tmp_path):
-    (tmp_path / "file").write_text("")
-    log = tmp_path / "log"
-    assert start(command(tmp_path / "file" / "run"), log).wait(120) != 0
-    text = log.read_text()
-    assert f"OUTPUT_DIR: nothing can be written to {tmp_path / 'file' / 'run'}" in text
-    assert "Starting training" not in text
+def test_a_run_goes_on_without_the_features_of_its_memory(uninterrupted, train_net, tmp_path):
+    """As by default: the statistics are there, so the mixtures are nearly those of the uninterrupted run."""
+    output, small = tmp_path / "run", ("MODEL.GMM.SAVE_MEMORY", False, "SOLVER.CHECKPOINT_PERIOD", 6)
+    train_net.main(arguments(train_net, output, *small))
+    (output / "last_checkpoint").write_text("model_0000005.pth")
+    middle = torch.load(output / "model_0000005.pth", weights_only=True)["model"]
+    assert not [name for name in middle if "ring" in name] and middle["classifier.bank.memory.count"].any()
+    found, expected = finish(train_net, output, *small)["model"], uninterrupted["model"]
+    for name in ("memory.count", "fitted", "started"):
+        assert torch.equal(found[f"classifier.bank.{name}"], expected[f"classifier.bank.{name}"]), name
+    means = torch.cosine_similarity(
+        found["classifier.bank.means"], expected["classifier.bank.means"], dim=-1
+    )[expected["classifier.bank.fitted"]]
+    assert means.min() > 0.95 and not torch.equal(means, torch.ones_like(means))
 
 
 def test_an_evaluation_ends_at_the_first_signal():
@@ -172,18 +195,29 @@ def test_an_evaluation_ends_at_the_first_signal():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_second_signal_ends_the_program_at_once():
-    program = (
-        "import signal\n"
-        "from gmm_anomaly.engine.interruption import Interruption\n"
-        "with Interruption().watching():\n"
-        "    signal.raise_signal(signal.SIGTERM)\n"
-        "    print('goes on', flush=True)\n"
-        "    signal.raise_signal(signal.SIGINT)\n"
-        "    print('still here')\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert ended.returncode == 130 and ended.stdout == "goes on\n"
-    assert "SIGINT again: ending at once, without a checkpoint" in ended.stderr
+def forked(work, output: Path) -> int:
+    """The exit status of ``work`` in a fork of this process, whose output goes to a file."""
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY), 2)
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_second_signal_ends_the_program_at_once(tmp_path):
+    def work():
+        with Interruption().watching():
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+
+    assert forked(work, tmp_path / "out") == 130
+    said = (tmp_path / "out").read_text().split("\n")
+    assert [line.split(":")[0] for line in said if line] == ["SIGTERM", "SIGINT again"]
+
+
+def test_a_worker_that_was_just_forked_leaves_signals_to_the_training(tmp_path):
+    interruption = Interruption()
+    with interruption.watching():
+        assert forked(lambda: signal.raise_signal(signal.SIGTERM), tmp_path / "out") == 0
+        assert (tmp_path / "out").read_text() == "" and interruption.signum is None

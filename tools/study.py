@@ -233,7 +233,7 @@ def publish_best(found: list[dict[str, Any]], output: Path) -> None:
     """The run with the best AP as a small checkpoint with its card, and its figures in half precision."""
     sys.path.insert(0, str(ROOT))
     from gmm_anomaly.engine import build_config
-    from gmm_anomaly.engine.small_checkpoint import MODEL, write_small_checkpoint
+    from gmm_anomaly.engine.inference_config import MODEL, write_small_checkpoint
 
     best = max(found, key=lambda entry: entry["AP"])
     run, folder = output / best["run"], output / "best"

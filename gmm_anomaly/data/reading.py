@@ -162,7 +162,8 @@ def read_raw_label(path: str | Path) -> np.ndarray:
     """
     with open_image(path, "label") as image:
         values = np.asarray(image)
-        depth = png_bit_depth(path) if image.format == "PNG" else 0
+        with open(path, "rb") as file:  # byte 24 of a PNG, in its IHDR chunk
+            depth = file.read(25)[24] if image.format == "PNG" else 0
         turn, wide = orientation(image), is_16_bits(image)
     found = f"{image.format} of mode {image.mode}, {depth} bits"
     # Pillow stretches the values of 1-, 2- and 4-bit grey images over 0 .. 255.
@@ -182,12 +183,6 @@ def read_raw_label(path: str | Path) -> np.ndarray:
             "them to 0 .. 255 before"
         )
     return values.astype(np.uint8, copy=False)
-
-
-def png_bit_depth(path: str | Path) -> int:
-    """Bit depth of a PNG: byte 24, in its IHDR chunk."""
-    with open(path, "rb") as file:
-        return file.read(25)[24]
 
 
 # Image and label of a frame are asked for one after the other, in several threads at once in deep checks.

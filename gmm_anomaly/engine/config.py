@@ -1,11 +1,15 @@
-"""From a config file and overrides to a config that is known to work."""
+"""From config files and ``KEY VALUE`` pairs to a config that is known to work."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
@@ -27,34 +31,54 @@ from gmm_anomaly.scores import (
     get_scores,
 )
 
-from .config_merge import merge_file, merge_pairs
-
 logger = logging.getLogger(__name__)
 
+BASE = "_BASE_"
+# Detectron2's keys, and beginnings of keys, that nothing here reads; its detectors and loaders do.
+IGNORED = (
+    "MODEL.LOAD_PROPOSALS", "MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.PROPOSAL_GENERATOR.",
+    "MODEL.ANCHOR_GENERATOR.", "MODEL.RPN.", "MODEL.ROI_", "MODEL.RETINANET.", "MODEL.SEM_SEG_HEAD.",
+    "MODEL.PANOPTIC_FPN.", "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MASK_FORMAT",
+    "DATASETS.PROPOSAL_", "DATASETS.PRECOMPUTED_", "DATALOADER.REPEAT_", "DATALOADER.FILTER_EMPTY_",
+    "TEST.EXPECTED_RESULTS", "TEST.KEYPOINT_", "TEST.DETECTIONS_PER_IMAGE", "TEST.AUG.MIN_SIZES",
+    "TEST.AUG.MAX_SIZE", "TEST.PRECISE_BN.", "VIS_PERIOD",
+)  # fmt: skip
 
-def read_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
+
+class ConfigError(ValueError):
+    """A config file or a ``KEY VALUE`` pair that no machine could use: the command was given wrongly."""
+
+
+def read_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNode:
     """All keys, with the values of a file (with its ``_BASE_`` chain) and of ``KEY VALUE`` overrides.
+
+    Files are read as data: tags that call Python are refused, not run.
 
     Args:
         config_file: as :func:`~gmm_anomaly.repository_files.find_config` takes it; "" for the defaults.
 
     Raises:
-        ConfigError: what does not fit the keys. FileNotFoundError: no such config file.
+        ConfigError: what does not fit the keys. FileNotFoundError: no such config file, or ``_BASE_``.
     """
     cfg = get_cfg()
     add_gmm_anomaly_config(cfg)
     add_upstream_keys(cfg)
     if config_file:
-        merge_file(cfg, str(find_config(config_file)))
-    merge_pairs(cfg, list(overrides))
+        _merge_file(cfg, find_config(config_file), ())
+    pairs = list(overrides)
+    if len(pairs) % 2:
+        raise ConfigError(f"expected KEY VALUE pairs, found the key {str(pairs[-1])!r} without a value")
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        _merge_value(cfg, key, value)
     return cfg
 
 
-def build_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
+def build_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNode:
     """The config of a file (with its ``_BASE_`` chain) and ``KEY VALUE`` overrides, checked and frozen.
 
     ``MODEL.DEVICE`` "cuda" becomes "cpu" where there is no GPU, and "SyncBN" becomes "BN" on the CPU and in a
-    run of one process, each with a line in the log.
+    run of one process, each with a line in the log; another line names keys of Detectron2 that were set but
+    have no effect.
 
     Raises:
         ConfigError: a key that does not exist, or a value of another type (a ValueError).
@@ -67,6 +91,14 @@ def build_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNod
         cfg.MODEL.DEVICE = "cpu"
     for node in (cfg.MODEL.DECODER, cfg.MODEL.RESNETS):
         node.NORM = usable_norm(node.NORM, cfg.MODEL.DEVICE)
+    defaults = dict(_items(get_cfg()))
+    ignored = [
+        key
+        for key, value in _items(cfg)
+        if key.startswith(IGNORED) and not isinstance(value, CfgNode) and value != defaults.get(key, value)
+    ]
+    if ignored:
+        logger.warning("Keys of Detectron2 that have no effect here: %s", ", ".join(ignored))
     configure_synthetic(cfg)
     _check(cfg)
     cfg.freeze()
@@ -93,3 +125,86 @@ def _check(cfg: CfgNode) -> None:
     check_postprocesses(cfg)
     check_component_track(cfg.TEST.COMPONENT_TRACK)
     check_num_classes(cfg)
+
+
+def _merge_file(cfg: CfgNode, file: Path, inheriting: tuple[Path, ...]) -> None:
+    """Merge the ``_BASE_`` files of ``file``, then what it says itself. ``inheriting``: that led to it."""
+    chain = f"--config-file: the _BASE_ chain of {(*inheriting, file)[0]}"
+    if not file.is_file():
+        raise FileNotFoundError(f"{chain} names {file}, which is not there")
+    if file.resolve() in [other.resolve() for other in inheriting]:
+        raise ConfigError(f"{chain} never ends: {file} is in it twice")
+    try:
+        with file.open() as text:
+            given = yaml.safe_load(text)
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"expected keys with values, found {type(given).__name__}")
+        bases = given.get(BASE, [])
+        bases = [bases] if isinstance(bases, str) else bases
+        if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+            raise ConfigError(f"{BASE}: expected a file or a list of files, found {bases!r}")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        why = " ".join(str(error).split())
+        if isinstance(error, yaml.constructor.ConstructorError):
+            why = f"configs hold plain values only, no tags that make or call Python objects; {why}"
+        raise ConfigError(f"--config-file: {file} cannot be read as YAML; {why}") from error
+    except ConfigError as error:
+        raise ConfigError(f"--config-file: {file}: {error}") from None
+    for base in bases:
+        _merge_file(cfg, file.parent / Path(base).expanduser(), (*inheriting, file))
+    try:
+        _merge(cfg, given)
+    except ConfigError as error:
+        raise ConfigError(f"--config-file: {file}: {error}") from None
+
+
+def _merge(cfg: CfgNode, given: Mapping[Any, Any], prefix: str = "") -> None:
+    for name, value in given.items():
+        key = f"{prefix}{name}"
+        known = _get(cfg, key)
+        if isinstance(known, CfgNode) and isinstance(value, Mapping):
+            _merge(cfg, value, f"{key}.")
+        elif prefix and (node := _get(cfg, prefix[:-1])).is_new_allowed():
+            node[name] = value
+        elif key == "VERSION" and value != known:
+            raise ConfigError(f"VERSION: expected {known}, found {value!r}")
+        elif key != BASE:
+            _merge_value(cfg, key, value)
+
+
+def _merge_value(cfg: CfgNode, key: str, value: Any) -> None:
+    known = _get(cfg, key)
+    if known is _NOTHING:
+        nearest = get_close_matches(key, dict(_items(cfg)), n=1)
+        meant = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise ConfigError(f"there is no config key {key}{meant}")
+    if isinstance(known, CfgNode):
+        raise ConfigError(f"{key} is a section; give its keys, such as {key}.{next(iter(known), '')}")
+    try:
+        cfg.merge_from_list([key, value])
+    except ValueError as error:
+        raise ConfigError(
+            f"{key}: expected {type(known).__name__} such as {known!r}, found {value!r}"
+        ) from error
+
+
+# None is a value, of SOLVER.WEIGHT_DECAY_BIAS.
+_NOTHING = object()
+
+
+def _get(cfg: CfgNode, key: str) -> Any:
+    """The value of a dotted key, or ``_NOTHING``."""
+    value: Any = cfg
+    for part in key.split("."):
+        if not isinstance(value, CfgNode) or part not in value:
+            return _NOTHING
+        value = value[part]
+    return value
+
+
+def _items(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All keys, sections too, by their dotted names."""
+    for name, value in cfg.items():
+        yield f"{prefix}{name}", value
+        if isinstance(value, CfgNode):
+            yield from _items(value, f"{prefix}{name}.")

@@ -35,6 +35,7 @@ class EMHook(HookBase):
         if interval < 1:
             raise ValueError(f"MODEL.GMM.UPDATE_INTERVAL: expected at least 1, found {interval}")
         self.bank = bank
+        # Without this a classifier records nothing, and says so.
         bank.em_attached = True
         self.interval = interval
         self.start_momentum = start_momentum

@@ -11,23 +11,25 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, TrainerBase, hooks
+from detectron2.data import MetadataCatalog
+from detectron2.engine import HookBase, TrainerBase, default_writers, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, component_log_prob, own_class_log_prob
 from gmm_anomaly.gmm.collectives import sum_over_ranks
 
+from .checkpoint import Checkpointer
 from .em_hook import EMHook
 from .evaluation import evaluate
-from .feature_distance import TrainingImages
-from .fit_hooks import FitProgress, PassEnd
-from .frozen_network import FrozenNetworkCheckpointer
-from .health_hook import health_hooks
-from .labelled_embedding import labelled_embedding
+from .feature_distance import TrainingImages, fit_feature_distance
+from .frozen_network import load_network
+from .health_hook import health_hooks, labelled_embedding
+from .hooks import CheckpointHook
+from .interruption import Interruption
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +46,25 @@ def fit_mixture(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
 
     Args:
         cfg: a frozen config from :func:`fitting_config`.
-        resume: go on from the last checkpoint of a fit in ``OUTPUT_DIR``.
+        resume: go on from the last checkpoint of a fit in ``OUTPUT_DIR``, if there is one.
 
     Returns:
         The results, as :func:`evaluate` gives them.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
     fitter = MixtureFitter(cfg)
     fitter.resume_or_load(resume=resume)
     if comm.is_main_process():
-        fitter.write_config()
+        # What --eval-only needs.
+        found = cfg.clone()
+        found.defrost()
+        found.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / f"{PREFIX}_final.pth")
+        with replacing(Path(cfg.OUTPUT_DIR) / "config.yaml") as temporary:
+            temporary.write_text(found.dump())
     fitter.train()
-    return fitter.results
+    return evaluate(cfg, fitter.model, iteration=fitter.max_iter)
 
 
 def check_output_dir(cfg: CfgNode) -> None:
@@ -94,62 +104,42 @@ class MixtureFitter(TrainerBase):
             )
         self.cfg = cfg
         self.model = build_model(cfg).requires_grad_(False).eval()
+        self.bank: GaussianMixtureBank = self.model.bank
         self.images = TrainingImages(cfg)
         self.per_pass = math.ceil(len(self.images) / cfg.SOLVER.IMS_PER_BATCH)
         self.max_iter = self.per_pass * cfg.MODEL.GMM.FIT_PASSES
-        self.checkpointer = FrozenNetworkCheckpointer(
+        self.checkpointer = Checkpointer(
             self.model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process(), trainer=weakref.proxy(self)
         )
-        self.results: dict[str, Any] = {}
+        self.interruption = Interruption()
         self._batches: Iterator[list[dict[str, Any]]] = iter(())
-        self.register_hooks(self.build_hooks())
-
-    @property
-    def bank(self) -> GaussianMixtureBank:
-        return self.model.bank
-
-    def build_hooks(self) -> list[HookBase]:
-        cfg = self.cfg
-        built = [
-            hooks.IterationTimer(),
-            EMHook.from_config(cfg, self.bank),
-            PassEnd(),
-            *health_hooks(cfg, self.model),
-            FitProgress(LOG_PERIOD),
-        ]
-        if comm.is_main_process():
-            Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-            # At the end of each pass, if not more often.
-            period = min(cfg.SOLVER.CHECKPOINT_PERIOD, self.per_pass)
-            built.append(
-                hooks.PeriodicCheckpointer(self.checkpointer, period, max_to_keep=2, file_prefix=PREFIX)
-            )
-        built.append(hooks.EvalHook(0, self._evaluate))
-        if comm.is_main_process():
-            writers = [
-                JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json")),
-                TensorboardXWriter(cfg.OUTPUT_DIR),
+        self.register_hooks(
+            [
+                hooks.IterationTimer(),
+                EMHook.from_config(cfg, self.bank),
+                _PassHook(),
+                *health_hooks(cfg, self.model),
+                CheckpointHook(
+                    self.checkpointer,
+                    self.interruption,
+                    # At the end of each pass, if not more often.
+                    period=min(cfg.SOLVER.CHECKPOINT_PERIOD, self.per_pass),
+                    keep=cfg.SOLVER.CHECKPOINT_KEEP,
+                    prefix=PREFIX,
+                ),
             ]
-            built.append(hooks.PeriodicWriter(writers, period=LOG_PERIOD))
-        return built
+        )
+        if comm.is_main_process():
+            writers = default_writers(cfg.OUTPUT_DIR, self.max_iter)
+            self.register_hooks([hooks.PeriodicWriter(writers, period=LOG_PERIOD)])
 
     def resume_or_load(self, *, resume: bool) -> None:
         """Load the network of ``MODEL.WEIGHTS``, or the last checkpoint of a fit, if there is one."""
         if resume and self.checkpointer.has_checkpoint():
             self.checkpointer.load(self.checkpointer.get_checkpoint_file())
             self.start_iter = self.iter + 1
-            return
-        self.checkpointer.load_network(self.cfg.MODEL.WEIGHTS)
-
-    def write_config(self) -> None:
-        """Write the config that ``--eval-only`` needs, ``MODEL.WEIGHTS`` included."""
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / f"{PREFIX}_final.pth")
-        target = Path(cfg.OUTPUT_DIR) / "config.yaml"
-        temporary = target.with_suffix(".tmp")
-        temporary.write_text(cfg.dump())
-        temporary.replace(target)
+        else:
+            load_network(self.checkpointer, self.cfg.MODEL.WEIGHTS)
 
     def train(self) -> None:
         order = batch_order(
@@ -158,16 +148,13 @@ class MixtureFitter(TrainerBase):
             passes=self.cfg.MODEL.GMM.FIT_PASSES,
             seed=max(self.cfg.SEED, 0),
         )
+        mine = [batch[comm.get_rank() :: comm.get_world_size()] for batch in order[self.start_iter :]]
         loader: DataLoader[Any] = DataLoader(
-            self.images,
-            batch_sampler=[
-                batch[comm.get_rank() :: comm.get_world_size()] for batch in order[self.start_iter :]
-            ],
-            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
-            collate_fn=list,
+            self.images, batch_sampler=mine, num_workers=self.cfg.DATALOADER.NUM_WORKERS, collate_fn=list
         )
         self._batches = iter(loader)
-        super().train(self.start_iter, self.max_iter)
+        with self.interruption.watching():
+            super().train(self.start_iter, self.max_iter)
 
     @torch.no_grad()
     def run_step(self) -> None:
@@ -179,9 +166,6 @@ class MixtureFitter(TrainerBase):
         own = own_log_prob(self.bank, features, labels)
         assignment = self.model.classifier.assign(own, labels)
         self.bank.record(features, labels, assignment, torch.ones_like(labels, dtype=torch.bool))
-        self._log_likelihood(own, labels)
-
-    def _log_likelihood(self, own: Tensor, labels: Tensor) -> None:
         density = class_log_density(own, self.bank.reduction)
         counted = self.bank.fitted.any(dim=1)[labels]
         sums = torch.stack([torch.where(counted, density, 0.0).sum(), counted.sum()]).double()
@@ -189,9 +173,40 @@ class MixtureFitter(TrainerBase):
         if pixels:
             self.storage.put_scalar("fit/log_likelihood", total / pixels, smoothing_hint=False)
 
-    def _evaluate(self) -> dict[str, Any]:
-        self.results = evaluate(self.cfg, self.model, iteration=self.max_iter)
-        return self.results
+
+class _PassHook(HookBase):
+    """After a pass, classes too rare for a warm start begin with what was seen of them; after the last one
+    come an EM step and what scores need to know of the training set. Logs how far the fit is."""
+
+    trainer: MixtureFitter
+
+    def after_step(self) -> None:
+        trainer, bank = self.trainer, self.trainer.bank
+        done, end_of_pass = trainer.iter + 1, (trainer.iter + 1) % trainer.per_pass == 0
+        if end_of_pass and bank.warm_start is not None:
+            seen = sum_over_ranks(bank.warm_start.count.clone()) > 0
+            for index in (~bank.started & seen).nonzero().flatten().tolist():
+                bank.initialise(index, bank.warm_start.take(index))
+        if done == trainer.max_iter:
+            bank.update(bank.fitted.any(dim=1))
+            unseen = (~bank.fitted.any(dim=1)).nonzero().flatten().tolist()
+            if unseen:
+                names = MetadataCatalog.get(trainer.cfg.DATASETS.TRAIN[0]).stuff_classes
+                logger.warning(
+                    "No labelled pixel of %s in the training set: the mixtures never predict these classes",
+                    ", ".join(names[index] for index in unseen),
+                )
+            fit_feature_distance(trainer.cfg, trainer.model)
+        if end_of_pass or done % LOG_PERIOD == 0:
+            logger.info(
+                "pass %d/%d, iteration %d: log-likelihood of a pixel %.3f, %d of %d classes are fitted",
+                math.ceil(done / trainer.per_pass),
+                trainer.max_iter // trainer.per_pass,
+                done,
+                trainer.storage.latest().get("fit/log_likelihood", [math.nan])[0],
+                int(bank.fitted.any(dim=1).sum()),
+                bank.num_classes,
+            )
 
 
 def batch_order(images: int, batch_size: int, *, passes: int, seed: int) -> list[list[int]]:
@@ -205,10 +220,8 @@ def batch_order(images: int, batch_size: int, *, passes: int, seed: int) -> list
 
 def own_log_prob(bank: GaussianMixtureBank, features: Tensor, labels: Tensor) -> Tensor:
     """(n, D) features, (n,) classes -> (n, M) log-densities under the components of each one's own class."""
-    means, scales = bank.unit_means, bank.scales
-    own = features.new_empty(len(features), bank.num_components)
-    for start in range(0, len(features), PIXELS_PER_CHUNK):
-        rows = slice(start, start + PIXELS_PER_CHUNK)
-        log_prob = component_log_prob(features[rows], means, scales)
-        own[rows] = own_class_log_prob(log_prob, labels[rows])
-    return own
+    parts = [
+        own_class_log_prob(component_log_prob(part, bank.unit_means, bank.scales), own)
+        for part, own in zip(features.split(PIXELS_PER_CHUNK), labels.split(PIXELS_PER_CHUNK), strict=True)
+    ]
+    return torch.cat(parts)

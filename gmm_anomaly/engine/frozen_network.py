@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
-from .checkpoint import FITTED, GUIDE, Checkpointer
+from .checkpoint import DISTANCES, GUIDE, Checkpointer
 from .weights import load_weight_file
 
-MIXTURES = "classifier.bank."
-SOFTMAX, SOFTMAX_BIAS = "classifier.predictor.", "classifier.predictor.bias"
-MEANS = "classifier.bank.means"
+MIXTURES, MEANS = "classifier.bank.", "classifier.bank.means"
+SOFTMAX, SOFTMAX_WEIGHT, SOFTMAX_BIAS = (f"classifier.predictor.{part}" for part in ("", "weight", "bias"))
 
 
-class TrainedClassifier(NamedTuple):
-    """name: "gmm", "softmax" or "prototype"; num_classes: C."""
-
-    name: str
-    num_classes: int
-
-
-def trained_classifier(path: str) -> TrainedClassifier:
-    """Which classifier the network in a checkpoint was trained with.
+def trained_classifier(path: str) -> tuple[str, int]:
+    """Which classifier the network in a checkpoint was trained with: "gmm", "softmax" or "prototype", and its
+    number of classes.
 
     Raises:
         ValueError: no path, or no network of this project in the file.
@@ -31,19 +24,16 @@ def trained_classifier(path: str) -> TrainedClassifier:
     """
     if not path:
         raise ValueError("MODEL.WEIGHTS: --fit-mixture needs a trained network; add MODEL.WEIGHTS FILE")
-    if not PathManager.isfile(path):
-        raise FileNotFoundError(f"MODEL.WEIGHTS: no file {path}")
     content = load_weight_file(PathManager.get_local_path(path))
     state = content.get("model", content) if isinstance(content, dict) else {}
     if MEANS in state:
-        return TrainedClassifier("gmm", len(state[MEANS]))
-    weight = SOFTMAX + "weight"
-    if weight not in state:
-        raise ValueError(
-            f"MODEL.WEIGHTS: expected a network with a trained classifier, found none in {path}: {weight} "
-            f"and {MEANS} are missing"
-        )
-    return TrainedClassifier("softmax" if SOFTMAX_BIAS in state else "prototype", len(state[weight]))
+        return "gmm", len(state[MEANS])
+    if SOFTMAX_WEIGHT in state:
+        return "softmax" if SOFTMAX_BIAS in state else "prototype", len(state[SOFTMAX_WEIGHT])
+    raise ValueError(
+        f"MODEL.WEIGHTS: expected a network with a trained classifier, found none in {path}: "
+        f"{SOFTMAX_WEIGHT} and {MEANS} are missing"
+    )
 
 
 def fitting_config(cfg: CfgNode) -> CfgNode:
@@ -65,20 +55,19 @@ def fitting_config(cfg: CfgNode) -> CfgNode:
             'MODEL.META_ARCHITECTURE: --fit-mixture needs the pixel features of an "AnomalySegmentor", found '
             f"{cfg.MODEL.META_ARCHITECTURE!r}"
         )
-    found = trained_classifier(cfg.MODEL.WEIGHTS)
-    classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
-    if found.num_classes != classes:
+    name, classes = trained_classifier(cfg.MODEL.WEIGHTS)
+    if classes != cfg.MODEL.CLASSIFIER.NUM_CLASSES:
         raise ValueError(
-            f"MODEL.WEIGHTS: the checkpoint was trained with {found.num_classes} classes, "
-            f"MODEL.CLASSIFIER.NUM_CLASSES is {classes}; use the config it was trained with"
+            f"MODEL.WEIGHTS: the checkpoint was trained with {classes} classes, MODEL.CLASSIFIER.NUM_CLASSES "
+            f"is {cfg.MODEL.CLASSIFIER.NUM_CLASSES}; use the config it was trained with"
         )
     fitted = cfg.clone()
     fitted.defrost()
     fitted.MODEL.CLASSIFIER.NAME = "gmm"
     keys = fitted.MODEL.GMM
-    if found.name != "gmm":
+    if name != "gmm":
         keys.PROJECTION = "none"
-    if found.name == "prototype":
+    if name == "prototype":
         if keys.LOGITS == "softmax":
             raise ValueError(
                 f'MODEL.GMM.LOGITS: expected "density", found "softmax": {cfg.MODEL.WEIGHTS} has no softmax '
@@ -91,40 +80,24 @@ def fitting_config(cfg: CfgNode) -> CfgNode:
     return fitted
 
 
-class FrozenNetworkCheckpointer(Checkpointer):
-    """Loads a trained network under mixtures that are yet to be fitted."""
+def load_network(checkpointer: Checkpointer, path: str) -> None:
+    """Load all of a trained network but what a fit makes into a model of :func:`fitting_config`. Mixtures of
+    the same sizes are kept: EM goes on with them.
 
-    def load_network(self, path: str) -> None:
-        """Load everything but what the fit makes. Mixtures of the same sizes are kept: EM goes on with them.
+    Raises:
+        ValueError: a checkpoint that lacks tensors of the network, or whose shapes differ.
+    """
+    size = checkpointer.model.bank.means.shape
 
-        Raises:
-            ValueError: a checkpoint that lacks tensors of the network, or whose shapes differ.
-        """
-        unfitted: tuple[str, ...] = (MIXTURES,)
-        if trained_classifier(path).name != "gmm":
-            unfitted += ("classifier.feature_norm.", "classifier.class_norm.")
-        self._dispensable = (*self._training_state(), *FITTED, *unfitted)
-        self._adapting = True
-        try:
-            self.load(path, checkpointables=[])
-        finally:
-            self._dispensable, self._adapting = None, False
-
-    _adapting = False
-
-    def _load_model(self, checkpoint: Any) -> Any:
-        if self._adapting:
-            checkpoint = {**checkpoint, "model": self._adapted(checkpoint["model"])}
-        return super()._load_model(checkpoint)
-
-    def _adapted(self, state: dict[str, Any]) -> dict[str, Any]:
-        if MEANS not in state:
-            others = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
-            if SOFTMAX_BIAS not in state:
-                return others
-            softmax = {f"{GUIDE}predictor.{part}": state[SOFTMAX + part] for part in ("weight", "bias")}
-            return others | softmax
-        if state[MEANS].shape == self.model.bank.means.shape:
-            self.logger.info("EM goes on with the mixtures of the checkpoint")
+    def adapted(state: dict[str, Any]) -> dict[str, Any]:
+        if MEANS in state and state[MEANS].shape == size:
             return state
-        return {name: tensor for name, tensor in state.items() if not name.startswith(MIXTURES)}
+        unfit = MIXTURES if MEANS in state else "classifier."
+        found = {name: tensor for name, tensor in state.items() if not name.startswith(unfit)}
+        if SOFTMAX_BIAS in state:
+            found |= {f"{GUIDE}predictor.{part}": state[SOFTMAX + part] for part in ("weight", "bias")}
+        return found
+
+    is_gmm = trained_classifier(path)[0] == "gmm"
+    norms = () if is_gmm else ("classifier.feature_norm.", "classifier.class_norm.")
+    checkpointer.load_complete(path, *DISTANCES, MIXTURES, *norms, adapted=adapted)

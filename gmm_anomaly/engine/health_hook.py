@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,18 +14,20 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from gmm_anomaly.data import SegmentationMapper
+from gmm_anomaly.data.build import train_records
+from gmm_anomaly.data.label_rule import CLOSED_SET, LabelRule
+from gmm_anomaly.data.mapper import test_augmentations
+from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.evaluation.overlays import distinct_colors
 from gmm_anomaly.gmm.health import pixel_health
 from gmm_anomaly.visualization import plot_embedding
 
-from .labelled_embedding import labelled_embedding
-from .probe_images import ProbeImages, probe_images
-
 logger = logging.getLogger(__name__)
 
-IMAGES = 4
-PIXELS_PER_IMAGE = 4096
+IMAGES, PIXELS_PER_IMAGE = 4, 4096
 
 
 class HealthHook(HookBase):
@@ -38,9 +41,9 @@ class HealthHook(HookBase):
 
     Args:
         model: a segmentor with a GMM classifier, not wrapped.
-        images: the images.
+        images: dicts with ``image`` (3, H, W) uint8 and ``sem_seg`` (H, W) int64, 255 ignored.
+        dataset: the registered data set that they are of. held_out: whether it is none of the training sets.
         period: iterations from one look to the next.
-        names, colors: of the classes; colors RGB, 0 to 255.
 
     Raises:
         ValueError: a period that is not positive.
@@ -49,19 +52,22 @@ class HealthHook(HookBase):
     def __init__(
         self,
         model: nn.Module,
-        images: ProbeImages,
+        images: Sequence[dict[str, Tensor]],
+        dataset: str,
         *,
+        held_out: bool,
         period: int,
-        names: Sequence[str],
-        colors: Sequence[Sequence[int]],
     ) -> None:
         if period < 1:
             raise ValueError(f"MODEL.GMM.HEALTH_PERIOD: expected at least 1, found {period}")
         self.model = model
         self.images = images
+        self.dataset = dataset
+        self.held_out = held_out
         self.period = period
-        self.names = list(names)
-        self.colors = colors
+        metadata = MetadataCatalog.get(dataset)
+        self.names = list(metadata.stuff_classes)
+        self.colors = metadata.get("stuff_colors") or distinct_colors(len(self.names))
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -72,16 +78,19 @@ class HealthHook(HookBase):
             features, labels = self._pixels()
             if len(labels):
                 self._write_numbers(features, labels)
-                self.trainer.storage.put_image(
-                    "gmm/embedding", self._picture(features, labels, done).transpose(2, 0, 1)
-                )
+                picture = self._picture(features, labels, done)
+                self.trainer.storage.put_image("gmm/embedding", picture.transpose(2, 0, 1))
 
-    @torch.no_grad()
     def _pixels(self) -> tuple[Tensor, Tensor]:
         training = self.model.training
         self.model.eval()
         try:
-            parts = [_spaced(*labelled_embedding(self.model, item)) for item in self.images.items]
+            parts = []
+            for item in self.images:
+                features, labels = labelled_embedding(self.model, item)
+                count = min(len(labels), PIXELS_PER_IMAGE)
+                chosen = torch.linspace(0, len(labels) - 1, count, dtype=torch.float64).long()
+                parts.append((features[chosen.to(labels.device)], labels[chosen.to(labels.device)]))
         finally:
             self.model.train(training)
         features, labels = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -94,7 +103,7 @@ class HealthHook(HookBase):
         numbers = {
             "assignment_entropy": health.assignment_entropy,
             # Of training pixels it says less: a name of its own, lest two runs be compared by it.
-            ("held_out" if self.images.held_out else "train") + "_log_likelihood": health.log_likelihood,
+            ("held_out" if self.held_out else "train") + "_log_likelihood": health.log_likelihood,
             "effective_components": float(effective.nanmean()),
         } | {
             f"effective_components/{name}": number
@@ -106,37 +115,60 @@ class HealthHook(HookBase):
 
     def _picture(self, features: Tensor, labels: Tensor, iteration: int) -> np.ndarray:
         bank = self.model.bank
-        fitted = bank.fitted
-        owners = torch.arange(bank.num_classes, device=fitted.device)[:, None].expand_as(fitted)
-        arrays = features, labels, bank.unit_means[fitted], bank.scales[fitted], owners[fitted]
-        return plot_embedding(
-            *(array.cpu().numpy() for array in arrays), self.colors, self.names,
-            title=f"{self.images.dataset}, iteration {iteration}",
-        )  # fmt: skip
+        owners = torch.arange(bank.num_classes, device=labels.device)[:, None].expand_as(bank.fitted)
+        arrays = features, labels, *(part[bank.fitted] for part in (bank.unit_means, bank.scales, owners))
+        numbers = [array.cpu().numpy() for array in arrays]
+        title = f"{self.dataset}, iteration {iteration}"
+        return plot_embedding(*numbers, self.colors, self.names, title=title)
 
 
-def _spaced(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    if len(labels) <= PIXELS_PER_IMAGE:
-        return features, labels
-    chosen = torch.linspace(0, len(labels) - 1, PIXELS_PER_IMAGE, device=labels.device, dtype=torch.float64)
-    return features[chosen.long()], labels[chosen.long()]
+@torch.no_grad()
+def labelled_embedding(model: nn.Module, item: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Embedding (n, D) and labels (n,) of one image's labelled pixels, at the resolution of its features.
+
+    Args:
+        model: a segmentor with a GMM classifier, in evaluation mode.
+        item: ``image`` (3, H, W) and ``sem_seg`` (H, W).
+    """
+    images = model.preprocess([item]).tensor
+    features = model.decoder(model.backbone(images)).features
+    label = item["sem_seg"].to(images.device)
+    # Padding has no label.
+    missing = (0, images.shape[-1] - label.shape[1], 0, images.shape[-2] - label.shape[0])
+    label = F.pad(label, missing, value=255)[None, None].float()
+    small = F.interpolate(label, size=features.shape[-2:], mode="nearest").long().flatten()
+    known = small < model.classifier.num_classes
+    return model.classifier.embed(features)[known], small[known]
 
 
 def health_hooks(cfg: CfgNode, model: nn.Module) -> list[HookBase]:
     """The hook for a model with mixtures, in the main process, unless ``MODEL.GMM.HEALTH_PERIOD`` is 0.
 
+    It looks at four evenly spaced images of the first closed set with labels in
+    ``DATASETS.TEST``, or of the first training set where there is none, at the size they are tested at.
+
     Raises:
-        ValueError: a key out of range. Others as :func:`probe_images`.
+        ValueError: a key out of range. Others as ``build_train_loader``.
     """
     keys = cfg.MODEL.GMM
     if getattr(model, "bank", None) is None or keys.HEALTH_PERIOD == 0 or not comm.is_main_process():
         return []
-    images = probe_images(cfg, IMAGES)
-    kind = "held out" if images.held_out else "not held out, for DATASETS.TEST has no other closed set"
-    logger.info(
-        "The mixtures' health is measured on %d images of %s (%s)", len(images.items), images.dataset, kind
+    for name in cfg.DATASETS.TEST:
+        if MetadataCatalog.get(name).get("evaluator_type") != CLOSED_SET:
+            continue
+        records = get_records(name)
+        if all("sem_seg_file_name" in record or "render" in record for record in records):
+            break
+    else:
+        name, records = next(iter(train_records(cfg).items()))
+    held_out = name not in cfg.DATASETS.TRAIN
+    mapper = SegmentationMapper(
+        image_format=cfg.INPUT.FORMAT,
+        augmentations=test_augmentations(cfg),
+        label_rules={name: LabelRule.from_metadata(MetadataCatalog.get(name))},
     )
-    metadata = MetadataCatalog.get(images.dataset)
-    names = list(metadata.stuff_classes)
-    colors = metadata.get("stuff_colors") or distinct_colors(len(names))
-    return [HealthHook(model, images, period=keys.HEALTH_PERIOD, names=names, colors=colors)]
+    chosen = np.unique(np.linspace(0, len(records) - 1, IMAGES).astype(int))
+    images = [mapper(records[index] | {"dataset_name": name}) for index in chosen]
+    kind = "held out" if held_out else "not held out, for DATASETS.TEST has no other closed set"
+    logger.info("The mixtures' health is measured on %d images of %s (%s)", len(images), name, kind)
+    return [HealthHook(model, images, name, held_out=held_out, period=keys.HEALTH_PERIOD)]

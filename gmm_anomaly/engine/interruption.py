@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import torch
 
@@ -41,6 +40,7 @@ class Interruption:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        self._process = os.getpid()
         before = {signum: signal.signal(signum, self._receive) for signum in SIGNALS}
         try:
             yield
@@ -51,35 +51,33 @@ class Interruption:
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Inside, the first signal raises :class:`Interrupted` at once: for work that changes no state."""
-        self._raise_if_asked()
+        self.end_if_asked()
         self._at_once = True
         try:
             yield
         finally:
             self._at_once = False
         # Where the exception was swallowed, in a destructor for example.
-        self._raise_if_asked()
+        self.end_if_asked()
 
     def asked_anywhere(self, device: torch.device) -> bool:
         """Whether a signal came to any rank; then it counts as this one's too. Collective."""
         if world_size() > 1:
             # SIGTERM, the larger number, is nobody's mistake.
             asked = torch.zeros(max(SIGNALS) + 1, dtype=torch.int32, device=device)
-            if self.signum is not None:
-                asked[self.signum] = 1
-            numbers = sum_over_ranks(asked).nonzero().flatten().tolist()
-            self.signum = numbers[-1] if numbers else None
+            asked[self.signum or 0] = 1
+            self.signum = int(sum_over_ranks(asked).nonzero().max()) or None
         return self.signum is not None
 
-    def end(self) -> None:
-        """Raise :class:`Interrupted` for the signal that came."""
-        self._raise_if_asked()
-
-    def _raise_if_asked(self) -> None:
+    def end_if_asked(self) -> None:
+        """Raise :class:`Interrupted` for the signal that came, if one did."""
         if self.signum is not None:
             raise Interrupted(self.signum)
 
-    def _receive(self, signum: int, frame: FrameType | None) -> Any:
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # A worker of a loader has just been forked with this handler. Its inputs are still needed.
+            return
         name = signal.Signals(signum).name
         if self.signum is not None:
             # Past every handler and hook: this is what the second Ctrl-C is for.

@@ -35,15 +35,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     optimizer: torch.optim.Optimizer
     if keys.OPTIMIZER == "SGD":
-        optimizer = torch.optim.SGD(
-            groups,
-            keys.BASE_LR,
-            momentum=keys.MOMENTUM,
-            nesterov=keys.NESTEROV,
-            weight_decay=keys.WEIGHT_DECAY,
-        )
+        optimizer = torch.optim.SGD(groups, keys.BASE_LR, keys.MOMENTUM, nesterov=keys.NESTEROV)
     elif keys.OPTIMIZER == "ADAMW":
-        optimizer = torch.optim.AdamW(groups, keys.BASE_LR, weight_decay=keys.WEIGHT_DECAY)
+        optimizer = torch.optim.AdamW(groups, keys.BASE_LR)
     else:
         raise ValueError(f'SOLVER.OPTIMIZER: expected "SGD" or "ADAMW", found {keys.OPTIMIZER!r}')
     return maybe_add_gradient_clipping(cfg, optimizer)

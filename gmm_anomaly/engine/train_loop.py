@@ -11,12 +11,15 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from .non_finite import RULES, FeatureWatch, NormStatistics, StepFault, find_fault, find_gradient_fault
+from .non_finite import FeatureWatch, find_fault, find_gradient_fault
 
 logger = logging.getLogger(__name__)
 
+# So many steps left out in a row end a training.
+NON_FINITE_LIMIT = 10
 # Loss scaling falls this far only if gradients overflow whatever the scale.
 LEAST_LOSS_SCALE = 1.0
+NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 CURE = (
     "the last checkpoint is intact. Lower SOLVER.BASE_LR, enable SOLVER.CLIP_GRADIENTS, disable "
     "SOLVER.AMP.ENABLED, or leave such steps out with SOLVER.NON_FINITE skip"
@@ -26,23 +29,20 @@ CURE = (
 class TrainLoop(SimpleTrainer):
     """Detectron2's loop with mixed precision on any device; a step with NaN or infinity in it does no harm.
 
-    A step that the loss scaling leaves out, because gradients overflowed in half precision, records nothing
-    for EM either. It is no fault: the scale falls until they fit.
-
     Args:
         model, data_loader, optimizer: as in Detectron2's ``SimpleTrainer``.
         amp: forward passes under autocast: float16 with loss scaling on a GPU, bfloat16 on the CPU.
-        non_finite: what a loss, features or gradients that are not finite lead to: "stop" raises, "skip"
-            leaves the step out, as if it had not been but for the data it took.
-        non_finite_limit: so many steps left out in a row raise all the same.
+        non_finite: what a loss, features or gradients that are not finite lead to: "stop" raises; "skip"
+            leaves the step out, as if it had not been but for the data it took, and raises after ten in a
+            row.
 
     Attributes:
-        skipped: steps left out so far. overflowed: those that the loss scaling left out.
+        skipped: steps left out so far, without those that the loss scaling leaves out until its scale fits.
 
     Raises:
-        ValueError: a rule or limit out of range.
-        FloatingPointError: from ``run_step``, on every rank, with the iteration, the loss terms and what
-            else is known of the cause: weights and mixtures are those of the last good step.
+        ValueError: an unknown rule.
+        FloatingPointError: from ``run_step``, on every rank, with the iteration, what is not finite and the
+            loss terms: weights and mixtures are those of the last good step.
     """
 
     def __init__(
@@ -53,17 +53,14 @@ class TrainLoop(SimpleTrainer):
         *,
         amp: bool,
         non_finite: str = "stop",
-        non_finite_limit: int = 10,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
-        if non_finite not in RULES:
-            raise ValueError(f"SOLVER.NON_FINITE: expected one of {', '.join(RULES)}, found {non_finite!r}")
-        if non_finite_limit < 1:
-            raise ValueError(f"SOLVER.NON_FINITE_LIMIT: expected at least 1, found {non_finite_limit}")
-        self.non_finite_limit = non_finite_limit
-        self.skipped = self.overflowed = self._skipped_in_a_row = 0
+        if non_finite not in ("stop", "skip"):
+            raise ValueError(f'SOLVER.NON_FINITE: expected "stop" or "skip", found {non_finite!r}')
+        self.skips = non_finite == "skip"
+        self.skipped = self._skipped_in_a_row = 0
         self._watch = FeatureWatch(model)
-        self._norms = NormStatistics(model) if non_finite == "skip" else None
+        self._norms = [b for name, b in model.named_buffers() if name.endswith(NORM_STATISTICS)]
         self._recorders = [module for module in model.modules() if hasattr(module, "discard_recorded")]
         device = next(model.parameters()).device.type
         dtype = torch.float16 if device == "cuda" else torch.bfloat16
@@ -75,8 +72,7 @@ class TrainLoop(SimpleTrainer):
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
-        if self._norms is not None:
-            self._norms.keep()
+        norms = [buffer.clone() for buffer in self._norms] if self.skips else []
         with self.autocast:
             losses = self.model(data)
             total = sum(losses.values())
@@ -90,65 +86,42 @@ class TrainLoop(SimpleTrainer):
             self._skipped_in_a_row = 0
             self._write_metrics(losses, data_time)
         else:
-            self._leave_out(fault)
-        self._count()
+            self._leave_out(f"not finite at iteration {self.iter}: {fault}", norms)
+        if self.skips:
+            get_event_storage().put_scalar("solver/skipped_steps", self.skipped, smoothing_hint=False)
 
-    def _step(self, losses: Mapping[str, torch.Tensor]) -> StepFault | None:
-        """The optimiser's step, unless gradients are not finite."""
+    def _step(self, losses: Mapping[str, torch.Tensor]) -> str | None:
+        """The optimiser's step, unless gradients are not finite: then what of them is not."""
         fault = None
-        if not self.scaler.is_enabled():
-            fault = find_gradient_fault(self.model, losses)
-            if fault is None:
-                self.optimizer.step()
-            return fault
-        scale = self.scaler.get_scale()
-        if scale < LEAST_LOSS_SCALE:
-            # Not the scale, but the gradients themselves are beyond half precision.
+        if not self.scaler.is_enabled() or self.scaler.get_scale() < LEAST_LOSS_SCALE:
             self.scaler.unscale_(self.optimizer)
             fault = find_gradient_fault(self.model, losses)
-        self.scaler.step(self.optimizer)
+        if fault is None:
+            # Leaves a step out itself whose gradients overflowed at the present scale, which then falls.
+            self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.scaler.get_scale() < scale:
-            self._discard_recorded()
-            self.overflowed += 1
         return fault
 
-    def _leave_out(self, fault: StepFault) -> None:
-        what = fault.describe(self.iter)
-        self._discard_recorded()
-        if self._norms is None:
+    def _leave_out(self, what: str, norms: list[torch.Tensor]) -> None:
+        for module in self._recorders:
+            module.discard_recorded()
+        if not self.skips:
             raise FloatingPointError(f"{what}. Training stopped before this step; {CURE}")
-        self._norms.restore()
+        for live, kept in zip(self._norms, norms, strict=True):
+            live.copy_(kept)
         self.skipped += 1
         self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= self.non_finite_limit:
+        if self._skipped_in_a_row >= NON_FINITE_LIMIT:
             raise FloatingPointError(
-                f"{what}. Training stopped: {self._skipped_in_a_row} steps in a row were left out "
-                f"(SOLVER.NON_FINITE_LIMIT); {CURE}"
+                f"{what}. Training stopped: {self._skipped_in_a_row} steps in a row were left out; {CURE}"
             )
         logger.warning("Step left out (%d so far): %s", self.skipped, what)
 
-    def _discard_recorded(self) -> None:
-        for module in self._recorders:
-            module.discard_recorded()
-
-    def _count(self) -> None:
-        storage = get_event_storage()
-        if self._norms is not None:
-            storage.put_scalar("solver/skipped_steps", self.skipped, smoothing_hint=False)
-        if self.scaler.is_enabled():
-            storage.put_scalar("solver/overflowed_steps", self.overflowed, smoothing_hint=False)
-
     def state_dict(self) -> dict[str, object]:
-        state = super().state_dict()
-        state["left_out"] = {"skipped": self.skipped, "overflowed": self.overflowed}
-        if self.scaler.is_enabled():
-            state["scaler"] = self.scaler.state_dict()
-        return state
+        return super().state_dict() | {"skipped": self.skipped, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         super().load_state_dict(state_dict)
-        left_out = state_dict.get("left_out", {})
-        self.skipped, self.overflowed = left_out.get("skipped", 0), left_out.get("overflowed", 0)
-        if self.scaler.is_enabled() and "scaler" in state_dict:
+        self.skipped = state_dict["skipped"]
+        if self.scaler.is_enabled() and state_dict["scaler"]:
             self.scaler.load_state_dict(state_dict["scaler"])

@@ -159,7 +159,8 @@ def query_config(args: argparse.Namespace, cfg: CfgNode, queries: Mapping[str, S
     # What makes the model; which images were looked at is another matter.
     overridden = [key for key in args.opts[::2] if key.startswith(("MODEL.", "INPUT."))]
     keys = ["MODEL.WEIGHTS", "MODEL.MASK2FORMER.WEIGHTS", *overridden]
-    values: dict[str, Any] = {key: reduce(getitem, key.split("."), cfg) for key in keys}
+    plain = yaml.safe_load(cfg.dump())
+    values: dict[str, Any] = {key: reduce(getitem, key.split("."), plain) for key in keys}
     values |= {f"MODEL.MASK2FORMER.{key}": list(found) for key, found in queries.items()}
     content: dict[str, Any] = {"_BASE_": os.path.relpath(args.config_file, args.out.parent)}
     for key, value in values.items():

@@ -1,3 +1,1 @@
-"""Export of trained models to ONNX, TorchScript and torch.export. ``tools/export.py`` is its command."""
-
-from __future__ import annotations
+"""Export of trained models to ONNX and torch.export."""

@@ -15,27 +15,6 @@ from .memory import FeatureMemory, mean_and_variance
 from .warm_start import WarmStartBuffer, spherical_kmeans
 
 
-def reference_sizes(
-    means: Tensor, diagonal: Tensor, queue: Tensor, queue_ptr: Tensor
-) -> tuple[int, int, int, int]:
-    """C, M, D and K of the arguments of :meth:`GaussianMixtureBank.from_reference_state`; ValueError where
-    they do not fit each other."""
-    if means.dim() != 3 or means.shape != diagonal.shape:
-        raise ValueError(
-            "means and diagonal: expected the same shape (C, M, D), "
-            f"found {tuple(means.shape)} and {tuple(diagonal.shape)}"
-        )
-    classes, components, dim = means.shape
-    rings = classes * components
-    if queue.dim() != 3 or queue.shape[:2] != (rings, dim):
-        raise ValueError(
-            f"queue: expected shape (C*M, D, K) = ({rings}, {dim}, K), found {tuple(queue.shape)}"
-        )
-    if queue_ptr.shape != (rings,):
-        raise ValueError(f"queue_ptr: expected shape ({rings},), found {tuple(queue_ptr.shape)}")
-    return classes, components, dim, queue.shape[2]
-
-
 class GaussianMixtureBank(GaussianMixtures):
     """Mixtures of M diagonal Gaussians for each of C classes, and the memory that EM fits them on.
 
@@ -143,7 +122,19 @@ class GaussianMixtureBank(GaussianMixtures):
         Raises:
             ValueError: shapes that do not fit each other, or a ``memory_size`` that is not K.
         """
-        classes, components, dim, slots = reference_sizes(means, diagonal, queue, queue_ptr)
+        if means.dim() != 3 or means.shape != diagonal.shape:
+            raise ValueError(
+                "means and diagonal: expected the same shape (C, M, D), "
+                f"found {tuple(means.shape)} and {tuple(diagonal.shape)}"
+            )
+        classes, components, dim = means.shape
+        rings, slots = classes * components, queue.shape[-1]
+        for name, tensor, shape, what in (
+            ("queue", queue, (rings, dim, slots), "C*M, D, K"),
+            ("queue_ptr", queue_ptr, (rings,), "C*M"),
+        ):
+            if tensor.shape != shape:
+                raise ValueError(f"{name}: expected shape ({what}) = {shape}, found {tuple(tensor.shape)}")
         if options.setdefault("memory_size", slots) != slots:
             raise ValueError(f"memory_size: the queue has {slots} slots, found {options['memory_size']}")
         bank = cls(classes, components, dim, **options)

@@ -1,4 +1,4 @@
-"""Training, calibration, fitting and evaluation in two real gloo processes, against one process where the
+"""Training, fitting and evaluation in two real gloo processes, against one process where the
 answer must be the same.
 
 Run as a script, this file is two ranks of a process group, which write what they found into a folder.
@@ -31,15 +31,18 @@ from gmm_anomaly.engine import (
     fit_mixture,
     fitting_config,
 )
+from gmm_anomaly.engine.hooks import PrototypeHook
 from gmm_anomaly.engine.optimizer import build_optimizer
-from gmm_anomaly.engine.prototype_hook import prototype_hooks
 from gmm_anomaly.engine.train_loop import TrainLoop
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 10
 STEPS = 5
+# What features of rank 1 are multiplied by in each step of some trainings.
+NAN = [1.0, 1.0, 1.0, float("nan"), 1.0]
 TINY = [
-    "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.WEIGHTS", "", "MODEL.CHANNELS_LAST", False,
+    "MODEL.DEVICE", "cpu", "MODEL.TIMM.NAME", "test_efficientnet", "MODEL.BACKBONE.WEIGHTS", "",
+    "MODEL.CHANNELS_LAST", False, "MODEL.GMM.HEALTH_PERIOD", 0,
     "MODEL.DECODER.CHANNELS", 12,
     "MODEL.FEATURE_DISTANCE.FEATURES", [], "INPUT.MIN_SIZE_TEST", 0, "INPUT.CROP.SIZE", [32, 32],
     "DATASETS.SYNTHETIC.HEIGHT", 64, "DATASETS.SYNTHETIC.WIDTH", 128, "DATASETS.SYNTHETIC.CACHE_DIR", "",
@@ -52,11 +55,11 @@ TRAININGS = {
         "gmm", "MODEL.GMM.SAMPLED_CONTRAST.WEIGHT", 0.5, "MODEL.GMM.SAMPLED_CONTRAST.START", 4,
         "MODEL.GMM.SAMPLED_CONTRAST.RAMP", 0,
         "MODEL.GMM.SAMPLED_CONTRAST.MIN_FILL", 0.0, "MODEL.GMM.WARM_START_FEATURES", 5,
-        "MODEL.GMM.UPDATE_INTERVAL", 1,
-        "MODEL.GMM.GUIDE_WEIGHT", 1.0,
+        "MODEL.GMM.UPDATE_INTERVAL", 1, "MODEL.GMM.GUIDE_WEIGHT", 1.0,
     ),
-    "running-mean prototypes": ("prototype", "MODEL.PROTOTYPE.RUNNING_MEAN", True),
-    "softmax": ("softmax",),
+    "running-mean prototypes": ("prototype", "MODEL.PROTOTYPE.MOMENTUM", 0.99),
+    "NaN in a step of rank 1 is skipped": ("gmm", "SOLVER.NON_FINITE", "skip"),
+    "NaN in a step of rank 1 stops": ("gmm",),
 }  # fmt: skip
 
 
@@ -83,26 +86,51 @@ def batch(step: int, rank: int) -> list[dict[str, torch.Tensor]]:
     return [{"image": image, "sem_seg": label} for image, label in zip(images, labels, strict=True)]
 
 
-def train(rank: int, folder: Path, classifier: str, *keys: Any) -> dict[str, Any]:
+def train(name: str, rank: int, folder: Path) -> dict[str, Any]:
     # Ranks of a real training are seeded apart.
     torch.manual_seed(rank)
-    cfg = config(folder, classifier, *keys)
+    cfg = config(folder, *TRAININGS[name])
     model = build_model(cfg)
     data = [batch(step, rank) for step in range(STEPS)]
-    loop = TrainLoop(wrap_distributed(model), data, build_optimizer(cfg, model), amp=False)
+    losses: list[dict[str, float]] = []
+
+    def poison(_module: Any, _inputs: Any, features: dict[str, torch.Tensor]) -> None:
+        features["level4"] = features["level4"] * NAN[len(losses)]
+
+    if "NaN" in name and rank == 1:
+        model.backbone.register_forward_hook(poison)
+    loop = TrainLoop(
+        wrap_distributed(model),
+        data,
+        build_optimizer(cfg, model),
+        amp=False,
+        non_finite=cfg.SOLVER.NON_FINITE,
+    )
     bank = getattr(model, "bank", None)
     em = [] if bank is None else [EMHook.from_config(cfg, bank)]
-    loop.register_hooks([*em, *prototype_hooks(model)])
-    losses: list[dict[str, float]] = []
+    loop.register_hooks([*em, PrototypeHook(model)])
     model.register_forward_hook(
         lambda *call: losses.append({name: loss.item() for name, loss in call[2].items()})
     )
-    loop.train(0, STEPS)
+    error = ""
+    try:
+        loop.train(0, STEPS)
+    except FloatingPointError as found:
+        error = str(found)
     own = ("memory.ring", "memory.slot_state", "warm_start.", "running_", "num_batches_tracked")
     state = {
         name: value for name, value in model.state_dict().items() if not any(part in name for part in own)
     }
-    return {"state": state, "losses": losses}
+    return {"state": state, "losses": losses, "error": error, "skipped": loop.skipped}
+
+
+def gradient(rank: int) -> torch.Tensor:
+    """Of a model on the CPU with other weights and inputs on every rank."""
+    torch.manual_seed(rank)
+    model = torch.nn.Linear(3, 2, bias=False)
+    wrapped = wrap_distributed(model)
+    wrapped(torch.arange(12.0).reshape(4, 3) * (rank + 1)).sum().backward()
+    return model.weight.grad
 
 
 def fit_distances_and_evaluate(rank: int, folder: Path) -> dict[str, Any]:
@@ -166,9 +194,8 @@ def run_rank(rank: int, folder: Path) -> None:
         world_size=2,
         timeout=timedelta(seconds=300),
     )
-    results: dict[str, Any] = {
-        name: train(rank, folder / "trained", *keys) for name, keys in TRAININGS.items()
-    }
+    results: dict[str, Any] = {name: train(name, rank, folder / "trained") for name in TRAININGS}
+    results["gradient"] = gradient(rank)
     results["distances"] = fit_distances_and_evaluate(rank, folder / "distances")
     results["fitted"] = fit(folder / "fitted", folder / "softmax.pth")
     results["drawn"] = draw(folder / "drawn", 3)
@@ -203,18 +230,31 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("training", TRAININGS)
+@pytest.mark.parametrize("training", list(TRAININGS))
 def test_ranks_stay_alike_whatever_labels_they_get(ranks, training):
     first, second = (rank[training] for rank in ranks)
     assert first["state"].keys() == second["state"].keys()
     for name, value in first["state"].items():
         assert torch.equal(value, second["state"][name]), name
         assert not value.is_floating_point() or value.isfinite().all(), name
-    for step, (one, other) in enumerate(zip(first["losses"], second["losses"], strict=True)):
+    assert first["error"] == second["error"]
+    for step, (one, other) in enumerate(zip(first["losses"][:3], second["losses"][:3], strict=True)):
         assert one.keys() == other.keys() and np.isfinite([*one.values(), *other.values()]).all()
         # No labelled pixel, no loss: on rank 1 in step 1, on both in step 2.
         assert [one["loss_ce"] == 0, other["loss_ce"] == 0] == [step == 2, step in (1, 2)]
-    assert len(first["losses"]) == STEPS
+    skips, stops = "skipped" in training, "stops" in training
+    assert len(first["losses"]) == (4 if stops else STEPS)
+    assert first["skipped"] == second["skipped"] == int(skips)
+    if stops:
+        assert "the features of backbone" in first["error"] and "loss_ce = nan" in first["error"]
+        assert "at iteration 3" in first["error"] and "on 1 of 2 ranks, first on rank 1" in first["error"]
+
+
+def test_gradients_are_averaged(ranks):
+    """The output is W x, so the gradient of its sum is the column sum of x, 1 and 2 times this one."""
+    expected = 1.5 * torch.arange(12.0).reshape(4, 3).sum(dim=0).expand(2, 3)
+    for rank in ranks:
+        torch.testing.assert_close(rank["gradient"], expected)
 
 
 def test_sampled_contrast_and_guide_took_part(ranks):
@@ -224,7 +264,7 @@ def test_sampled_contrast_and_guide_took_part(ranks):
         assert max(terms.get("loss_sampled_contrast", 0) for terms in losses) > 0
 
 
-def test_calibration_and_evaluation_give_the_numbers_of_one_process(ranks, tmp_path):
+def test_distances_and_evaluation_give_the_numbers_of_one_process(ranks, tmp_path):
     alone = fit_distances_and_evaluate(0, tmp_path)
     assert len(alone["state"]) > 5 and len(alone["numbers"]) > 10
     for rank in ranks:

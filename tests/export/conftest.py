@@ -12,11 +12,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from torch import nn
 
+from gmm_anomaly import AnomalyPredictor
 from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.data.streets.datasets import StreetSplit
-from gmm_anomaly.evaluation.scoring import AnomalyScorer
 from gmm_anomaly.modeling.classifiers import SoftmaxClassifier
-from gmm_anomaly.predictor import AnomalyPredictor
 
 CLASSES = 4
 
@@ -53,17 +52,16 @@ if "four_strides" not in BACKBONE_REGISTRY:
         return FourStrides()
 
 
-def tiny_model(*overrides):
+def tiny_model(*overrides, score="gmm_density"):
     """Random weights, statistics and mixtures: what was trained does not matter to an export."""
     cfg = get_cfg()
     add_gmm_anomaly_config(cfg)
     cfg.merge_from_list([
         "MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.BACKBONE.NAME", "four_strides",
-        "MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.BACKBONE.WEIGHTS", "",
+        "MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.BACKBONE.WEIGHTS", "", "TEST.SCORES", [score],
         "MODEL.GMM.NUM_COMPONENTS", 3, "MODEL.GMM.EMBED_DIM", 8, "MODEL.GMM.MEMORY_SIZE", 50,
         "MODEL.GMM.WARM_START_FEATURES", 40,
-        "MODEL.DECODER.CHANNELS", 12,
-        "MODEL.DECODER.AUX_CHANNELS", 8,
+        "MODEL.DECODER.CHANNELS", 12, "MODEL.DECODER.AUX_CHANNELS", 8,
         "MODEL.DECODER.ASPP_DILATIONS", [1, 2, 3], *overrides,
     ])  # fmt: skip
     torch.manual_seed(0)
@@ -94,16 +92,16 @@ def tiny_model(*overrides):
 
 
 def tiny_predictor(*overrides, score="gmm_density", model=None, **options):
-    model = tiny_model(*overrides) if model is None else model
+    model = tiny_model(*overrides, score=score) if model is None else model
     names = [f"class {index}" for index in range(CLASSES)]
     colors = [(index, 2 * index, 255 - index) for index in range(CLASSES)]
     options = {"class_names": names, "class_colors": colors} | options
-    return AnomalyPredictor(AnomalyScorer(model, [score]), score, **options)
+    return AnomalyPredictor(model, score, **options)
 
 
 @pytest.fixture(scope="session")
 def tiny():
-    """``model(*overrides)`` and ``predictor(*overrides, score=..., model=...)``."""
+    """``model(*overrides, score=...)`` and ``predictor(*overrides, score=..., model=...)``."""
     return SimpleNamespace(model=tiny_model, predictor=tiny_predictor)
 
 

@@ -282,7 +282,7 @@ def test_auxiliary_head_computes_only_what_is_needed(build, name):
 )
 def test_decoders_work_with_classifiers(build, config, name, classifier):
     keys = ["MODEL.CLASSIFIER.NAME", classifier.removeprefix("running "),
-            "MODEL.PROTOTYPE.RUNNING_MEAN", classifier.startswith("running")]  # fmt: skip
+            "MODEL.PROTOTYPE.MOMENTUM", 0.99 if classifier.startswith("running") else 0.0]  # fmt: skip
     decoder = build(name, *keys)
     head = build_classifier(config(*TINY, *keys), decoder.out_channels)
     cosine = type(decoder.auxiliary.predictor).__name__ == "CosinePrototypes"

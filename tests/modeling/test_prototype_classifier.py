@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gmm_anomaly.config import add_gmm_anomaly_config
-from gmm_anomaly.engine.prototype_hook import prototype_hooks
+from gmm_anomaly.engine.hooks import PrototypeHook
 from gmm_anomaly.modeling.classifiers import (
     PrototypeClassifier,
     RunningMeanPrototypes,
@@ -186,7 +186,7 @@ def test_pixels_that_are_not_finite_or_not_labelled_do_not_move_prototypes():
 
 
 def test_forward_alone_never_changes_running_prototypes():
-    classifier = build_classifier(config("MODEL.PROTOTYPE.RUNNING_MEAN", True), CHANNELS)
+    classifier = build_classifier(config("MODEL.PROTOTYPE.MOMENTUM", 0.99), CHANNELS)
     classifier.losses(*batch(5))
     assert not classifier.predictor.fitted.any()
     classifier.predictor.update()
@@ -199,7 +199,7 @@ def test_forward_alone_never_changes_running_prototypes():
 
 
 def test_unfitted_running_prototypes_refuse_to_score():
-    classifier = build_classifier(config("MODEL.PROTOTYPE.RUNNING_MEAN", True), CHANNELS).eval()
+    classifier = build_classifier(config("MODEL.PROTOTYPE.MOMENTUM", 0.99), CHANNELS).eval()
     features, labels = batch(7, classes=2)
     with pytest.raises(UnfittedPrototypesError, match="never been fitted.*MODEL.WEIGHTS"):
         classifier(features)
@@ -208,13 +208,13 @@ def test_unfitted_running_prototypes_refuse_to_score():
     logits = classifier.eval()(features).logits
     # Classes 2 and 3 were never seen: never predicted, no part of the score.
     assert (logits[:, 2:] == -10).all() and (logits[:, :2] > -10).all()
-    loaded = build_classifier(config("MODEL.PROTOTYPE.RUNNING_MEAN", True), CHANNELS).eval()
+    loaded = build_classifier(config("MODEL.PROTOTYPE.MOMENTUM", 0.99), CHANNELS).eval()
     loaded.load_state_dict(classifier.state_dict())
     assert torch.equal(loaded(features).logits, logits)
 
 
 def test_first_loss_without_prototypes_has_a_finite_zero_gradient():
-    classifier = build_classifier(config("MODEL.PROTOTYPE.RUNNING_MEAN", True), CHANNELS)
+    classifier = build_classifier(config("MODEL.PROTOTYPE.MOMENTUM", 0.99), CHANNELS)
     features, labels = batch(8)
     features.requires_grad_()
     loss = classifier.losses(features, labels)["loss_ce"]
@@ -224,9 +224,8 @@ def test_first_loss_without_prototypes_has_a_finite_zero_gradient():
 
 
 def test_hook_updates_after_each_step():
-    model = nn.Sequential(build_classifier(config("MODEL.PROTOTYPE.RUNNING_MEAN", True), CHANNELS))
-    (hook,) = prototype_hooks(model)
-    assert prototype_hooks(nn.Sequential(build_classifier(config(), CHANNELS))) == []
+    model = nn.Sequential(build_classifier(config("MODEL.PROTOTYPE.MOMENTUM", 0.99), CHANNELS))
+    hook = PrototypeHook(model)
     hook.trainer = SimpleNamespace(iter=0)
     hook.before_train()
     model[0].losses(*batch(9))
@@ -239,12 +238,12 @@ def test_hook_updates_after_each_step():
 def test_config_gives_the_classifier():
     assert isinstance(build_classifier(config(), CHANNELS).predictor, CosinePrototypes)
     running = build_classifier(
-        config("MODEL.PROTOTYPE.RUNNING_MEAN", True, "MODEL.PROTOTYPE.MOMENTUM", 0.5), CHANNELS
+        config("MODEL.PROTOTYPE.MOMENTUM", 0.5), CHANNELS
     )
     assert running.predictor.momentum == 0.5 and not list(running.parameters())
     with pytest.raises(ValueError, match=r"MODEL\.PROTOTYPE\.MOMENTUM: .*found 1\.0"):
         build_classifier(
-            config("MODEL.PROTOTYPE.RUNNING_MEAN", True, "MODEL.PROTOTYPE.MOMENTUM", 1.0), CHANNELS
+            config("MODEL.PROTOTYPE.MOMENTUM", 1.0), CHANNELS
         )
 
 

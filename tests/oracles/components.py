@@ -19,8 +19,8 @@ def plain_components(
         threshold: a pixel is predicted where its score is larger.
         min_prediction_size, min_anomaly_size: smallest sizes kept, in pixels.
     """
-    predicted = (score.astype(np.float64) > threshold) & (label != 255)
     valid = label != 255
+    predicted = (score.astype(np.float64) > threshold) & valid
     _, anomalies = cv2.connectedComponents((label == 1).astype(np.uint8), connectivity=8)
     _, predictions = cv2.connectedComponents(predicted.astype(np.uint8), connectivity=8)
 
@@ -28,24 +28,14 @@ def plain_components(
     predictions[np.isin(predictions, numbers[sizes < min_prediction_size])] = 0
     numbers, sizes = np.unique(anomalies, return_counts=True)
     valid[np.isin(anomalies, numbers[sizes < min_anomaly_size])] = False
-    anomalies[~valid] = 0
-    predictions[~valid] = 0
+    anomalies[~valid] = predictions[~valid] = 0
 
-    anomaly_numbers = np.unique(anomalies[anomalies > 0])
-    prediction_numbers = np.unique(predictions[predictions > 0])
-    overlap = np.zeros((len(anomaly_numbers), len(prediction_numbers)), np.int64)
-    for row, anomaly in enumerate(anomaly_numbers):
-        for column, prediction in enumerate(prediction_numbers):
-            overlap[row, column] = np.count_nonzero((anomalies == anomaly) & (predictions == prediction))
-    prediction_sizes = [np.count_nonzero(predictions == prediction) for prediction in prediction_numbers]
-
+    masks = [[image == one for one in np.unique(image[image > 0])] for image in (anomalies, predictions)]
+    overlap = np.array([[np.count_nonzero(one & other) for other in masks[1]] for one in masks[0]])
+    overlap = overlap.reshape(len(masks[0]), len(masks[1]))
     siou = []
-    for row, anomaly in enumerate(anomaly_numbers):
-        union = np.count_nonzero(anomalies == anomaly)
-        for column, size in enumerate(prediction_sizes):
-            if overlap[row, column]:
-                others = [other for other in range(len(anomaly_numbers)) if other != row]
-                union += size - overlap[row, column] - sum(overlap[other, column] for other in others)
-        siou.append(float(overlap[row].sum() / union))
-    ppv = [float(overlap[:, column].sum() / size) for column, size in enumerate(prediction_sizes)]
-    return siou, ppv
+    for row, anomaly in zip(overlap, masks[0], strict=True):
+        touching = [column for column, pixels in enumerate(row) if pixels]
+        union = anomaly.sum() + sum(masks[1][column].sum() for column in touching)
+        siou.append(float(row.sum() / (union - overlap[:, touching].sum())))
+    return siou, [float(overlap[:, j].sum() / mask.sum()) for j, mask in enumerate(masks[1])]

@@ -48,7 +48,8 @@ def test_classes_hardly_predicted_share_the_moments_of_all():
     mean, std = moments.mean, moments.std
     everything = np.concatenate(values)
     torch.testing.assert_close(mean, torch.tensor([3.0] + [everything.mean()] * 3).float())
-    torch.testing.assert_close(std, torch.tensor([values[0].std(ddof=1)] + [everything.std(ddof=1)] * 3).float())
+    expected = torch.tensor([values[0].std(ddof=1)] + [everything.std(ddof=1)] * 3)
+    torch.testing.assert_close(std, expected.float())
     with pytest.raises(ValueError, match="found 0 pixels"):
         moments.fit(*torch.zeros(3, 4, dtype=torch.float64))
 

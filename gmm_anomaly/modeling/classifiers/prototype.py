@@ -65,8 +65,8 @@ class RunningMeanPrototypes(nn.Module):
         if not self.training and not bool(self.fitted.any()):
             raise UnfittedPrototypesError(
                 "the running-mean prototypes have never been fitted, so there is nothing to compare pixels "
-                "with: load a checkpoint of a model trained so (MODEL.WEIGHTS, MODEL.PROTOTYPE.RUNNING_MEAN "
-                "True), or train first"
+                "with: load a checkpoint of a model trained so (MODEL.WEIGHTS, MODEL.PROTOTYPE.MOMENTUM "
+                "above 0), or train first"
             )
         logits = cosine_logits(features, self.weight)
         return logits.masked_fill(~self.fitted[:, None, None], -COSINE_SCALE)
@@ -151,7 +151,7 @@ class PrototypeClassifier(PixelClassifier):
 def prototype(cfg: CfgNode, in_channels: int) -> PrototypeClassifier:
     keys = cfg.MODEL.CLASSIFIER
     predictor: CosinePrototypes | RunningMeanPrototypes
-    if cfg.MODEL.PROTOTYPE.RUNNING_MEAN:
+    if cfg.MODEL.PROTOTYPE.MOMENTUM:
         predictor = RunningMeanPrototypes(
             in_channels, keys.NUM_CLASSES, momentum=cfg.MODEL.PROTOTYPE.MOMENTUM
         )

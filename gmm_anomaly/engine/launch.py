@@ -1,0 +1,135 @@
+"""The processes of a run: one, those that Detectron2's launcher starts, or those that torchrun started."""
+
+from __future__ import annotations
+
+import logging
+import os
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from logging.handlers import MemoryHandler
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch as spawn
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.utils import comm
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from .config import read_config
+
+Job = Callable[[Namespace], object]
+
+
+def config_overrides(args: Namespace) -> list[str]:
+    """The command line's ``KEY VALUE`` pairs; ``--num-gpus 0`` is a pair that comes first."""
+    return [*(["MODEL.DEVICE", "cpu"] if args.num_gpus == 0 else []), *args.opts]
+
+
+def launch(job: Job, args: Namespace) -> None:
+    """Run ``job(args)`` in every process of the run, connected by nccl on GPUs and by gloo elsewhere.
+
+    Args:
+        job: a function of a module, for other processes import it.
+        args: of Detectron2's parser. ``num_gpus`` and ``dist_url`` are None where they are not given. On
+            the CPU (``MODEL.DEVICE``) ``num_gpus`` is the number of processes on this machine, 0 being one.
+
+    Raises:
+        ValueError: arguments that contradict each other, torchrun or the machine; in every process, before
+            any of them waits for another.
+        FileNotFoundError: no such config file.
+    """
+    device = read_config(args.config_file, config_overrides(args)).MODEL.DEVICE
+    on_gpu = device.startswith("cuda")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        elsewhere = (args.num_machines, args.machine_rank, args.dist_url) != (1, 0, None)
+        if elsewhere or args.num_gpus not in (None, 0, here):
+            raise ValueError(
+                "--num-gpus, --num-machines, --machine-rank, --dist-url: leave them out under torchrun, "
+                f"which has started {here} processes on this machine and {everywhere} in all; its "
+                "--nproc-per-node, --nnodes, --node-rank and --rdzv-endpoint say these things"
+            )
+        _check_device(device, here, everywhere, asked=False)
+        # Torchrun prints what `record` writes down of a worker that fails.
+        record(_join)(job, args, here, everywhere, on_gpu=on_gpu)
+        return
+    if args.num_machines > 1 and (
+        args.dist_url in (None, "auto") or not 0 <= args.machine_rank < args.num_machines
+    ):
+        raise ValueError(
+            f"--num-machines {args.num_machines}: expected --dist-url tcp://HOST:PORT, HOST being machine 0, "
+            f"and --machine-rank 0 to {args.num_machines - 1}, found {args.dist_url} and {args.machine_rank}"
+        )
+    processes = max(args.num_gpus or 1, 1)
+    _check_device(device, processes, processes * args.num_machines, asked=bool(args.num_gpus))
+    if not on_gpu and torch.cuda.is_available():
+        # Detectron2's launcher takes nccl wherever it sees a GPU, and that cannot carry tensors of the CPU.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    spawn(
+        _run,
+        processes,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url or "auto",
+        args=(job, args),
+    )
+
+
+def _run(job: Job, args: Namespace) -> None:
+    """One process: the job, then a common end (a process group that is left open may abort at exit)."""
+    job(args)
+    if comm.get_world_size() > 1:
+        comm.synchronize()
+        dist.destroy_process_group()
+
+
+def _join(job: Job, args: Namespace, here: int, everywhere: int, *, on_gpu: bool) -> None:
+    """Run as one of torchrun's processes, set up as Detectron2's launcher sets up its own."""
+    if everywhere > 1:
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+        comm.create_local_process_group(here)
+        comm.synchronize()
+    _run(job, args)
+
+
+def _check_device(device: str, here: int, everywhere: int, *, asked: bool) -> None:
+    """Raise ValueError unless each process can have a GPU of its own, if it wants one.
+
+    Args:
+        here, everywhere: processes on this machine and in all. asked: whether somebody asked for GPUs, and
+            not the config's default alone: for that the CPU does where there is none.
+    """
+    if not device.startswith("cuda"):
+        return
+    if everywhere > 1 and device != "cuda":
+        raise ValueError(
+            f'MODEL.DEVICE: each of {everywhere} processes takes a GPU of its own, expected "cuda", found '
+            f"{device!r}; CUDA_VISIBLE_DEVICES chooses among GPUs"
+        )
+    found = torch.cuda.device_count()
+    if (asked or everywhere > 1) and here > found:
+        raise ValueError(
+            f"--num-gpus: {here} processes on this machine, which has {found} GPUs. Start at most as many, "
+            "or train on the CPU (--num-gpus 0 for one process, MODEL.DEVICE cpu at the end of the command "
+            "for as many as you like)"
+        )
+
+
+@contextmanager
+def held_log(name: str) -> Iterator[None]:
+    """Hold back what is logged under ``name`` inside, and pass it on at the end.
+
+    A config is read before its ``OUTPUT_DIR`` is known; its lines belong into the log in there.
+    """
+    logger = logging.getLogger(name)
+    holder = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
+    logger.addHandler(holder)
+    try:
+        yield
+    finally:
+        logger.removeHandler(holder)
+        for record_ in holder.buffer:
+            logger.handle(record_)

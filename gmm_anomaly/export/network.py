@@ -1,0 +1,237 @@
+"""A segmentor as one function of an image: normalisation, network and anomaly score."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gmm_anomaly.gmm.density import EXCLUDED, DensityTable, class_log_density_of
+from gmm_anomaly.modeling.classifiers import GMMClassifier, PrototypeClassifier
+from gmm_anomaly.modeling.inference import FEATURES
+from gmm_anomaly.modeling.segmentor import AnomalySegmentor
+from gmm_anomaly.scores import PixelOutputs
+
+
+class ExportableSegmentor(nn.Module):
+    """Images to segmentation and anomaly score, as the evaluation of a trained segmentor gives them.
+
+    A copy of the model, whose own state stays as it is, in which some parts are replaced by others that give
+    the same numbers and that exporters can follow.
+
+    Args:
+        model: trained, a pixel classifier's (not a mask model), that looks at a whole image once.
+        score: one of the model's scores, without post-processes.
+        image_format: the channel order the model was trained on, "RGB" or "BGR".
+
+    Attributes:
+        divisor: images are padded inside to multiples of it.
+        min_side: the least height and width that a graph of open size takes.
+
+    Raises:
+        ValueError: a model, a way of inference or a score that cannot be exported; says what to change.
+        UnfittedMixtureError, UnfittedPrototypesError, UnfittedMomentsError: a model that is not fitted.
+    """
+
+    def __init__(self, model: AnomalySegmentor, score: str, *, image_format: str = "RGB") -> None:
+        super().__init__()
+        _require_exportable(model, score)
+        self.score = model.scoring.scores[score]
+        self.score_on_features = model.inference.score_on == FEATURES
+        self.reversed_channels = image_format == "BGR"
+        self.divisor = max(1, int(model.backbone.size_divisibility))
+        strides = [int(shape.stride) for shape in model.backbone.output_shape().values()]
+        # torch.export holds a map of one row or column for a special case; 32: there may be one inside.
+        self.min_side = max(self.divisor, *strides, 32) + 1
+        model = copy.deepcopy(model).eval().cpu().float().requires_grad_(False)
+        model.compiled = False
+        # The model knows best whether all of it is fitted.
+        model([{"image": torch.zeros(3, self.min_side, self.min_side)}])
+        # Images are padded to the largest stride, so that every stride divides what it meets.
+        if self.divisor >= max(strides):
+            _replace(model.backbone, Conv2dSame, _constant_padding)
+        _replace(model.decoder, nn.AdaptiveAvgPool2d, _pooling)
+        if isinstance(model.classifier, GMMClassifier):
+            model.classifier = FrozenMixtures(model.classifier)
+        elif isinstance(model.classifier, PrototypeClassifier):
+            # While training, running means do not ask whether they are fitted; nothing else differs.
+            model.classifier.predictor.train()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Segmentation and anomaly score.
+
+        Args:
+            image: (B, 3, H, W) RGB, 0 to 255, uint8 or floating point, of any height and width.
+
+        Returns:
+            Class ids (B, H, W) int64; scores (B, H, W) float32, higher = more anomalous.
+        """
+        model = self.model
+        image = image.flip(1) if self.reversed_channels else image
+        normal = model.normalised({"image": image})
+        height, width = normal.shape[-2:]
+        # Not -height % divisor: exporters see in this form that strides divide the padded size.
+        padded_height = (height + self.divisor - 1) // self.divisor * self.divisor
+        padded_width = (width + self.divisor - 1) // self.divisor * self.divisor
+        pyramid, outputs = model.outputs(F.pad(normal, (0, padded_width - width, 0, padded_height - height)))
+
+        def restored(maps: Tensor | None) -> Tensor | None:
+            if maps is None:
+                return None
+            size = (padded_height, padded_width)
+            maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+            # Not a slice: exporters would ask how its layout compares with the padded one's.
+            rows, columns = (torch.arange(length, device=maps.device) for length in (height, width))
+            return maps.index_select(2, rows).index_select(3, columns)
+
+        known: dict[str, Any] = {}
+        distance = None
+        if model.feature_distance is not None:
+            distance = model.feature_distance(pyramid, outputs.embedding)
+            known["hybrid_with"] = model.feature_distance.hybrid_with
+            known["hybrid_moments"] = model.feature_distance.hybrid_moments
+        if model.max_logit_moments is not None:
+            known["max_logit_moments"] = (model.max_logit_moments.mean, model.max_logit_moments.std)
+        logits, density = outputs.logits, outputs.log_density
+        segmentation = restored(logits).argmax(dim=1)
+        if not self.score_on_features:
+            logits, density, distance = restored(logits), restored(density), restored(distance)
+        elif distance is not None:
+            distance = F.interpolate(distance, size=logits.shape[-2:], mode="bilinear", align_corners=False)
+        distance = None if distance is None else distance[:, 0]
+        score = self.score(PixelOutputs(logits, density, feature_distance=distance, **known))
+        if self.score_on_features:
+            score = restored(score[:, None])[:, 0]
+        return segmentation, score.float()
+
+
+def _require_exportable(model: nn.Module, score: str) -> None:
+    """Raise ValueError, with what to change, for what has no form as one graph of one image."""
+    wrong = None
+    if not isinstance(model, AnomalySegmentor):
+        wrong = (
+            f"{type(model).__name__} cannot be exported; only pixel classifiers can "
+            '(MODEL.META_ARCHITECTURE "AnomalySegmentor")'
+        )
+    elif "+" in score:
+        wrong = (
+            f"the post-processes of {score!r} are not part of a network; export the score "
+            f"{score.split('+')[0]!r} and apply them to its maps"
+        )
+    elif model.inference.window is not None:
+        wrong = (
+            "sliding windows are not part of a network; set TEST.SLIDING_WINDOW.ENABLED False, and cut "
+            "images into windows outside"
+        )
+    elif model.inference.looks != [(1.0, False)]:
+        wrong = "several looks at an image are no one network; set TEST.AUG.ENABLED False"
+    if wrong:
+        raise ValueError(f"export: {wrong}")
+
+
+def _replace(network: nn.Module, kind: type[nn.Module], by: Callable[[Any], nn.Module]) -> None:
+    """Replace every module of a kind inside, in place."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, kind):
+                setattr(module, name, by(child))
+
+
+def _constant_padding(convolution: Conv2dSame) -> nn.Module:
+    """A convolution with TensorFlow's padding, whose width is a constant where the stride divides the
+    input's height and width; timm computes it from the size of each input."""
+    plain = nn.Conv2d(1, 1, 1)
+    plain.__dict__.update(convolution.__dict__)
+    sides: list[int] = []  # left, right, top, bottom: the odd one at the end
+    for axis in (1, 0):
+        reach = (convolution.kernel_size[axis] - 1) * convolution.dilation[axis] + 1
+        total = max(reach - convolution.stride[axis], 0)
+        sides += [total // 2, total - total // 2]
+    return nn.Sequential(nn.ZeroPad2d(sides), plain)
+
+
+def _pooling(pooling: nn.AdaptiveAvgPool2d) -> nn.Module:
+    return pooling if pooling.output_size == 1 else PoolingByProducts(pooling)
+
+
+class PoolingByProducts(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` to a square of cells as two products: no exporter has it for a size that
+    is not known."""
+
+    def __init__(self, pooling: nn.AdaptiveAvgPool2d) -> None:
+        super().__init__()
+        self.cells = pooling.output_size
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (B, F, h, w) -> (B, F, cells, cells)."""
+        height, width = features.shape[-2:]
+        across = F.linear(features, self._weights(width, features))
+        return F.linear(across.transpose(2, 3), self._weights(height, features)).transpose(2, 3)
+
+    def _weights(self, length: int, like: Tensor) -> Tensor:
+        """(cells, length): the share of each position in the mean of each cell."""
+        cell = torch.arange(self.cells, device=like.device)[:, None]
+        position = torch.arange(length, device=like.device)
+        start, stop = cell * length // self.cells, ((cell + 1) * length + self.cells - 1) // self.cells
+        inside = ((position >= start) & (position < stop)).to(like.dtype)
+        return inside / inside.sum(dim=1, keepdim=True)
+
+
+class FrozenMixtures(nn.Module):
+    """A fitted :class:`GMMClassifier` in evaluation mode: pixel features to logits and class log-densities.
+
+    The classifier works in chunks of pixels, rebuilds its table and asks which classes are fitted at every
+    call. All of that is settled here, so that a graph holds matrix products only.
+    """
+
+    linear: Tensor
+    quadratic: Tensor
+    constant: Tensor
+    known: Tensor
+
+    def __init__(self, classifier: GMMClassifier) -> None:
+        super().__init__()
+        bank, norm = classifier.bank, classifier.class_norm
+        self.reduction = bank.reduction
+        self.dim, self.classes, self.components = bank.dim, bank.num_classes, bank.num_components
+        self.project, self.feature_norm = classifier.project, classifier.feature_norm
+        self.guide = classifier.guide if classifier.logits_from == "softmax" else None
+        table = DensityTable(bank.unit_means, bank.scales)
+        # A component that was never fitted takes no part; a whole class of them keeps the constant EXCLUDED.
+        constant = table.constant.masked_fill(~bank.fitted.flatten(), -torch.inf)
+        known = bank.known_classes
+        of_known = known.repeat_interleave(self.components)
+        self.register_buffer("constant", constant[of_known])
+        self.register_buffer("linear", table.linear[:, of_known])
+        self.register_buffer("quadratic", table.quadratic[:, of_known])
+        self.register_buffer("known", known.nonzero()[:, 0])
+        self.class_norm = nn.LayerNorm(len(self.known), eps=norm.eps)
+        self.class_norm.load_state_dict({"weight": norm.weight[known], "bias": norm.bias[known]})
+
+    def forward(self, features: Tensor) -> PixelOutputs:
+        """features: (B, F, h, w) -> maps (B, C, h, w) float32, and the embedding (B, D, h, w)."""
+        projected = self.project(features).float()
+        batch, _, height, width = projected.shape
+        pixels = projected.permute(0, 2, 3, 1).reshape(-1, self.dim)
+        pixels = F.normalize(self.feature_norm(pixels), dim=1)
+        density = class_log_density_of(
+            pixels, self.constant, self.linear, self.quadratic, self.components, self.reduction
+        ).contiguous()
+        logits, log_density, embedding = (
+            values.view(batch, height, width, -1).permute(0, 3, 1, 2)
+            for values in (self._all_classes(self.class_norm(density)), self._all_classes(density), pixels)
+        )
+        logits = logits if self.guide is None else self.guide(features).logits
+        return PixelOutputs(logits, log_density, embedding)
+
+    def _all_classes(self, of_known: Tensor) -> Tensor:
+        if len(self.known) == self.classes:
+            return of_known
+        index = self.known.expand(of_known.shape[0], -1)
+        return of_known.new_full((of_known.shape[0], self.classes), EXCLUDED).scatter(1, index, of_known)

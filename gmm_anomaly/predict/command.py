@@ -1,0 +1,266 @@
+"""The command `gmm-anomaly predict`: inputs, model, threshold, files, summary.
+
+Every file appears whole, under its final name, or not at all::
+
+    overlays/NAME.png       heat map, contours and boxes over the image
+    segmentation/NAME.png   class ids, 8 bits, with the data set's palette
+    scores/NAME.npy|.png    the raw score, if asked for; `gmm-anomaly score` reads the folder
+    components/NAME.json    the anomalies, if there is a threshold
+    videos/NAME.mp4|.jsonl  overlays, and a line of JSON per frame
+    threshold.json          a threshold that was found on a data set
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from gmm_anomaly.data.atomic import replacing
+from gmm_anomaly.engine.weights import trust_pickles
+from gmm_anomaly.evaluation.files import json_text, save_array, save_json, save_picture
+from gmm_anomaly.freed_memory import keep_freed_memory
+from gmm_anomaly.visualization import robust_range
+
+from .images import as_rgb, is_video, list_sources
+from .predictor import AnomalyPredictor
+from .result import Prediction
+from .threshold import Threshold
+from .video import VideoReader, extremes, write_video
+
+# In a log file a line now and then, on a terminal a bar that moves.
+_bar = partial(tqdm, file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the arguments say (see ``gmm_anomaly.verbs``), and print a summary.
+
+    Returns:
+        Exit status: 1 if an input could not be read, else 0.
+
+    Raises:
+        argparse.ArgumentError: arguments that contradict each other.
+    """
+    rate_alone = args.target_fpr is not None and not args.threshold_on
+    args.target_fpr = 0.05 if args.target_fpr is None else args.target_fpr
+    for wrong, message in (
+        (not (args.inputs or args.threshold_on), "nothing to predict: give images, videos or folders"),
+        (rate_alone, "--target-fpr needs a data set: --threshold-on DATASET"),
+        (not 0 < args.target_fpr < 1, "--target-fpr: expected a share between 0 and 1, such as 0.05"),
+        (args.min_area < 0, "--min-area must be at least 0"),
+        (args.range and not args.range[0] < args.range[1], "--range: LOW must be below HIGH"),
+    ):
+        if wrong:
+            raise argparse.ArgumentError(None, message)
+    keep_freed_memory()
+    try:
+        summary = predict_sources(args)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"the GPU's memory is not enough ({str(error).splitlines()[0]}); try a smaller --batch-size, "
+            "--half, --device cpu, or TEST.SLIDING_WINDOW.ENABLED True"
+        ) from error
+    print(json_text(summary) if args.json else _report(summary, args.out))
+    return 1 if summary["skipped"] else 0
+
+
+def predict_sources(args: argparse.Namespace) -> dict[str, Any]:
+    """Predict what the arguments say; returns what was found, as plain values."""
+    start = time.perf_counter()
+    trust_pickles(args.trust_pickle)
+    for path in args.register:
+        runpy.run_path(path)
+    # Before a model is built: what is not there is said at once.
+    sources = list_sources(args.inputs)
+    predictor = AnomalyPredictor.from_config(
+        args.config_file, args.weights, score=args.score, device=args.device, half=args.half,
+        min_area=args.min_area, opts=args.opts,
+    )  # fmt: skip
+    threshold = _threshold(args, predictor)
+    job = Job(args, predictor)
+    videos = [job.video(path) for path in sources if is_video(path)]
+    images = job.images([path for path in sources if not is_video(path)])
+    return {
+        "config": args.config_file,
+        "weights": args.weights,
+        "score": predictor.score,
+        "device": str(predictor.device),
+        "half": args.half,
+        "threshold": threshold,
+        "color_range": job.color_range,
+        "images": images,
+        "videos": [video for video in videos if video is not None],
+        "skipped": job.skipped,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _threshold(args: argparse.Namespace, predictor: AnomalyPredictor) -> dict[str, Any] | None:
+    """Give the predictor its threshold; returns what is known about it."""
+    if args.threshold is not None:
+        predictor.use_threshold(args.threshold)
+        return {"value": args.threshold}
+    file = args.threshold_file
+    if args.threshold_on:
+        file = args.out / "threshold.json"
+        progress = partial(_bar, desc=f"threshold on {args.threshold_on}")
+        predictor.fit_threshold(args.threshold_on, args.target_fpr, progress=progress).save(file)
+    if file is None:
+        return None
+    found = Threshold.load(file)
+    predictor.use_threshold(found)
+    return asdict(found) | {"file": str(file)}
+
+
+def _report(summary: dict[str, Any], out: Path) -> str:
+    """The summary for a person."""
+    lines, threshold = [], summary["threshold"]
+    if threshold and "dataset" in threshold:
+        lines.append(
+            f"threshold {threshold['value']:.6g}: above it lie {100 * threshold['measured_fpr']:.3g} % of "
+            f"the {threshold['known_pixels']} known pixels of {threshold['dataset']} ({threshold['file']})"
+        )
+    for what, key in (("images", "anomalies"), ("videos", "frames_with_anomalies")):
+        counts = [found[key] for found in summary[what]]
+        anomalous = "" if threshold is None else f", {sum(map(bool, counts))} with anomalies"
+        lines += [f"{len(counts)} {what}{anomalous}: {out}"] if counts else []
+    if threshold is None:
+        lines.append("heat maps only: --threshold-on, --threshold-file or --threshold mark anomalies")
+    lines += [f"skipped: {skipped['error']}" for skipped in summary["skipped"]]
+    return "\n".join(lines)
+
+
+class Job:
+    """Predicts sources and writes their files.
+
+    Attributes:
+        skipped: inputs that could not be read, and why.
+        color_range: of all overlays; that of the first image if none is given.
+    """
+
+    def __init__(self, args: argparse.Namespace, predictor: AnomalyPredictor) -> None:
+        self.folder: Path = args.out
+        self.score_format: str | None = args.save_score
+        self.stream = partial(predictor.stream, batch_size=args.batch_size)
+        self.color_range = tuple(args.range) if args.range else predictor.color_range
+        self.skipped: list[dict[str, str]] = []
+
+    def images(self, paths: Sequence[Path]) -> list[dict[str, Any]]:
+        """Predict images and write their files; returns what was found in each."""
+        found = []
+        read: deque[Path] = deque()
+        with _bar(total=len(paths), desc="images", disable=not paths) as bar:
+
+            def readable() -> Iterator[np.ndarray]:
+                for path in paths:
+                    try:
+                        image = as_rgb(path)
+                    except (ValueError, OSError) as error:
+                        self._skip(path, error)
+                        bar.update()
+                        continue
+                    read.append(path)
+                    yield image
+
+            for prediction in self._compared(readable()):
+                path = read.popleft()
+                prediction = replace(prediction, source=str(path))
+                found.append({"input": str(path)} | self._write(path.stem, prediction))
+                bar.update()
+        return found
+
+    def video(self, path: Path) -> dict[str, Any] | None:
+        """Predict a video and write its files; None if it cannot be read."""
+        try:
+            reader = VideoReader(path)
+        except ValueError as error:
+            self._skip(path, error)
+            return None
+
+        def frames() -> Iterator[Prediction]:
+            predictions = _bar(self._compared(reader, format="BGR"), total=reader.frames, desc=path.stem)
+            for index, prediction in enumerate(predictions):
+                self._write_score(f"{path.stem}_{index:06d}", prediction)
+                yield prediction
+
+        return {"input": str(path)} | write_video(self.folder, path.stem, reader.fps, frames())
+
+    def _compared(self, images: Iterable[np.ndarray], format: str = "RGB") -> Iterator[Prediction]:
+        """Predictions in one colour range."""
+        for prediction in self.stream(images, format=format):
+            self.color_range = self.color_range or robust_range(prediction.score)
+            yield replace(prediction, color_range=self.color_range)
+
+    def _skip(self, path: Path, error: Exception) -> None:
+        self.skipped.append({"input": str(path), "error": str(error)})
+        tqdm.write(f"skipped: {error}", file=sys.stderr)
+
+    def _write(self, name: str, prediction: Prediction) -> dict[str, Any]:
+        """Write all files of one image; returns what was found and where it was written, as plain values."""
+        overlay = self.folder / "overlays" / f"{name}.png"
+        save_picture(overlay, prediction.overlay())
+        segmentation = self.folder / "segmentation" / f"{name}.png"
+        indexed = Image.fromarray(prediction.segmentation)
+        indexed.putpalette([channel for color in prediction.class_colors for channel in color])
+        with replacing(segmentation) as temporary:
+            indexed.save(temporary, format="PNG")
+        height, width = prediction.score.shape
+        found = {"height": height, "width": width, **extremes(prediction), "anomalies": None}
+        found |= {"overlay": str(overlay), "segmentation": str(segmentation)}
+        found |= {"score": self._write_score(name, prediction), "components": None}
+        if prediction.threshold is not None:
+            target = self.folder / "components" / f"{name}.json"
+            components = [component.to_json() for component in prediction.components]
+            document = {
+                "image": prediction.source,
+                "size": [height, width],
+                "score": prediction.score_name,
+                "threshold": prediction.threshold,
+                "components": components,
+            }
+            save_json(target, document)
+            found |= {"anomalies": len(components), "components": str(target)}
+        return found
+
+    def _write_score(self, name: str, prediction: Prediction) -> str | None:
+        """The file of the raw score, (H, W) float32; None if none was asked for."""
+        if self.score_format is None:
+            return None
+        extension, save = ("png", save_score_png) if self.score_format == "png16" else ("npy", save_array)
+        target = self.folder / "scores" / f"{name}.{extension}"
+        save(target, prediction.score)
+        return str(target)
+
+
+def save_score_png(target: Path, score: np.ndarray) -> None:
+    """Write a score map, (H, W) float32, as 16-bit PNG whose text chunks say score = pixel · scale + offset.
+
+    The map's own range is spread over the 65536 levels, so the error is at most half of ``scale``.
+
+    Raises:
+        ValueError: a score is infinite or NaN.
+    """
+    if not np.isfinite(score).all():
+        raise ValueError(f"{target}: a 16-bit PNG holds finite scores only; save them as npy")
+    values = score.astype(np.float64)
+    offset = values.min()
+    scale = (values.max() - offset) / 65535 or 1.0
+    text = PngInfo()
+    text.add_text("scale", repr(float(scale)))
+    text.add_text("offset", repr(float(offset)))
+    pixels = np.rint((values - offset) / scale).astype(np.uint16)
+    with replacing(target) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=text)

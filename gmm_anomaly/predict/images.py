@@ -1,0 +1,102 @@
+"""What is predicted: images in any of the forms that a person has them in, and files and folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gmm_anomaly.data.pairing import IMAGE_EXTENSIONS
+from gmm_anomaly.data.reading import IMAGE_FORMATS, read_image, upright_rgb
+
+AnyImage: TypeAlias = "np.ndarray | torch.Tensor | Image.Image | str | os.PathLike[str]"
+VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+_EXPECTED = "an (H, W, 3) uint8 array, a (3, H, W) uint8 tensor"
+
+
+def as_rgb(image: AnyImage, format: str = "RGB") -> np.ndarray:
+    """An image as an array.
+
+    Args:
+        image: (H, W, 3) uint8 array, (3, H, W) uint8 tensor on any device, PIL image, or path of a
+            file. Files and PIL images are turned upright by their EXIF orientation.
+        format: channel order of arrays and tensors, "RGB" or "BGR" (OpenCV's); the others know their own.
+
+    Returns:
+        (H, W, 3) uint8 RGB, contiguous.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that cannot be decoded, another shape, an unknown format. TypeError: another type.
+    """
+    if format not in IMAGE_FORMATS:
+        raise ValueError(f"format: expected one of {', '.join(IMAGE_FORMATS)}, found {format!r}")
+    if isinstance(image, str | os.PathLike):
+        return read_image({"file_name": os.fspath(image)}, "RGB")
+    if isinstance(image, Image.Image):
+        return np.array(upright_rgb(image), order="C")
+    array: Any = image
+    if isinstance(image, torch.Tensor):
+        array = image.detach().cpu().numpy()
+        array = np.moveaxis(array, 0, -1) if image.ndim == 3 else array
+    elif not isinstance(image, np.ndarray):
+        raise TypeError(f"image: expected {_EXPECTED}, a PIL image or a path, found {type(image).__name__}")
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
+        raise ValueError(
+            f"image: expected {_EXPECTED}, found {tuple(image.shape)} {image.dtype}. Of a grey image give "
+            "np.stack([image] * 3, axis=-1), values in [0, 1] times 255, the images of a batch to predict()"
+        )
+    return np.array(array if format == "RGB" else array[..., ::-1], order="C")
+
+
+def list_sources(given: Iterable[str]) -> list[Path]:
+    """Images and videos of files, folders and patterns, each once, in the order given.
+
+    A folder means the images and videos directly in it, by name; a pattern whatever it matches, and with
+    ``**`` in any depth. Hidden files are left out. A file that is named is taken whatever its extension, as a
+    video if it has a video's (:func:`is_video`).
+
+    Raises:
+        FileNotFoundError: no such file, a folder without images, or a pattern that matches nothing.
+        ValueError: two images or two videos of one name, whose results would overwrite each other.
+    """
+    paths = list(dict.fromkeys(path for entry in given for path in _paths(entry)))
+    by_name: dict[tuple[str, bool], Path] = {}
+    for path in paths:
+        other = by_name.setdefault((path.stem, is_video(path)), path)
+        if other is not path:
+            raise ValueError(
+                f"{other} and {path} would be written under one name, {path.stem!r}; predict them in two "
+                "calls with different --out"
+            )
+    return paths
+
+
+def is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_EXTENSIONS
+
+
+def _paths(entry: str) -> list[Path]:
+    path = Path(entry)
+    if path.exists() and not path.is_dir():
+        return [path]
+    if not path.is_dir() and not has_magic(entry):
+        raise FileNotFoundError(f"{entry}: no such file or folder")
+    candidates = path.iterdir() if path.is_dir() else map(Path, glob(entry, recursive=True))
+    extensions = IMAGE_EXTENSIONS + VIDEO_EXTENSIONS
+    found = sorted(
+        file
+        for file in candidates
+        if file.suffix.lower() in extensions and not file.name.startswith(".") and file.is_file()
+    )
+    if not found and path.is_dir():
+        raise FileNotFoundError(f"{path}: no images or videos in this folder ({', '.join(extensions)})")
+    if not found:
+        raise FileNotFoundError(f"{entry}: no image or video matches this pattern")
+    return found

@@ -1,0 +1,314 @@
+"""The predictor: one image in, its anomaly score, segmentation and anomalous regions out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from torch import nn
+
+from gmm_anomaly.data.label_rule import CLOSED_SET, IGNORE_LABEL
+from gmm_anomaly.data.mapper import test_augmentations
+from gmm_anomaly.data.reading import read_image, read_label
+from gmm_anomaly.data.registration import get_records
+from gmm_anomaly.engine.checkpoint import Checkpointer
+from gmm_anomaly.engine.config import build_config
+from gmm_anomaly.engine.inference_config import inference_config
+from gmm_anomaly.evaluation.files import file_digest
+from gmm_anomaly.evaluation.overlays import distinct_colors
+
+from .images import AnyImage, as_rgb
+from .result import MIN_AREA, Prediction
+from .threshold import Threshold, find_threshold
+
+
+class AnomalyPredictor:
+    """Predicts images, as the evaluation of this project scores them.
+
+    ::
+
+        predictor = AnomalyPredictor.from_config("config.yaml", "model_final.pth")
+        predictor.fit_threshold("my_street_val", target_fpr=0.01)
+        result = predictor("street.jpg")  # result.score, .segmentation, .components
+
+    Args:
+        model: a segmentor that gives the score; it is put into evaluation mode.
+        score: one of the model's scores, with the post-processes after it ("msp+gaussian_smoothing").
+        image_format: channel order the model was trained on, "RGB" or "BGR".
+        resize: Detectron2 augmentations of test images, such as a resize.
+        class_names, class_colors: by class id.
+        half: float16 on a GPU, bfloat16 on the CPU, wherever torch's autocast says it is safe.
+        min_area: components with fewer pixels are dropped.
+        weights_sha256: of the checkpoint, so that thresholds are not mixed up.
+
+    Attributes:
+        threshold: a pixel is anomalous above it; None: not known.
+        color_range: scores of an overlay's darkest and brightest colours; None: each image's own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        score: str,
+        *,
+        image_format: str = "RGB",
+        resize: Sequence[T.Augmentation] = (),
+        class_names: Sequence[str] = (),
+        class_colors: Sequence[Sequence[int]] = (),
+        half: bool = False,
+        min_area: int = MIN_AREA,
+        weights_sha256: str | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.score = score
+        self.image_format = image_format
+        self.resize = T.AugmentationList(list(resize))
+        self.class_names = tuple(class_names)
+        self.class_colors = tuple((int(r), int(g), int(b)) for r, g, b in class_colors)
+        self.half = half
+        self.min_area = min_area
+        self.weights_sha256 = weights_sha256
+        self.threshold: float | None = None
+        self.color_range: tuple[float, float] | None = None
+
+    @classmethod
+    def from_config(
+        cls,
+        config: str | os.PathLike[str],
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        score: str | None = None,
+        threshold: float | Threshold | str | os.PathLike[str] | None = None,
+        device: str | None = None,
+        half: bool = False,
+        min_area: int = MIN_AREA,
+        opts: Sequence[str] = (),
+    ) -> AnomalyPredictor:
+        """The predictor of a config file and a checkpoint.
+
+        Args:
+            config: a config of the repository, or the config.yaml that a training wrote.
+            weights: the checkpoint; by default the config's ``MODEL.WEIGHTS``.
+            score: by default the model's first; "NAME+POST+POST" with post-processes.
+            threshold: a number, what :meth:`fit_threshold` returned, or the file it was saved to.
+            device: "cpu", "cuda", "cuda:1"; by default the config's, and the CPU where there is no GPU.
+            half, min_area: see the class.
+            opts: "KEY", "VALUE", ... for the config.
+
+        Raises:
+            FileNotFoundError: no such config, weights or threshold file.
+            ValueError: no weights, weights that do not fit, a score the model cannot give, no such device.
+        """
+        name, *chain = (score or "").split("+")
+        overrides = [*map(str, opts), "TEST.POSTPROCESS", str(chain)]
+        if name:
+            overrides += ["TEST.SCORES", str([name])]
+        if weights is not None:
+            overrides += ["MODEL.WEIGHTS", os.fspath(weights)]
+        if device is not None:
+            try:
+                torch.empty(0, device=device)
+            except (RuntimeError, AssertionError) as error:
+                raise ValueError(
+                    f"device: expected cpu, cuda or cuda:N of this machine, found {device!r}"
+                ) from error
+            overrides += ["MODEL.DEVICE", device]
+        cfg = build_config(os.fspath(config), overrides)
+        # A config may name what a training starts from. A Mask2Former of the hub comes trained.
+        if weights is None and not cfg.MODEL.MASK2FORMER.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).is_file():
+            raise ValueError(
+                "no weights were given (--weights FILE). A training makes them; this one takes five minutes "
+                "on two CPU cores, without data: gmm-anomaly train --num-gpus 0 --config-file "
+                "synthetic/effnetlite0_deeplabv3plus_gmm.yaml"
+            )
+        model = build_model(inference_config(cfg))
+        # Without the list of tensors that only training needs; what is missing is an error of its own.
+        with quiet("fvcore.common.checkpoint", "detectron2"):
+            Checkpointer(model).load_for_evaluation(cfg.MODEL.WEIGHTS)
+        # Nothing is computed but the one that is asked for.
+        scoring = model.scoring
+        name = name or next(iter(scoring.scores))
+        scoring.scores = {name: scoring.scores[name]}
+        scoring.chains = scoring.chains[:1] if chain else []
+        names, colors = _class_names_and_colors(cfg)
+        predictor = cls(
+            model,
+            score or name,
+            image_format=cfg.INPUT.FORMAT,
+            resize=test_augmentations(cfg),
+            class_names=names,
+            class_colors=colors,
+            half=half,
+            min_area=min_area,
+            weights_sha256=file_digest(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None,
+        )
+        if threshold is not None:
+            predictor.use_threshold(threshold)
+        return predictor
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def __call__(self, image: AnyImage, format: str = "RGB") -> Prediction:
+        """Predict one image.
+
+        Args:
+            image: (H, W, 3) uint8 array, PIL image, path, or (3, H, W) uint8 tensor.
+            format: channel order of arrays and tensors: "RGB", or "BGR" as OpenCV reads them.
+
+        Raises:
+            FileNotFoundError, ValueError, TypeError: see :func:`~gmm_anomaly.predict.images.as_rgb`.
+        """
+        return self.predict([image], format=format)[0]
+
+    def predict(
+        self, images: Iterable[AnyImage], *, format: str = "RGB", batch_size: int = 1
+    ) -> list[Prediction]:
+        """Predictions of several images, in their order; arguments as :meth:`stream`."""
+        return list(self.stream(images, format=format, batch_size=batch_size))
+
+    def stream(
+        self, images: Iterable[AnyImage], *, format: str = "RGB", batch_size: int = 1
+    ) -> Iterator[Prediction]:
+        """Predictions of any number of images, one after the other, in their order.
+
+        Args:
+            images: each as :meth:`__call__` takes it; they are read when their turn comes.
+            format: as in :meth:`__call__`.
+            batch_size: how many neighbours of one size go through the network together. Images of different
+                sizes never do: padding one to the other's size would change its result.
+
+        Raises:
+            ValueError: ``batch_size`` below 1; or as :meth:`__call__`, naming the image.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, found {batch_size}")
+        batch: list[tuple[np.ndarray, str]] = []
+        for number, image in enumerate(images, 1):
+            is_path = isinstance(image, str | os.PathLike)
+            try:
+                array = as_rgb(image, format)
+            except (ValueError, TypeError) as error:
+                if is_path:
+                    raise
+                raise type(error)(f"image number {number}: {error}") from error
+            if batch and batch[0][0].shape != array.shape:
+                yield from self._predict(batch)
+                batch = []
+            batch.append((array, os.fspath(image) if is_path else ""))
+            if len(batch) == batch_size:
+                yield from self._predict(batch)
+                batch = []
+        if batch:
+            yield from self._predict(batch)
+
+    def fit_threshold(self, dataset: str, target_fpr: float = 0.05, *, progress: Any = iter) -> Threshold:
+        """Find the threshold above which ``target_fpr`` of a data set's known pixels lie, and use it.
+
+        Known are the pixels labelled 0 of an anomaly set, and those of any class of a closed set.
+
+        Args:
+            dataset: name of a registered closed or anomaly set with labels; not the one to report on.
+            target_fpr: in (0, 1).
+            progress: wraps the list of records, to show how far it is; tqdm's ``tqdm`` for example.
+
+        Returns:
+            The threshold, to be saved and given to :meth:`from_config` later. Its colour range is that of
+            this data set.
+
+        Raises:
+            ValueError: an unknown data set, or one without labels. FileNotFoundError: it is not on disk.
+        """
+        records, metadata = get_records(dataset), MetadataCatalog.get(dataset)
+        closed = metadata.get("evaluator_type") == CLOSED_SET
+
+        def frames() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for record in progress(records):
+                label = read_label(record, metadata)
+                (found,) = self._predict([(read_image(record, "RGB"), "")])
+                yield found.score, label != IGNORE_LABEL if closed else label == 0
+
+        found = find_threshold(
+            frames(), target_fpr, score=self.score, dataset=dataset, weights_sha256=self.weights_sha256
+        )
+        self.use_threshold(found)
+        return found
+
+    def use_threshold(self, threshold: float | Threshold | str | os.PathLike[str]) -> None:
+        """Use a number, a :class:`~gmm_anomaly.predict.threshold.Threshold`, or a file of one.
+
+        Raises:
+            ValueError: NaN, or a threshold of another score or checkpoint. FileNotFoundError: no such file.
+        """
+        if isinstance(threshold, str | os.PathLike):
+            threshold = Threshold.load(threshold)
+        if isinstance(threshold, Threshold):
+            threshold.require(self.score, self.weights_sha256)
+            self.color_range = threshold.color_range
+            threshold = threshold.value
+        if np.isnan(threshold):
+            raise ValueError("threshold: expected a number, found NaN")
+        self.threshold = float(threshold)
+
+    @torch.no_grad()
+    def _predict(self, batch: Sequence[tuple[np.ndarray, str]]) -> list[Prediction]:
+        """batch: (H, W, 3) uint8 RGB arrays of one size, and where each comes from."""
+        dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        with torch.autocast(self.device.type, dtype=dtype, enabled=self.half):
+            outputs = self.model([self.model_input(image, source) for image, source in batch])
+        return [
+            Prediction(
+                image=image,
+                score=output["anomaly_scores"][self.score].float().cpu().numpy(),
+                segmentation=output["sem_seg"].argmax(dim=0).to(torch.uint8).cpu().numpy(),
+                score_name=self.score,
+                class_names=self.class_names,
+                class_colors=self.class_colors,
+                threshold=self.threshold,
+                color_range=self.color_range,
+                min_area=self.min_area,
+                source=source,
+            )
+            for (image, source), output in zip(batch, outputs, strict=True)
+        ]
+
+    def model_input(self, image: np.ndarray, source: str = "") -> dict[str, Any]:
+        """What the mapper of the evaluation makes of an image, (H, W, 3) uint8 RGB."""
+        inputs = T.AugInput(image if self.image_format == "RGB" else image[..., ::-1])
+        self.resize(inputs)
+        pixels = torch.from_numpy(np.array(inputs.image.transpose(2, 0, 1), order="C"))
+        return {"image": pixels, "height": image.shape[0], "width": image.shape[1], "file_name": source}
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Inside, these loggers say nothing below an error."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _class_names_and_colors(cfg: CfgNode) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
+    """Names and colours of the classes, from the first closed set of the config."""
+    count = cfg.MODEL.CLASSIFIER.NUM_CLASSES
+    for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        metadata = MetadataCatalog.get(dataset)
+        if metadata.get("evaluator_type") == CLOSED_SET:
+            return metadata.stuff_classes, metadata.get("stuff_colors") or distinct_colors(count)
+    return [f"class {index}" for index in range(count)], distinct_colors(count)

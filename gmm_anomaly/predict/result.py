@@ -1,0 +1,223 @@
+"""What is predicted for one image: scores, classes, anomalies as objects, and pictures of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco
+
+from gmm_anomaly.visualization import colorize_labels, heat_map, overlay, robust_range, side_by_side
+
+# Of a component, in pixels: the smallest that SegmentMeIfYouCan keeps on its obstacle track.
+MIN_AREA = 50
+# Weight of the heat map where the score is at the low and at the high end of the colour range. Between them
+# it grows with the square, so that low scores leave the image to be seen.
+WEAKEST, STRONGEST = 0.1, 0.8
+CONTOUR_COLOR = (0, 255, 255)
+BOX_COLOR = (255, 255, 255)
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+@dataclass(frozen=True, eq=False)
+class AnomalyComponent:
+    """One region that is connected (8 neighbours) and whose scores all lie above the threshold.
+
+    Attributes:
+        box: (x, y, width, height) in pixels, as COCO has it: x and y of the top left pixel.
+        area: pixels.
+        mean_score, max_score: over its pixels.
+        contour: (P, 2) int32, (x, y) of its outer border's corners, in order.
+        rle: COCO's compressed run-length code of its mask, {"size": [H, W], "counts": str}.
+    """
+
+    box: tuple[int, int, int, int]
+    area: int
+    mean_score: float
+    max_score: float
+    contour: np.ndarray = field(repr=False)
+    rle: dict[str, Any] = field(repr=False)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(H, W) bool, of the image's size."""
+        return coco.decode(self.rle).astype(bool)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, lists and strings, with the names of the attributes."""
+        return asdict(self) | {"box": list(self.box), "contour": self.contour.tolist()}
+
+
+def find_components(score: np.ndarray, threshold: float, min_area: int = MIN_AREA) -> list[AnomalyComponent]:
+    """Components of the pixels whose score is above a threshold, largest first.
+
+    The rule is SegmentMeIfYouCan's: score > threshold, 8-connectivity, components with fewer than
+    ``min_area`` pixels dropped.
+
+    Args:
+        score: (H, W) float, higher = more anomalous.
+        threshold: on the score; compared exactly.
+        min_area: in pixels.
+
+    Raises:
+        ValueError: ``score`` is not (H, W), the threshold is NaN, or ``min_area`` is negative.
+    """
+    if score.ndim != 2:
+        raise ValueError(f"score must be (H, W), found shape {score.shape}")
+    if math.isnan(threshold):
+        raise ValueError("threshold must be a number, found NaN")
+    if min_area < 0:
+        raise ValueError(f"min_area must be 0 or more pixels, found {min_area}")
+    # In float64 a float32 score and the threshold are compared as they are, whatever NumPy's promotion.
+    above = (score.astype(np.float64) > threshold).astype(np.uint8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
+    kept = [number for number in range(1, count) if stats[number, cv2.CC_STAT_AREA] >= min_area]
+    kept.sort(key=lambda number: (-stats[number, cv2.CC_STAT_AREA], number))
+    return [_component(score, labels, number, stats[number]) for number in kept]
+
+
+def _component(score: np.ndarray, labels: np.ndarray, number: int, stats: np.ndarray) -> AnomalyComponent:
+    x, y, width, height, area = (int(value) for value in stats)
+    inside = np.s_[y : y + height, x : x + width]
+    part = labels[inside] == number
+    values = score[inside][part].astype(np.float64)
+    contours, _ = cv2.findContours(
+        part.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y)
+    )
+    mask = np.zeros(score.shape, np.uint8, order="F")
+    mask[inside] = part
+    rle = coco.encode(mask)
+    return AnomalyComponent(
+        box=(x, y, width, height),
+        area=area,
+        mean_score=float(values.mean()),
+        max_score=float(values.max()),
+        # 8-connected, so there is one outer border.
+        contour=contours[0].reshape(-1, 2).astype(np.int32),
+        rle={"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The result of :class:`~gmm_anomaly.AnomalyPredictor` for an image of height H and width W.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        score: (H, W) float32, higher = more anomalous.
+        segmentation: (H, W) uint8, class ids.
+        score_name: as in ``TEST.SCORES``, with the post-processes after it.
+        class_names, class_colors: by class id; colours are RGB, 0 to 255.
+        threshold: a pixel is anomalous where its score is above it; None if none is known.
+        color_range: scores of the overlay's darkest and brightest colours; None: the image's own.
+        min_area: smallest component, in pixels.
+        source: the image's file, or "".
+    """
+
+    image: np.ndarray = field(repr=False)
+    score: np.ndarray = field(repr=False)
+    segmentation: np.ndarray = field(repr=False)
+    score_name: str
+    class_names: tuple[str, ...] = field(repr=False)
+    class_colors: tuple[tuple[int, int, int], ...] = field(repr=False)
+    threshold: float | None = None
+    color_range: tuple[float, float] | None = None
+    min_area: int = MIN_AREA
+    source: str = ""
+
+    @cached_property
+    def components(self) -> list[AnomalyComponent]:
+        """Connected regions above the threshold, largest first.
+
+        Raises:
+            ValueError: no threshold is known.
+        """
+        if self.threshold is None:
+            raise ValueError(
+                "components need a threshold, and this predictor has none: call "
+                'predictor.fit_threshold("DATASET", target_fpr=0.05) once, or give threshold=X or '
+                'threshold="threshold.json" to AnomalyPredictor.from_config; one image: '
+                "result.components_above(X)"
+            )
+        return self.components_above(self.threshold)
+
+    def components_above(self, threshold: float, min_area: int | None = None) -> list[AnomalyComponent]:
+        """Connected regions above another threshold, largest first; ``min_area`` in pixels."""
+        return find_components(self.score, threshold, self.min_area if min_area is None else min_area)
+
+    def overlay(self, color_range: tuple[float, float] | None = None) -> np.ndarray:
+        """(H, W, 3) uint8 RGB: the image under its scores, with contours and boxes of the components.
+
+        Args:
+            color_range: scores of the darkest and the brightest colour; by default the predictor's, or the
+                image's own 1st and 99.8th percentile.
+        """
+        chosen = color_range or self.color_range or robust_range(self.score)
+        components = () if self.threshold is None else self.components
+        return draw_overlay(self.image, self.score, chosen, components)
+
+    def segmentation_picture(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB: the classes in the data set's colours."""
+        return colorize_labels(self.segmentation, self.class_colors)
+
+    def picture(self) -> np.ndarray:
+        """(H', W', 3) uint8 RGB: overlay and segmentation side by side, with captions."""
+        return side_by_side([self.overlay(), self.segmentation_picture()], [self.score_name, "segmentation"])
+
+    def show(self) -> None:
+        """Show :meth:`picture` in a window, or below the cell of a notebook."""
+        from matplotlib import pyplot
+
+        pyplot.figure(frameon=False).figimage(self.picture(), resize=True)
+        pyplot.show()
+
+
+def draw_overlay(
+    image: np.ndarray,
+    score: np.ndarray,
+    color_range: tuple[float, float],
+    components: Sequence[AnomalyComponent] = (),
+) -> np.ndarray:
+    """Paint scores and anomalies over an image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        score: (H, W) float.
+        color_range: scores of the darkest and the brightest colour; the same one makes frames comparable.
+        components: largest first. Their contours are drawn cyan, their boxes white with the mean score, but
+            for small ones whose number would cover another.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    low, high = color_range
+    span = high - low
+    level = np.clip((np.nan_to_num(score, nan=low) - low) / span, 0, 1) if span > 0 else np.zeros(score.shape)
+    weight = (WEAKEST + (STRONGEST - WEAKEST) * level**2).astype(np.float32)
+    picture = np.ascontiguousarray(overlay(image, heat_map(score, low, high), weight))
+    # Lines that are seen at the picture's size on a screen: 1 pixel for each 600 of the longer side.
+    line = max(1, round(max(image.shape[:2]) / 600))
+    for component in components:
+        cv2.drawContours(picture, [component.contour], -1, CONTOUR_COLOR, line, cv2.LINE_8)
+        x, y, width, height = component.box
+        cv2.rectangle(picture, (x, y), (x + width - 1, y + height - 1), BOX_COLOR, line, cv2.LINE_8)
+    # Of the numbers drawn so far: left, top, right, bottom.
+    drawn: list[tuple[int, int, int, int]] = []
+    for component in components:
+        text, size = f"{component.mean_score:.3g}", 0.36 * line + 0.04
+        (width, height), below = cv2.getTextSize(text, _FONT, size, line)
+        left = min(component.box[0], max(0, picture.shape[1] - width - 2))
+        # Above the corner of the box, or inside where there is no room above.
+        top = component.box[1] - height - below
+        top = top if top >= 0 else component.box[1]
+        right, bottom = left + width + 1, top + height + below - 1
+        if not any(left <= r and x <= right and top <= b and y <= bottom for x, y, r, b in drawn):
+            drawn.append((left, top, right, bottom))
+            cv2.rectangle(picture, (left, top), (right, bottom), (0, 0, 0), cv2.FILLED)
+            cv2.putText(picture, text, (left + 1, top + height), _FONT, size, BOX_COLOR, line, cv2.LINE_AA)
+    return picture
