@@ -221,7 +221,8 @@ def _add_test(cfg: CN) -> None:
     # largest of any other; "": none do.
     cfg.TEST.BEST_METRIC = ""
     # Post-processes of every score, in the order they are applied ("boundary_suppression",
-    # "dilated_smoothing", "gaussian_smoothing", "guided_filter"); each score is reported without and with them.
+    # "dilated_smoothing", "gaussian_smoothing", "guided_filter"); each score is reported without and with
+    # them.
     cfg.TEST.POSTPROCESS = []
     # Other lists for some data sets, by name, in a config file: {road_obstacle: []}. Smoothing erases objects
     # of less than about 10 pixels.

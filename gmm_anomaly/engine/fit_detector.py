@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sized
@@ -22,6 +23,7 @@ from gmm_anomaly.data.mapper import test_augmentations
 from gmm_anomaly.data.pairing import IMAGE_EXTENSIONS
 from gmm_anomaly.data.reading import read_image
 
+from .config import build_config
 from .feature_distance import fit_distances
 from .inference_config import inference_config
 
@@ -115,3 +117,16 @@ def save_detector(cfg: CfgNode, model: nn.Module, path: str | os.PathLike[str]) 
     state = {name: value.cpu() for name, value in model.state_dict().items()}
     with replacing(Path(path)) as temporary:
         torch.save({"model": state, "config": inference_config(cfg).dump()}, temporary)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fit what the arguments say (see ``gmm_anomaly.verbs``) and write the detector's file."""
+    device = ["MODEL.DEVICE", args.device] if args.device else []
+    cfg = build_config(args.config_file, [*device, *args.opts])
+    files = frame_files(args.folder)
+    model = fit_detector(cfg, files)
+    save_detector(cfg, model, args.out)
+    print(
+        f"{args.out}: a detector fitted to {args.folder}. Next: gmm-anomaly predict IMAGE --weights "
+        f"{args.out} --out DIR"
+    )

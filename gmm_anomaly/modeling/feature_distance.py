@@ -222,6 +222,12 @@ class FrozenBackbone(nn.Module):
             for module in self.shared:
                 module.keeps, module.last = False, None
 
+    def stop_sharing(self) -> None:
+        """Give the frozen modules back their own ``forward``; what both backbones need is computed twice."""
+        for part in self.shared:
+            del part.module.forward
+        self.shared = []
+
 
 class Shared:
     """The ``forward`` of a frozen module, which may keep its last result."""

@@ -49,12 +49,16 @@ def filter_by_guide(
     Returns:
         (..., H, W).
     """
-    size = guide.shape[-2:]
+    size, same = guide.shape[-2:], score.shape[-2:] == guide.shape[-2:]
     small = tuple((length + reduction - 1) // reduction for length in size)
+
+    def reduced(maps: Tensor, needed: bool) -> Tensor:
+        return _resized(maps, small) if needed else maps
+
     # Centred: differences of large means would lose digits in float32, and a flat map stays exactly flat.
     offset = score.mean(dim=(-2, -1), keepdim=True)
-    maps = _resized((score - offset)[..., None, :, :], small)
-    colours = _resized(guide, small) - 0.5
+    maps = reduced((score - offset)[..., None, :, :], not same or reduction != 1)
+    colours = reduced(guide, reduction != 1) - 0.5
     rows, columns = (_box_means(length, radius, small[1], score) for length in small)
 
     def box_mean(maps: Tensor) -> Tensor:
@@ -68,16 +72,17 @@ def filter_by_guide(
     spread = box_mean(products) - mean.index_select(-3, first) * mean.index_select(-3, second)
     slope = _solve(spread.unbind(-3), covariance.unbind(-3), epsilon)
     constant = mean_score - (slope * mean).sum(dim=-3, keepdim=True)
-    coefficients = _resized(box_mean(torch.cat([slope, constant], dim=-3)), size)
+    coefficients = box_mean(torch.cat([slope, constant], dim=-3))
+    if reduction != 1:
+        coefficients = _resized(coefficients, size)
     slope, constant = coefficients.split([3, 1], dim=-3)
     filtered = ((guide - 0.5) * slope).sum(dim=-3, keepdim=True) + constant
-    return _resized(filtered, score.shape[-2:])[..., 0, :, :] + offset
+    filtered = filtered if same else _resized(filtered, score.shape[-2:])
+    return filtered[..., 0, :, :] + offset
 
 
 def _resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     """maps: (..., K, H, W) -> (..., K, *size)."""
-    if maps.shape[-2:] == size:
-        return maps
     flat = maps.reshape(-1, *maps.shape[-3:])
     flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
     return flat.reshape(*maps.shape[:-2], *size)
