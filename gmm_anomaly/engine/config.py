@@ -136,8 +136,7 @@ def _merge_file(cfg: CfgNode, file: Path, inheriting: tuple[Path, ...]) -> None:
     if file.resolve() in [other.resolve() for other in inheriting]:
         raise ConfigError(f"{chain} never ends: {file} is in it twice")
     try:
-        with file.open() as text:
-            given = yaml.safe_load(text)
+        given = yaml.safe_load(_inside(file) if file.suffix == ".pth" else file.read_text())
         if not isinstance(given, Mapping):
             raise ConfigError(f"expected keys with values, found {type(given).__name__}")
         bases = given.get(BASE, [])

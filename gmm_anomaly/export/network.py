@@ -52,6 +52,9 @@ class ExportableSegmentor(nn.Module):
         self.min_side = max(self.divisor, *strides, 32) + 1
         model = copy.deepcopy(model).eval().cpu().float().requires_grad_(False)
         model.compiled = False
+        # Whether a tensor of open size has another layout is not to be known.
+        model.memory_format = torch.contiguous_format
+        model.to(memory_format=torch.contiguous_format)
         # The model knows best whether all of it is fitted.
         model([{"image": torch.zeros(3, self.min_side, self.min_side)}])
         if model.frozen_backbone is not None:

@@ -62,9 +62,11 @@ def filter_by_guide(
     rows, columns = (_box_means(length, radius, small[1], score) for length in small)
 
     def box_mean(maps: Tensor) -> Tensor:
-        return rows @ (maps @ columns.mT)
+        # Twice the same product: exporters ask less of its layout.
+        return F.linear(F.linear(maps, columns).mT, rows).mT.contiguous()
 
-    mean, mean_score = box_mean(colours), box_mean(maps)
+    # All in one: exporters cannot tell the layout of a single map.
+    mean, mean_score = box_mean(torch.cat([colours, maps], dim=-3)).split([3, 1], dim=-3)
     covariance = box_mean(colours * maps) - mean * mean_score
     pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
     first, second = (torch.tensor(index, device=score.device) for index in zip(*pairs, strict=True))
