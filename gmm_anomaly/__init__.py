@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .predict.result import AnomalyComponent as AnomalyComponent
     from .predict.result import Prediction as Prediction
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["AnomalyComponent", "AnomalyDetector", "AnomalyPredictor", "Prediction", "__version__"]
 
 _LAZY = {

@@ -1,4 +1,4 @@
-"""docs/configuration.md is what the comments of the config modules say, and lists every key."""
+"""docs/configuration.md is what the comments of gmm_anomaly/config.py say, and lists every key."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def test_the_page_is_in_step_with_the_comments(tool):
-    assert tool.PAGE.read_text(encoding="utf-8") == tool.page(tool.read()), (
-        f"docs/configuration.md is not what the comments of the config modules say: {tool.COMMAND}"
+    assert tool.PAGE.read_text(encoding="utf-8") == tool.page(tool.SOURCE.read_text()), (
+        f"docs/configuration.md is not what the comments of gmm_anomaly/config.py say: {tool.COMMAND}"
     )
 
 
@@ -46,7 +46,7 @@ def test_every_key_that_is_added_or_changed_is_listed_with_its_default_and_a_com
     add_gmm_anomaly_config(ours)
     ours = dict(leaves(ours))
     changed = {key for key, value in ours.items() if key not in upstream or upstream[key] != value}
-    found = tool.entries(tool.read())
+    found = tool.entries(tool.SOURCE.read_text())
     listed = {key: default for entry in found for key, default in entry.keys}
     # A key of Detectron2's may be named with the default it has there anyway.
     assert changed <= set(listed) <= set(ours)
@@ -54,7 +54,7 @@ def test_every_key_that_is_added_or_changed_is_listed_with_its_default_and_a_com
         key: dict(ours[key]) if isinstance(ours[key], CfgNode) else ours[key] for key in listed
     }
     introduced = {entry.section for entry in found if not entry.keys}
-    text = tool.page(tool.read())
+    text = tool.page(tool.SOURCE.read_text())
     for entry in found:
         assert entry.text or entry.section in introduced, entry.keys
         for key, default in entry.keys:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = tuple(sorted((ROOT / "gmm_anomaly").glob("config*.py")))
+SOURCE = ROOT / "gmm_anomaly" / "config.py"
 PAGE = ROOT / "docs" / "configuration.md"
 COMMAND = "python tools/config_reference.py"
 
@@ -53,7 +53,7 @@ class Entry(NamedTuple):
 
 
 def entries(source: str) -> list[Entry]:
-    """The keys of config modules in the order of their lines; adjacent keys share the comment above them.
+    """The keys of a config module in the order of their lines; adjacent keys share the comment above them.
 
     Args:
         source: functions that assign to attributes of ``cfg``, or of names bound to its nodes
@@ -82,7 +82,7 @@ def entries(source: str) -> list[Entry]:
 
 
 def page(source: str) -> str:
-    """The page in Markdown, of the text of config modules."""
+    """The page in Markdown, of the text of a config module."""
     sections: dict[str, list[Entry]] = {}
     for entry in entries(source):
         sections.setdefault(entry.section, []).append(entry)
@@ -103,10 +103,5 @@ def _lines(entry: Entry) -> str:
     return f"- {keys}<br>\n{text}\n" if entry.text else f"- {keys}\n"
 
 
-def read() -> str:
-    """The text of the config modules, one after the other."""
-    return "\n".join(source.read_text(encoding="utf-8") for source in SOURCES)
-
-
 if __name__ == "__main__":
-    PAGE.write_text(page(read()), encoding="utf-8")
+    PAGE.write_text(page(SOURCE.read_text(encoding="utf-8")), encoding="utf-8")

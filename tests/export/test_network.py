@@ -61,7 +61,7 @@ def test_channel_order_of_the_training_is_inside(streets, tiny):
 
 
 def test_running_prototypes_that_are_missing(streets, tiny):
-    options = ["MODEL.CLASSIFIER.NAME", "prototype", "MODEL.PROTOTYPE.RUNNING_MEAN", True]
+    options = ["MODEL.CLASSIFIER.NAME", "prototype", "MODEL.PROTOTYPE.MOMENTUM", 0.99]
     model = tiny.model(*options, score="prototype_distance")
     model.classifier.predictor.weight.copy_(F.normalize(torch.randn(4, 12, 1, 1), dim=1))
     model.classifier.predictor.fitted.copy_(torch.tensor([True, True, False, True]))
