@@ -38,6 +38,7 @@ ALLOWED = {
     "export": {
         "gmm",
         "scores",
+        "postprocess",
         "modeling",
         "data",
         "evaluation",

@@ -22,6 +22,8 @@ from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.data.mapper import test_augmentations
 from gmm_anomaly.data.pairing import IMAGE_EXTENSIONS
 from gmm_anomaly.data.reading import read_image
+from gmm_anomaly.modeling.scoring import score_names
+from gmm_anomaly.postprocess import chain_name
 
 from .config import build_config
 from .feature_distance import fit_distances
@@ -110,6 +112,11 @@ def _items(cfg: CfgNode, frames: Iterable[Path | np.ndarray]) -> Iterator[dict[s
         used += 1
     if not used and comm.get_world_size() == 1:
         raise ValueError(f"no frame to fit the detector to: none of {index} could be read")
+
+
+def detector_score(cfg: CfgNode) -> str:
+    """The score that a detector predicts with: its first, after the config's post-processes."""
+    return chain_name(score_names(cfg)[0], cfg.TEST.POSTPROCESS)
 
 
 def save_detector(cfg: CfgNode, model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -14,9 +14,13 @@ from PIL import Image
 
 from gmm_anomaly.data.mapper import test_augmentations
 from gmm_anomaly.engine.config import build_config
-from gmm_anomaly.engine.fit_detector import CONFIG, fit_detector, frame_files, save_detector
-from gmm_anomaly.modeling.scoring import score_names
-from gmm_anomaly.postprocess import chain_name
+from gmm_anomaly.engine.fit_detector import (
+    CONFIG,
+    detector_score,
+    fit_detector,
+    frame_files,
+    save_detector,
+)
 
 from .images import AnyImage, as_rgb
 from .predictor import AnomalyPredictor
@@ -69,8 +73,8 @@ class AnomalyDetector(AnomalyPredictor):
         else:
             frames = (Path(one) if isinstance(one, str | os.PathLike) else as_rgb(one) for one in images)
         model = fit_detector(cfg, frames)
-        score = chain_name(score_names(cfg)[0], cfg.TEST.POSTPROCESS)
         resize = test_augmentations(cfg)
+        score = detector_score(cfg)
         detector = cls(model, score, image_format=cfg.INPUT.FORMAT, resize=resize, **options)
         detector.cfg = cfg
         return detector

@@ -23,11 +23,10 @@ from gmm_anomaly.data.reading import read_image, read_label
 from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.engine.checkpoint import Checkpointer
 from gmm_anomaly.engine.config import build_config, read_config
+from gmm_anomaly.engine.fit_detector import detector_score
 from gmm_anomaly.engine.inference_config import inference_config
 from gmm_anomaly.evaluation.files import file_digest
 from gmm_anomaly.evaluation.overlays import distinct_colors
-from gmm_anomaly.modeling.scoring import score_names
-from gmm_anomaly.postprocess import chain_name
 
 from .images import AnyImage, as_rgb
 from .result import MIN_AREA, Prediction
@@ -115,7 +114,7 @@ class AnomalyPredictor:
         if score is None:
             known = read_config(os.fspath(config), list(opts))
             if known.MODEL.CLASSIFIER.NAME == "none":
-                score = chain_name(score_names(known)[0], known.TEST.POSTPROCESS)
+                score = detector_score(known)
         name, *chain = (score or "").split("+")
         overrides = [*map(str, opts), "TEST.POSTPROCESS", str(chain)]
         if name:
