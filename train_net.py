@@ -2,14 +2,15 @@
 """Train or evaluate a model: python train_net.py --config-file FILE [--eval-only] [KEY VALUE ...].
 
 Several processes: --num-gpus N, or torchrun --nproc-per-node N train_net.py ...; on the CPU add
-MODEL.DEVICE cpu. With --resume it goes on from the last checkpoint in OUTPUT_DIR, if there is one; so
-torchrun --max-restarts N train_net.py --resume ... goes on by itself when a process was lost.
+MODEL.DEVICE cpu. With --resume it goes on from the last checkpoint in OUTPUT_DIR, or evaluates that, if there
+is one; so torchrun --max-restarts N train_net.py --resume ... goes on by itself when a process was lost.
 """
 
 from __future__ import annotations
 
 import runpy
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from gmm_anomaly.compat import silence_import_warnings
 
@@ -19,6 +20,7 @@ from detectron2.engine import default_argument_parser, default_setup  # noqa: E4
 from detectron2.utils import comm  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
+from gmm_anomaly.compat import keep_freed_memory  # noqa: E402
 from gmm_anomaly.engine import (  # noqa: E402
     Checkpointer,
     Trainer,
@@ -29,11 +31,11 @@ from gmm_anomaly.engine import (  # noqa: E402
     fit_mixture,
     fitting_config,
     inference_config,
+    with_weights,
 )
 from gmm_anomaly.engine.config import ConfigError, read_config  # noqa: E402
 from gmm_anomaly.engine.launch import config_overrides, held_log, launch  # noqa: E402
-from gmm_anomaly.engine.weights import add_trust_argument, trust_pickles  # noqa: E402
-from gmm_anomaly.freed_memory import keep_freed_memory  # noqa: E402
+from gmm_anomaly.engine.weights import trust_pickles  # noqa: E402
 from gmm_anomaly.repository_files import find_config  # noqa: E402
 
 
@@ -60,7 +62,12 @@ def parser() -> ArgumentParser:
         help="freeze the network in MODEL.WEIGHTS and fit mixtures onto its features by EM over the training "
         "set (MODEL.GMM.FIT_PASSES), save OUTPUT_DIR/mixtures_final.pth and config.yaml, and evaluate",
     )
-    add_trust_argument(arguments)
+    arguments.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="read weight files that are arbitrary pickles as well, such as the .pkl files of Detectron2's "
+        "model zoo. They can run any code as they are read: only for files from people you trust",
+    )
     return arguments
 
 
@@ -90,10 +97,13 @@ def main(args: Namespace) -> object:
     if args.eval_only or args.fit_feature_distance:
         model = Trainer.build_model(inference_config(cfg))
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process())
+        if args.resume and checkpointer.has_checkpoint():
+            cfg = with_weights(cfg, checkpointer.get_checkpoint_file())
         checkpointer.load_for_evaluation(cfg.MODEL.WEIGHTS, distances=not args.fit_feature_distance)
         if args.fit_feature_distance:
             fit_feature_distance(cfg, model)
             checkpointer.save_weights("model_with_distances")
+            cfg = with_weights(cfg, Path(cfg.OUTPUT_DIR) / "model_with_distances.pth")
         return evaluate(cfg, model)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

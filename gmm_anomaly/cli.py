@@ -24,7 +24,7 @@ MODULES = {
     "predict": "gmm_anomaly.predict.command",
     "score": "gmm_anomaly.evaluation.saved_scores",
     "export": "gmm_anomaly.export.command",
-    "report": "gmm_anomaly.report.command",
+    "report": "gmm_anomaly.report.page",
     "datasets": "gmm_anomaly.data.checking",
     "convert": "gmm_anomaly.engine.weights",
     "submit": "gmm_anomaly.evaluation.submission",
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     start = next((at for at, word in enumerate(given) if word == "--opts" or KEY.fullmatch(word)), len(given))
     words, pairs = given[:start], [word for word in given[start:] if word != "--opts"]
-    words = [OLD_OPTIONS.get(word, word) for word in words]
+    words = [without_tilde(OLD_OPTIONS.get(word, word)) for word in words]
     if words[:1] == ["evaluate"] and "--scores" in words:
         words[0] = "score"
     parser, parsers = build_parsers()
@@ -88,6 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def without_tilde(word: str) -> str:
+    """A word of the command line with the home folder for the ``~`` of a path: shells leave that of
+    --out=~/a, and programs that start this one leave all."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + os.path.expanduser(value)
+
+
 def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of the whole command line, and those of the verbs."""
     parser = argparse.ArgumentParser(
@@ -100,16 +107,14 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
     for verb, declare in VERBS.items():
         text = inspect.getdoc(declare) or ""
         first = re.split(r"[.:](?:\s|$)", " ".join(text.split()))[0]
-        parsers[verb] = group.add_parser(
+        own = parsers[verb] = group.add_parser(
             verb, aliases=OLD_VERBS.get(verb, []), help=first[0].lower() + first[1:], description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
-        declare(parsers[verb])
-        if parsers[verb].get_default("trust_pickle") is not None:
-            parsers[
-                verb
-            ].epilog = "KEY VALUE pairs at the end override the config, as in SOLVER.MAX_ITER 1000"
-        parsers[verb].set_defaults(verb=verb)
+        declare(own)
+        if own.get_default("trust_pickle") is not None:
+            own.epilog = "KEY VALUE pairs at the end override the config, as in SOLVER.MAX_ITER 1000"
+        own.set_defaults(verb=verb)
     return parser, parsers
 
 

@@ -1,12 +1,15 @@
-"""What differs between the ways to install Detectron2, and between its versions.
+"""What differs between the ways to install Detectron2, between its versions, and between C libraries.
 
 Nothing here imports Detectron2 until a function is called.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import os
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +20,11 @@ INSTALL_ADVICE = (
     "`make setup` installs it (the registry's wheel); `make setup DETECTRON2=/path/to/checkout` or "
     "`DETECTRON2=git+URL` installs upstream"
 )
+
+# Numbers of mallopt's parameters in glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGEST_INT = 2**31 - 1
+OWN_BLOCKS_FROM = 2**30
 
 
 def require_detectron2() -> None:
@@ -73,3 +81,24 @@ def silence_import_warnings() -> None:
     warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated", category=UserWarning)
+
+
+def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
+    """Let glibc's heap keep what is freed, and serve blocks of up to 1 GiB from it.
+
+    By default each large activation is a mapping of its own, which the system fills with zeros page by page
+    and takes back: half the time of a training iteration of a small network on the CPU. The peak of memory
+    is the same, the process only stays at it.
+
+    Changes the whole process, so it is for programs to call, not for libraries.
+
+    Returns:
+        Whether anything was changed: not where the C library has no such setting, and not where the
+        environment already tunes its heap (``MALLOC_*``, ``GLIBC_TUNABLES``).
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(M_TRIM_THRESHOLD, LARGEST_INT)) and bool(mallopt(M_MMAP_THRESHOLD, OWN_BLOCKS_FROM))

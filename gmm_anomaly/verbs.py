@@ -108,8 +108,8 @@ def predict(parser: argparse.ArgumentParser) -> None:
     for videos, with a line of JSON per frame. A threshold makes pixels anomalous: give --threshold-on,
     --threshold-file or --threshold; without one there are heat maps only.
 
-    Exit status: 0; 1 after an error, or if an input could not be read (the others are predicted); 2 for a bad
-    argument or config.
+    Exit status: 0; 1 after an error, or if an input could not be read, or not wholly (the others are
+    predicted); 2 for a bad argument or config.
     """
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT",
@@ -184,7 +184,6 @@ def export(parser: argparse.ArgumentParser) -> None:
     add("--images", metavar="DIR_OR_DATASET",
         help="what to check with: a folder, file, pattern or registered data set; default: synthetic streets")
     add("--num-images", type=at_least_one, default=4, metavar="N", help="how many of them (4)")
-    add("--repeats", type=at_least_one, default=5, metavar="N", help="rounds of the timing (5)")
     add_json(parser)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gmm_anomaly.freed_memory import keep_freed_memory
+from gmm_anomaly.compat import keep_freed_memory
 
 # Set before torch, numpy and OpenCV are imported: several threads on a busy machine slow small tensors down.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from gmm_anomaly.gmm import collectives
 from tools import benchmark
 from tools.benchmarks import memory, metrics, mixtures, models, scaling, timing
 
@@ -65,18 +64,15 @@ def test_metrics(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("subject", ["train", "infer"])
-def test_twins(tmp_path, monkeypatch, subject):
-    variants = {name: models.VARIANTS[name] for name in ("plain", "channels_last")}
-    monkeypatch.setattr(models, "VARIANTS", variants)
-    options = ["--config-file", CONFIG, "--size", "64", "96", "--batch", "2", "--variants"]
-    found = measured(tmp_path, subject, *options, *TINY)
+def test_twins(tmp_path, subject):
+    options = ["--config-file", CONFIG, "--size", "64", "96", "--batch", "2"]
+    found = measured(tmp_path, subject, *options, *TINY, "MODEL.CHANNELS_LAST", "True")
     if subject == "train":
         check_ratios(found, gmm_over_softmax=("gmm", "softmax"))
         assert min(found["where"].values()) > 0
         assert found["where"]["backbone"] > found["where"]["optimiser"]
     else:
         assert set(found["ratios"]) == {"gmm / softmax, on logits", "gmm / softmax, on features"}
-    assert len(found["variants"]["seconds"]) == 4 and len(found["variants"]["ratios"]) == 2
 
 
 def test_shares_of_an_iteration_by_hand(monkeypatch):
@@ -108,23 +104,17 @@ def test_shares_of_an_iteration_by_hand(monkeypatch):
     assert found == dict.fromkeys(found, 0) | expected
 
 
-def test_scaling(tmp_path, monkeypatch):
+def test_scaling(tmp_path):
     rows = scaling.model_scaling(compute=0.5, travelling=6e6, bandwidth=1e7, batch=4)
     # A ring sends each byte 2 (n - 1) / n times: 0, 1 and 1.5 times 0.6 seconds.
     assert [rows[n - 1]["seconds"] for n in (1, 2, 4)] == pytest.approx([0.5, 1.1, 1.4])
     assert rows[3]["images_per_second"] == pytest.approx(16 / 1.4)
     assert rows[3]["efficiency"] == pytest.approx(0.5 / 1.4)
-    # One of two processes, in this one: what the mixture gives to collectives.
-    fake = SimpleNamespace(all_reduce=lambda tensor: None, is_available=lambda: False)
-    fake.all_gather = lambda parts, tensor: [part.copy_(tensor) for part in parts]
-    monkeypatch.setattr(collectives, "dist", fake)
-    monkeypatch.setattr(collectives, "broadcast_from_first", lambda tensor: None)
-    monkeypatch.setattr(collectives, "world_size", lambda: 2)
     args = benchmark.parse(["scaling", "--repeats", "1", "--size", "32", "32", *TINY])
     scaling._rank(0, 1, str(tmp_path), args)
     found = json.loads((tmp_path / "found.json").read_text())
-    # 10 classes x 5 components: counts, and sums and sums of squares of 64 dimensions.
-    assert 50 * 2 * 64 * 4 < found["mixture_bytes"] < 2 * 50 * 2 * 64 * 4 and found["gradient_bytes"] > 0
+    # What travels between real processes is counted by tests/gmm/test_ranks.py.
+    assert found["mixture_bytes"] > 0 and found["gradient_bytes"] > 0
 
 
 def test_memory(tmp_path):

@@ -1,7 +1,9 @@
-"""What differs between ways to install Detectron2. Distributed wrapping: engine/test_ranks.py."""
+"""What differs between ways to install Detectron2, and the heap. Several ranks: engine/test_ranks.py."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -41,8 +43,38 @@ def test_upstream_keys_let_a_newer_config_be_read():
     assert cfg.FLOAT32_PRECISION == "high"
 
 
-def test_single_process_model_is_not_wrapped():
-    from torch import nn
+# Page faults of twenty tensors of 64 MB that are made and freed, before and after the heap keeps them.
+PROGRAM = """
+import resource
+import torch
+from gmm_anomaly.compat import keep_freed_memory
 
-    model = nn.Linear(2, 1)
-    assert compat.wrap_distributed(model) is model
+def faults():
+    # Small blocks that stay take pieces of the first ones.
+    for _ in range(20):
+        torch.ones(2**24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults(), keep_freed_memory(), faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_tensors_reuse_the_pages_of_those_before():
+    tuned = ("MALLOC_", "GLIBC_TUNABLES")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(tuned)}
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, env=plain, capture_output=True, text=True, check=True)
+    anew, said, kept = done.stdout.split()
+    if said == "False":
+        pytest.skip("the C library has no mallopt")
+    # Each tensor's pages, of 4 kB or of up to 2 MB where the system uses huge ones.
+    assert int(anew) >= 20 * 64 // 2 and int(kept) < int(anew) / 10
+
+
+@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_a_heap_that_is_tuned_already_is_left_alone(name):
+    assert compat.keep_freed_memory({name: "1"}) is False

@@ -89,8 +89,3 @@ def test_data_sets_are_registered_and_read(parts, tmp_path, monkeypatch):
     assert record["file_name"] == str(tmp_path / "courtyard" / "images" / "a.png")
     assert record["sem_seg_file_name"] == str(tmp_path / "courtyard" / "labels" / "a_ids.png")
     assert registered_specs()["courtyard_anomalies"].protocol == "per_image"
-
-
-def test_files_that_the_page_names_exist():
-    for path in re.findall(r"`((?:gmm_anomaly|tests|tools)/[\w/.]+)`", PAGE):
-        assert (ROOT / path).exists(), path

@@ -13,51 +13,21 @@ PACKAGE = Path(__file__).parents[1] / "gmm_anomaly"
 PURE = ("gmm", "scores", "postprocess", "metrics")
 
 # What a part may import of the package, beside itself.
-ALLOWED = {
+MODELS = {*PURE, "compat"}
+ALLOWED: dict[str, set[str]] = {
     "gmm": set(),
     "scores": {"gmm"},
     "postprocess": {"gmm", "scores"},
     "metrics": {"gmm", "scores", "postprocess"},
-    "modeling": {"gmm", "scores", "postprocess", "metrics", "compat", "config", "weight_files"},
+    "modeling": MODELS | {"config"},
     "data": {"metrics", "compat", "config"},
-    "evaluation": {"gmm", "scores", "postprocess", "metrics", "modeling", "data", "compat", "visualization"},
-    "engine": {
-        "gmm",
-        "scores",
-        "postprocess",
-        "metrics",
-        "modeling",
-        "data",
-        "evaluation",
-        "compat",
-        "config",
-        "visualization",
-        "weight_files",
-        "repository_files",
-    },
+    "evaluation": MODELS | {"modeling", "data", "visualization"},
+    "engine": MODELS | {"modeling", "data", "evaluation", "config", "visualization", "repository_files"},
     "export": {
-        "gmm",
-        "scores",
-        "postprocess",
-        "modeling",
-        "data",
-        "evaluation",
-        "engine",
-        "predict",
-        "compat",
-        "weight_files",
+        "gmm", "scores", "postprocess", "modeling", "data", "evaluation", "engine", "predict", "compat",
     },
     "report": {"gmm", "metrics", "visualization"},
-    "predict": {
-        "metrics",
-        "data",
-        "evaluation",
-        "engine",
-        "compat",
-        "freed_memory",
-        "visualization",
-        "weight_files",
-    },
+    "predict": {"metrics", "data", "evaluation", "engine", "compat", "visualization"},
 }
 
 # Verbs of the evaluation run a model: one file reaches back to the engine, when it is called.

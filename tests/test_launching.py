@@ -149,17 +149,13 @@ Path({folder!r}, f"rank{{place[0]}}").write_text(str(place))
 """
 
 
-def test_torchrun_trains_and_evaluates_on_the_cpu(no_torchrun, tmp_path):
+def test_torchrun_trains_and_evaluates_on_the_cpu(no_torchrun, tiny_streets, tmp_path):
     output = tmp_path / "run"
     (tmp_path / "register.py").write_text(REGISTER.format(folder=str(tmp_path)))
     tiny = [
-        "DATASETS.SYNTHETIC.HEIGHT", 64, "DATASETS.SYNTHETIC.WIDTH", 128, "DATASETS.SYNTHETIC.NUM_TRAIN", 4,
-        "DATASETS.SYNTHETIC.NUM_ANOMALY", 2, "DATASETS.SYNTHETIC.CACHE_DIR", "", "INPUT.CROP.SIZE", [64, 64],
-        "MODEL.TIMM.NAME", "test_efficientnet", "MODEL.BACKBONE.WEIGHTS", "",
-        "MODEL.FEATURE_DISTANCE.FEATURES", [], "MODEL.DECODER.NORM", "SyncBN", "TEST.SCORES", ["gmm_density"],
-        "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 2,
-        "DATALOADER.NUM_WORKERS", 0, "DATASETS.TEST", "('synthetic_street_anomaly',)", "MODEL.DEVICE", "cpu",
-        "OUTPUT_DIR", output,
+        *tiny_streets, "MODEL.TIMM.NAME", "test_efficientnet", "MODEL.FEATURE_DISTANCE.FEATURES", [],
+        "MODEL.DECODER.NORM", "SyncBN", "TEST.SCORES", ["gmm_density"], "SOLVER.IMS_PER_BATCH", 4,
+        "DATASETS.TEST", "('synthetic_street_anomaly',)", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", output,
     ]  # fmt: skip
     # With nothing to go on from, --resume starts.
     command = [

@@ -132,8 +132,6 @@ def run(folder: Path, where: Path, *command: str) -> subprocess.CompletedProcess
 
 
 def test_the_installed_command(installed, tmp_path):
-    found = run(installed, tmp_path, "python", "-c", "import gmm_anomaly; print(gmm_anomaly.__file__)")
-    assert found.stdout.startswith(str(installed.parent)), found
     listed = run(installed, tmp_path, "gmm-anomaly", "--help")
     assert listed.returncode == 0 and all(f"\n    {verb} " in listed.stdout for verb in cli.VERBS)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gmm_anomaly.engine.interruption import Interrupted, Interruption
+from gmm_anomaly.engine.launch import Interrupted, Interruption
 
 ROOT = Path(__file__).resolve().parents[1]
 ITERATIONS = 12
@@ -181,6 +181,26 @@ def test_a_run_goes_on_without_the_features_of_its_memory(uninterrupted, train_n
         found["classifier.bank.means"], expected["classifier.bank.means"], dim=-1
     )[expected["classifier.bank.fitted"]]
     assert means.min() > 0.95 and not torch.equal(means, torch.ones_like(means))
+
+
+def test_rates_of_the_config_hold_and_another_network_is_refused(train_net, tmp_path):
+    """The oracle of the rates is a run that had them from the start."""
+    run, begun = tmp_path / "run", tmp_path / "begun"
+    keys = ("SOLVER.OPTIMIZER", "SGD", "MODEL.CLASSIFIER.NAME", "softmax", "TEST.SCORES", "[]")
+    other = ("SOLVER.BASE_LR", 0.003, "SOLVER.WEIGHT_DECAY", 0.5, "SOLVER.MOMENTUM", 0.3)
+    train_net.main(arguments(train_net, run, *keys, "SOLVER.MAX_ITER", 2))
+    for change, message in (
+        (("SOLVER.OPTIMIZER", "ADAMW"), "checkpoint has SOLVER.OPTIMIZER SGD, the config ADAMW"),
+        (("MODEL.BACKBONE.FREEZE_AT", 5), r"first backbone\..*BACKBONE.FREEZE_AT"),
+        (("MODEL.CLASSIFIER.NAME", "gmm"), r"first classifier\..*CLASSIFIER.NAME"),
+    ):
+        with pytest.raises(ValueError, match=f"--resume: .*{message}"):
+            finish(train_net, run, *keys, *change)
+    groups = [
+        state["trainer"]["_trainer"]["optimizer"]["param_groups"]
+        for state in (finish(train_net, folder, *keys, *other) for folder in (run, begun))
+    ]
+    same(*groups)
 
 
 def test_an_evaluation_ends_at_the_first_signal():

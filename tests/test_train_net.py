@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -54,7 +55,7 @@ def trained(train_net, tmp_path_factory):
 
 def test_training_leaves_what_it_promises(trained):
     results = json.loads((trained / "results.json").read_text())
-    assert results["iteration"] == 3
+    assert results["iteration"] == 3 and results["weights"] == str(trained / "model_final.pth")
     closed, anomaly = (results["datasets"][f"synthetic_street_{split}"] for split in ("val", "anomaly"))
     assert 0 <= closed["sem_seg"]["mIoU"] <= 100 and "IoU-road" in closed["sem_seg"]
     scores = ["hybrid", "gmm_density", "feature_distance", "msp", "max_logit", "energy", "entropy"]
@@ -74,26 +75,38 @@ def test_tensorboard_has_scalars_and_pictures(trained):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     tags = EventAccumulator(str(trained)).Reload().Tags()
-    assert {"loss_ce", "loss_contrast", "lr", "gmm/momentum", "gmm/memory_fill"} <= set(tags["scalars"])
+    assert set(tags["scalars"]) >= {
+        "loss_ce", "loss_contrast", "lr", "gmm/momentum", "gmm/memory_fill", "gmm/mean_scale",
+        "gmm/empty_components", "gmm/assignment_entropy", "gmm/effective_components",
+        "gmm/held_out_log_likelihood",
+    }  # fmt: skip
+    assert "gmm/embedding" in tags["images"]
     assert any(
         "synthetic_street_anomaly" in tag and "AP" in tag and "pooled" in tag for tag in tags["scalars"]
     )
     assert any(tag.startswith("synthetic_street_anomaly/") for tag in tags["images"])
 
 
-@pytest.mark.parametrize("mode", ["--eval-only", "--fit-feature-distance"])
+@pytest.mark.parametrize("mode", ["--eval-only", "--resume", "--fit-feature-distance"])
 def test_evaluation_and_distances_afterwards_give_the_same_numbers(trained, train_net, tmp_path, mode):
-    weights = trained / "model_final.pth"
+    used = weights = trained / "model_final.pth"
     output = tmp_path / "again"
-    fits = mode == "--fit-feature-distance"
+    fits, resumes = mode == "--fit-feature-distance", mode == "--resume"
+    flags = (mode,)
+    if resumes:
+        # Detectron2's idiom: the run's last checkpoint, wherever the run started from.
+        shutil.copytree(trained, output)
+        used, weights, flags = output / "model_final.pth", "start.pth", ("--eval-only", "--resume")
     if fits:
+        used = output / "model_with_distances.pth"
         state = torch.load(weights, weights_only=True)["model"]
         weights = tmp_path / "without.pth"
         bare = {key: value for key, value in state.items() if not key.startswith("feature_distance.")}
         assert len(bare) < len(state)
         torch.save({"model": bare}, weights)
     frames = ("DATASETS.SYNTHETIC.CACHE_DIR", trained.parent / "frames")
-    train_net(command_line(output, "MODEL.WEIGHTS", weights, *frames, flags=(mode,)))
+    train_net(command_line(output, "MODEL.WEIGHTS", weights, *frames, flags=flags))
+    assert json.loads((output / "results.json").read_text())["weights"] == str(used)
     assert (output / "model_with_distances.pth").is_file() == fits
     first, again = (
         json.loads((folder / "results.json").read_text())["datasets"] for folder in (trained, output)
@@ -163,11 +176,6 @@ def test_bad_keys_stop_before_anything_is_written(train_net, tmp_path, overrides
     with pytest.raises(ValueError, match=message):
         train_net(command_line(tmp_path / "run", *overrides))
     assert not (tmp_path / "run").exists()
-
-
-def test_missing_config_file_is_named(train_net):
-    with pytest.raises(FileNotFoundError, match="--config-file: no file configs/none.yaml"):
-        train_net(["--config-file", "configs/none.yaml"])
 
 
 def test_nan_loss_stops_and_keeps_the_last_checkpoint(train_net, tmp_path):

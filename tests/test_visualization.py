@@ -90,12 +90,6 @@ def test_side_by_side_keeps_the_panels_and_writes_captions():
         assert (text[[0, -1]] == background).all() and (text[:, [0, -1]] == background).all()
 
 
-def test_wide_panels_shrink(monkeypatch):
-    monkeypatch.setattr(visualization, "MAX_PANEL_WIDTH", 200)
-    joined = side_by_side([np.zeros((100, 400, 3), np.uint8)] * 2, ["a", "b"])
-    assert joined.shape[1] == 2 * 200 + SEPARATOR
-
-
 def test_png_round_trip_in_rgb():
     picture = np.random.default_rng(1).integers(0, 256, (5, 7, 3)).astype(np.uint8)
     decoded = cv2.imdecode(np.frombuffer(encode_png(picture), np.uint8), cv2.IMREAD_COLOR)

@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gmm_anomaly.freed_memory import keep_freed_memory  # noqa: E402
+from gmm_anomaly.compat import keep_freed_memory  # noqa: E402
 
 # Module of tools.benchmarks, which is imported only when it is asked for; its function that adds arguments;
 # what is measured. A function of the subject's name measures.

@@ -93,19 +93,6 @@ def config_file(config_set: str, name: str) -> Path:
     return Path("configs") / config_set / f"{name}.yaml"
 
 
-def run_system(
-    system: System, config_set: str, output: Path, overrides: Sequence[str]
-) -> tuple[dict[str, Any], Path]:
-    """Train and evaluate, unless that was done: the run's ``run.json``, and its folder under ``output``."""
-    config = config_file(config_set, system.config)
-    if system.how is None:
-        folder, arguments = output / system.config, [*overrides]
-    else:
-        folder = output / SOFTMAX / system.how.removeprefix("--")
-        arguments = [system.how, *overrides, "MODEL.WEIGHTS", str(output / SOFTMAX / WEIGHTS[None])]
-    return run_once(config, folder, arguments), folder
-
-
 def run_once(config: Path, output: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """``train_net.py --config-file config ... OUTPUT_DIR output`` to its end, unless that was done.
 
@@ -179,7 +166,12 @@ def run_all(args: argparse.Namespace, given: list[str], output: Path) -> list[di
         print(f"\n[{index + 1}/{len(todo)}] {decoder}, {system}, {group}{eta}", flush=True)
         began = time.monotonic()
         folder = output / decoder.lower().replace("+", "plus") / group
-        record, run = run_system(SYSTEMS[system], args.set, folder, (*overrides, *given))
+        config, how = SYSTEMS[system].config, SYSTEMS[system].how
+        run, arguments = folder / config, [*overrides, *given]
+        if how is not None:
+            run = folder / SOFTMAX / how.removeprefix("--")
+            arguments = [how, *arguments, "MODEL.WEIGHTS", str(folder / SOFTMAX / WEIGHTS[None])]
+        record = run_once(config_file(args.set, config), run, arguments)
         # Runs that were only read say nothing about the time of those to come.
         made += time.monotonic() - began > 5
         for score, numbers in scores_of(run).items():
@@ -233,7 +225,7 @@ def publish_best(found: list[dict[str, Any]], output: Path) -> None:
     """The run with the best AP as a small checkpoint with its card, and its figures in half precision."""
     sys.path.insert(0, str(ROOT))
     from gmm_anomaly.engine import build_config
-    from gmm_anomaly.engine.inference_config import MODEL, write_small_checkpoint
+    from gmm_anomaly.engine.trained_model import MODEL, write_small_checkpoint
 
     best = max(found, key=lambda entry: entry["AP"])
     run, folder = output / best["run"], output / "best"

@@ -1,13 +1,12 @@
 """Training and evaluation by config, on Detectron2's engine."""
 
 from .checkpoint import Checkpointer
-from .config import build_config
-from .em_hook import EMHook
+from .config import build_config, with_weights
 from .evaluation import build_evaluator, evaluate
 from .feature_distance import fit_feature_distance
 from .fit_mixture import check_output_dir, fit_mixture
-from .frozen_network import fitting_config
-from .inference_config import inference_config
+from .hooks import EMHook
+from .trained_model import fitting_config, inference_config
 from .trainer import Trainer
 
 __all__ = [
@@ -22,4 +21,5 @@ __all__ = [
     "fit_mixture",
     "fitting_config",
     "inference_config",
+    "with_weights",
 ]

@@ -275,4 +275,3 @@ def find_flaw(path: Path) -> str | None:
     except OSError as error:
         return f"cannot be read: {error}"
     return None if damaged is None else f"is damaged: the checksum of {damaged} is wrong"
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -43,6 +44,19 @@ IGNORED = (
     "TEST.EXPECTED_RESULTS", "TEST.KEYPOINT_", "TEST.DETECTIONS_PER_IMAGE", "TEST.AUG.MIN_SIZES",
     "TEST.AUG.MAX_SIZE", "TEST.PRECISE_BN.", "VIS_PERIOD",
 )  # fmt: skip
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's own safe loader drops the first of two values of one key."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise ConfigError(f"the key {name} is given twice, in lines {lines[name]} and {line}")
+            lines[name] = line
+        return super().construct_mapping(node, deep)
 
 
 class ConfigError(ValueError):
@@ -100,10 +114,20 @@ def build_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNod
     ]
     if ignored:
         logger.warning("Keys of Detectron2 that have no effect here: %s", ", ".join(ignored))
+    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
     configure_synthetic(cfg)
     _check(cfg)
     cfg.freeze()
     return cfg
+
+
+def with_weights(cfg: CfgNode, path: str | Path) -> CfgNode:
+    """A frozen copy of a config, with ``MODEL.WEIGHTS`` the file that its model has."""
+    found = cfg.clone()
+    found.defrost()
+    found.MODEL.WEIGHTS = str(path)
+    found.freeze()
+    return found
 
 
 def _check(cfg: CfgNode) -> None:
@@ -136,14 +160,17 @@ def _merge_file(cfg: CfgNode, file: Path, inheriting: tuple[Path, ...]) -> None:
     if file.resolve() in [other.resolve() for other in inheriting]:
         raise ConfigError(f"{chain} never ends: {file} is in it twice")
     try:
-        given = yaml.safe_load(_inside(file) if file.suffix == ".pth" else file.read_text())
+        text = _inside(file) if file.suffix == ".pth" else file.read_text(encoding="utf-8")
+        given = yaml.load(text, _Loader)
         if not isinstance(given, Mapping):
             raise ConfigError(f"expected keys with values, found {type(given).__name__}")
         bases = given.get(BASE, [])
         bases = [bases] if isinstance(bases, str) else bases
         if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
             raise ConfigError(f"{BASE}: expected a file or a list of files, found {bases!r}")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config-file: {file} is not UTF-8 ({error}); save it as UTF-8") from error
+    except yaml.YAMLError as error:
         why = " ".join(str(error).split())
         if isinstance(error, yaml.constructor.ConstructorError):
             why = f"configs hold plain values only, no tags that make or call Python objects; {why}"

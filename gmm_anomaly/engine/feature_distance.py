@@ -26,18 +26,21 @@ from gmm_anomaly.modeling.inference import transformed
 from gmm_anomaly.modeling.losses import IGNORE_LABEL, resized_labels
 from gmm_anomaly.modeling.norm import share_statistics
 from gmm_anomaly.scores import PixelOutputs
-from gmm_anomaly.scores.hybrid import hybrid_part
+from gmm_anomaly.scores.density import hybrid_part
 
 
-class TrainingImages(Dataset[dict[str, Any]]):
-    """The training set as it is tested: inputs with ``image`` and ``sem_seg`` of one size, that of
-    ``INPUT.MIN_SIZE_TEST``, without augmentation, for every record of ``DATASETS.TRAIN``.
+class LabelledImages(Dataset[dict[str, Any]]):
+    """Labelled images as they are tested: inputs with ``image`` and ``sem_seg`` of one size, that of
+    ``INPUT.MIN_SIZE_TEST``, without augmentation, of the data set ``name`` or of all in ``DATASETS.TRAIN``.
 
     Raises:
         ValueError, FileNotFoundError: as ``build_train_loader``.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, name: str = "") -> None:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DATASETS.TRAIN = (name,) if name else cfg.DATASETS.TRAIN
         self.records = [record for part in train_records(cfg).values() for record in part]
         options = SegmentationMapper.from_config(cfg, True) | {"augmentations": test_augmentations(cfg)}
         self.mapper = SegmentationMapper(**options)
@@ -46,9 +49,8 @@ class TrainingImages(Dataset[dict[str, Any]]):
         return len(self.records)
 
     def evenly_spaced(self, count: int) -> list[int]:
-        """This rank's share of at most ``count`` evenly spaced images, by index."""
-        chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
-        return chosen[comm.get_rank() :: comm.get_world_size()].tolist()
+        """At most ``count`` evenly spaced images, by index."""
+        return np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)).tolist()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         mapped = self.mapper(self.records[index])
@@ -74,9 +76,10 @@ class RunningMoments:
         return mean, (squares / count - mean.square()).clamp(min=0).sqrt()
 
 
-def needs_fitting(model: nn.Module) -> bool:
-    """Whether :func:`fit_feature_distance` has something to do."""
-    return any(getattr(model, name, None) is not None for name in ("feature_distance", "max_logit_moments"))
+def padded_label(label: Tensor, images: Tensor) -> Tensor:
+    """label (H, W) enlarged to the size of images (1, 3, H', W') that were padded; padding has no label."""
+    missing = (0, images.shape[-1] - label.shape[1], 0, images.shape[-2] - label.shape[0])
+    return F.pad(label, missing, value=IGNORE_LABEL)
 
 
 @torch.no_grad()
@@ -92,6 +95,9 @@ def fit_feature_distance(cfg: CfgNode, model: nn.Module) -> None:
     Raises:
         ValueError: ``NUM_IMAGES`` is not positive; no labelled pixel in those images.
     """
+    distance, moments = (getattr(model, name, None) for name in ("feature_distance", "max_logit_moments"))
+    if distance is None and moments is None:
+        return
     if cfg.MODEL.FEATURE_DISTANCE.NUM_IMAGES < 1:
         raise ValueError(
             "MODEL.FEATURE_DISTANCE.NUM_IMAGES: expected at least 1, found "
@@ -101,10 +107,10 @@ def fit_feature_distance(cfg: CfgNode, model: nn.Module) -> None:
     training = model.training
     model.eval()
     try:
-        if model.feature_distance is not None:
+        if distance is not None:
             _fit_distances(cfg, model)
         # Its forward passes give the distances too.
-        if model.max_logit_moments is not None:
+        if moments is not None:
             _fit_max_logits(cfg, model)
     finally:
         model.train(training)
@@ -168,9 +174,7 @@ class _Sample:
 
     def __init__(self, model: nn.Module, image: Tensor, label: Tensor, pixels: int) -> None:
         images = model.padded([image]).tensor
-        # Padding has no label.
-        missing = (0, images.shape[-1] - label.shape[1], 0, images.shape[-2] - label.shape[0])
-        self.label = F.pad(label, missing, value=IGNORE_LABEL)
+        self.label = padded_label(label, images)
         self.num_classes = model.classifier.num_classes
         self.pixels = pixels
         self.pyramid, self.outputs = model.outputs(images)
@@ -200,14 +204,15 @@ def _samples(model: nn.Module, item: dict[str, Any], pixels: int) -> Iterator[_S
 
 
 def _training_items(cfg: CfgNode, what: str) -> Iterator[dict[str, Any]]:
-    images = TrainingImages(cfg)
-    mine = images.evenly_spaced(cfg.MODEL.FEATURE_DISTANCE.NUM_IMAGES)
+    images = LabelledImages(cfg)
+    chosen = images.evenly_spaced(cfg.MODEL.FEATURE_DISTANCE.NUM_IMAGES)
+    mine = chosen[comm.get_rank() :: comm.get_world_size()]
     for index in tqdm(mine, desc=what, unit="image", disable=not comm.is_main_process()):
         yield images[index] | {"index": index}
 
 
 class FeatureDistanceHook(HookBase):
-    """Fits before each evaluation, and before the last checkpoint is written."""
+    """:func:`fit_feature_distance` before each evaluation, and before the last checkpoint is written."""
 
     def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
         self.cfg = cfg

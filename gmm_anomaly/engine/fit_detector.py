@@ -27,7 +27,7 @@ from gmm_anomaly.postprocess import chain_name
 
 from .config import build_config
 from .feature_distance import fit_distances
-from .inference_config import inference_config
+from .trained_model import inference_config
 
 logger = logging.getLogger(__name__)
 

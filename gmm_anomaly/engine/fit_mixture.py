@@ -23,17 +23,17 @@ from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, component_lo
 from gmm_anomaly.gmm.collectives import sum_over_ranks
 
 from .checkpoint import Checkpointer
-from .em_hook import EMHook
+from .config import with_weights
 from .evaluation import evaluate
-from .feature_distance import TrainingImages, fit_feature_distance
-from .frozen_network import load_network
+from .feature_distance import LabelledImages, fit_feature_distance
 from .health_hook import health_hooks, labelled_embedding
-from .hooks import CheckpointHook
-from .interruption import Interruption
+from .hooks import CheckpointHook, EMHook
+from .launch import Interruption
+from .trained_model import load_network
 
 logger = logging.getLogger(__name__)
 
-# Checkpoints of a fit are named so that they never overwrite those of a training.
+# Checkpoints of a fit never overwrite those of a training.
 PREFIX = "mixtures"
 LOG_PERIOD = 20
 PIXELS_PER_CHUNK = 32768
@@ -56,15 +56,13 @@ def fit_mixture(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
     """
     fitter = MixtureFitter(cfg)
     fitter.resume_or_load(resume=resume)
+    found = with_weights(cfg, Path(cfg.OUTPUT_DIR) / f"{PREFIX}_final.pth")
     if comm.is_main_process():
         # What --eval-only needs.
-        found = cfg.clone()
-        found.defrost()
-        found.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / f"{PREFIX}_final.pth")
         with replacing(Path(cfg.OUTPUT_DIR) / "config.yaml") as temporary:
             temporary.write_text(found.dump())
     fitter.train()
-    return evaluate(cfg, fitter.model, iteration=fitter.max_iter)
+    return evaluate(found, fitter.model, iteration=fitter.max_iter)
 
 
 def check_output_dir(cfg: CfgNode) -> None:
@@ -105,7 +103,7 @@ class MixtureFitter(TrainerBase):
         self.cfg = cfg
         self.model = build_model(cfg).requires_grad_(False).eval()
         self.bank: GaussianMixtureBank = self.model.bank
-        self.images = TrainingImages(cfg)
+        self.images = LabelledImages(cfg)
         self.per_pass = math.ceil(len(self.images) / cfg.SOLVER.IMS_PER_BATCH)
         self.max_iter = self.per_pass * cfg.MODEL.GMM.FIT_PASSES
         self.checkpointer = Checkpointer(

@@ -7,23 +7,22 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from gmm_anomaly.data import SegmentationMapper
-from gmm_anomaly.data.build import train_records
-from gmm_anomaly.data.label_rule import CLOSED_SET, LabelRule
-from gmm_anomaly.data.mapper import test_augmentations
+from gmm_anomaly.data.label_rule import CLOSED_SET
+from gmm_anomaly.data.pairing import has_label
 from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.evaluation.overlays import distinct_colors
 from gmm_anomaly.gmm.health import pixel_health
+from gmm_anomaly.modeling.losses import resized_labels
 from gmm_anomaly.visualization import plot_embedding
+
+from .feature_distance import LabelledImages, padded_label
 
 logger = logging.getLogger(__name__)
 
@@ -71,15 +70,12 @@ class HealthHook(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if done % self.period and done != self.trainer.max_iter:
-            return
         # Before the first warm start there is nothing to look at.
-        if self.model.bank.is_fitted:
+        if (done % self.period == 0 or done == self.trainer.max_iter) and self.model.bank.is_fitted:
             features, labels = self._pixels()
             if len(labels):
                 self._write_numbers(features, labels)
-                picture = self._picture(features, labels, done)
-                self.trainer.storage.put_image("gmm/embedding", picture.transpose(2, 0, 1))
+                self._draw(features, labels, f"{self.dataset}, iteration {done}")
 
     def _pixels(self) -> tuple[Tensor, Tensor]:
         training = self.model.training
@@ -113,13 +109,13 @@ class HealthHook(HookBase):
             if not math.isnan(number):
                 self.trainer.storage.put_scalar(f"gmm/{name}", number, smoothing_hint=False)
 
-    def _picture(self, features: Tensor, labels: Tensor, iteration: int) -> np.ndarray:
+    def _draw(self, features: Tensor, labels: Tensor, title: str) -> None:
         bank = self.model.bank
         owners = torch.arange(bank.num_classes, device=labels.device)[:, None].expand_as(bank.fitted)
         arrays = features, labels, *(part[bank.fitted] for part in (bank.unit_means, bank.scales, owners))
         numbers = [array.cpu().numpy() for array in arrays]
-        title = f"{self.dataset}, iteration {iteration}"
-        return plot_embedding(*numbers, self.colors, self.names, title=title)
+        picture = plot_embedding(*numbers, self.colors, self.names, title=title)
+        self.trainer.storage.put_image("gmm/embedding", picture.transpose(2, 0, 1))
 
 
 @torch.no_grad()
@@ -132,11 +128,8 @@ def labelled_embedding(model: nn.Module, item: dict[str, Any]) -> tuple[Tensor, 
     """
     images = model.preprocess([item]).tensor
     features = model.decoder(model.backbone(images)).features
-    label = item["sem_seg"].to(images.device)
-    # Padding has no label.
-    missing = (0, images.shape[-1] - label.shape[1], 0, images.shape[-2] - label.shape[0])
-    label = F.pad(label, missing, value=255)[None, None].float()
-    small = F.interpolate(label, size=features.shape[-2:], mode="nearest").long().flatten()
+    label = padded_label(item["sem_seg"].to(images.device), images)
+    small = resized_labels(label[None], features.shape[-2:]).flatten()
     known = small < model.classifier.num_classes
     return model.classifier.embed(features)[known], small[known]
 
@@ -150,25 +143,19 @@ def health_hooks(cfg: CfgNode, model: nn.Module) -> list[HookBase]:
     Raises:
         ValueError: a key out of range. Others as ``build_train_loader``.
     """
-    keys = cfg.MODEL.GMM
-    if getattr(model, "bank", None) is None or keys.HEALTH_PERIOD == 0 or not comm.is_main_process():
+    period = cfg.MODEL.GMM.HEALTH_PERIOD
+    if getattr(model, "bank", None) is None or period == 0 or not comm.is_main_process():
         return []
     for name in cfg.DATASETS.TEST:
-        if MetadataCatalog.get(name).get("evaluator_type") != CLOSED_SET:
-            continue
-        records = get_records(name)
-        if all("sem_seg_file_name" in record or "render" in record for record in records):
+        if MetadataCatalog.get(name).get("evaluator_type") == CLOSED_SET and all(
+            map(has_label, get_records(name))
+        ):
             break
     else:
-        name, records = next(iter(train_records(cfg).items()))
+        name = cfg.DATASETS.TRAIN[0]
     held_out = name not in cfg.DATASETS.TRAIN
-    mapper = SegmentationMapper(
-        image_format=cfg.INPUT.FORMAT,
-        augmentations=test_augmentations(cfg),
-        label_rules={name: LabelRule.from_metadata(MetadataCatalog.get(name))},
-    )
-    chosen = np.unique(np.linspace(0, len(records) - 1, IMAGES).astype(int))
-    images = [mapper(records[index] | {"dataset_name": name}) for index in chosen]
+    labelled = LabelledImages(cfg, name)
+    images = [labelled[index] for index in labelled.evenly_spaced(IMAGES)]
     kind = "held out" if held_out else "not held out, for DATASETS.TEST has no other closed set"
     logger.info("The mixtures' health is measured on %d images of %s (%s)", len(images), name, kind)
-    return [HealthHook(model, images, name, held_out=held_out, period=keys.HEALTH_PERIOD)]
+    return [HealthHook(model, images, name, held_out=held_out, period=period)]

@@ -1,4 +1,4 @@
-"""What happens between the iterations of a training, beside EM: seeds, checkpoints, running prototypes."""
+"""What happens between the iterations of a training: seeds, EM, running prototypes, checkpoints."""
 
 from __future__ import annotations
 
@@ -17,15 +17,20 @@ from torch import nn
 
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.data.stream import seed_generators
+from gmm_anomaly.gmm import GaussianMixtureBank
+from gmm_anomaly.gmm.health import state_numbers
 from gmm_anomaly.modeling.classifiers import RunningMeanPrototypes
 
 from .checkpoint import FINAL, Checkpointer
-from .interruption import Interruption
+from .launch import Interruption
 
 logger = logging.getLogger(__name__)
 
 # Of the numbers that seed a step; a stream's images have another.
 STEPS = 1
+EM_LOG_PERIOD = 20
+# Share of the schedule over which a warm start's momentum goes to the bank's own.
+RAMP = 0.5
 BEST = "model_best"
 # Beginnings of the names of metrics that are better when they are smaller; of all others more is better.
 SMALLER_IS_BETTER = ("FPR", "ECE", "loss")
@@ -56,6 +61,75 @@ class StepSeeds(HookBase):
     def load_state_dict(self, state: dict[str, int]) -> None:
         if not self.fixed:
             self.seed = state["seed"]
+
+
+class EMHook(HookBase):
+    """Moves what the forward pass recorded into the memory after each step, and runs EM every few steps.
+
+    The first EM step follows the first iteration, as in the released GMMSeg code.
+
+    Args:
+        bank: the mixtures.
+        interval: iterations between EM steps.
+        start_momentum: momentum of the means at iteration 0; None: the bank's own throughout. It is reached
+            when half of the schedule is over; ``1 - momentum`` falls geometrically until then.
+    """
+
+    def __init__(
+        self, bank: GaussianMixtureBank, *, interval: int = 5, start_momentum: float | None = None
+    ) -> None:
+        if interval < 1:
+            raise ValueError(f"MODEL.GMM.UPDATE_INTERVAL: expected at least 1, found {interval}")
+        self.bank = bank
+        # Without this a classifier records nothing, and says so.
+        bank.em_attached = True
+        self.interval = interval
+        self.start_momentum = start_momentum
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, bank: GaussianMixtureBank) -> EMHook:
+        keys = cfg.MODEL.GMM
+        return cls(
+            bank,
+            interval=keys.UPDATE_INTERVAL,
+            start_momentum=keys.WARM_START_MOMENTUM if keys.WARM_START else None,
+        )
+
+    def before_train(self) -> None:
+        self.bank.broadcast()
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter
+        if iteration % self.interval == 0:
+            self.bank.update(momentum_mean=self.momentum(iteration / self.trainer.max_iter))
+        else:
+            self.bank.commit()
+        if iteration % EM_LOG_PERIOD == 0:
+            numbers = {"momentum": self.momentum(iteration / self.trainer.max_iter)}
+            for name, number in (numbers | state_numbers(self.bank)).items():
+                self.trainer.storage.put_scalar(f"gmm/{name}", number, smoothing_hint=False)
+
+    def momentum(self, progress: float) -> float:
+        """Momentum of the means when the share ``progress`` of the schedule is over."""
+        final, share = self.bank.momentum_mean, progress / RAMP
+        if self.start_momentum is None or share >= 1:
+            return final
+        return 1 - (1 - self.start_momentum) ** (1 - share) * (1 - final) ** share
+
+
+class PrototypeHook(HookBase):
+    """Moves a model's running-mean prototypes by what the forward pass recorded, after each step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.prototypes = [part for part in model.modules() if isinstance(part, RunningMeanPrototypes)]
+
+    def before_train(self) -> None:
+        for prototypes in self.prototypes:
+            prototypes.broadcast()
+
+    def after_step(self) -> None:
+        for prototypes in self.prototypes:
+            prototypes.update()
 
 
 class CheckpointHook(HookBase):
@@ -90,7 +164,7 @@ class CheckpointHook(HookBase):
         self.period = period
         self.keep = keep
         self.prefix = prefix
-        self._saved = -1
+        self.saved = -1
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -103,11 +177,11 @@ class CheckpointHook(HookBase):
     def save(self) -> None:
         """Write the state after the current iteration, unless that is done or the last one is over."""
         iteration, last = self.trainer.iter, self.trainer.max_iter - 1
-        if iteration == self._saved or iteration > last or not comm.is_main_process():
+        if iteration == self.saved or iteration > last or not comm.is_main_process():
             return
         name = f"{self.prefix}{FINAL}" if iteration == last else f"{self.prefix}_{iteration:07d}"
         self.checkpointer.save(name, iteration=iteration)
-        self._saved = iteration
+        self.saved = iteration
         if self.keep:
             self.checkpointer.keep_last(self.keep)
 
@@ -172,18 +246,3 @@ class BestCheckpoint:
             with replacing(self._note) as temporary:
                 noted = {"metric": self.metric, "value": value, "iteration": iteration}
                 temporary.write_text(json.dumps(noted, indent=2) + "\n")
-
-
-class PrototypeHook(HookBase):
-    """Moves a model's running-mean prototypes by what the forward pass recorded, after each step."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.prototypes = [part for part in model.modules() if isinstance(part, RunningMeanPrototypes)]
-
-    def before_train(self) -> None:
-        for prototypes in self.prototypes:
-            prototypes.broadcast()
-
-    def after_step(self) -> None:
-        for prototypes in self.prototypes:
-            prototypes.update()

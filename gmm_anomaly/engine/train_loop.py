@@ -1,17 +1,19 @@
-"""One training step: forward, check, backward, optimiser."""
+"""One training step, and what in it is NaN or infinite, found on every rank alike."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import get_event_storage
-from torch import nn
+from torch import Tensor, nn
 
-from .non_finite import FeatureWatch, find_fault, find_gradient_fault
+from gmm_anomaly.gmm import collectives
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,7 @@ CURE = (
     "the last checkpoint is intact. Lower SOLVER.BASE_LR, enable SOLVER.CLIP_GRADIENTS, disable "
     "SOLVER.AMP.ENABLED, or leave such steps out with SOLVER.NON_FINITE skip"
 )
+ANEW = "or start anew without --resume (MODEL.WEIGHTS FILE takes over the weights)"
 
 
 class TrainLoop(SimpleTrainer):
@@ -60,6 +63,8 @@ class TrainLoop(SimpleTrainer):
         self.skips = non_finite == "skip"
         self.skipped = self._skipped_in_a_row = 0
         self._watch = FeatureWatch(model)
+        named = getattr(model, "module", model).named_parameters()
+        self._trained = [name for name, parameter in named if parameter.requires_grad]
         self._norms = [b for name, b in model.named_buffers() if name.endswith(NORM_STATISTICS)]
         self._recorders = [module for module in model.modules() if hasattr(module, "discard_recorded")]
         device = next(model.parameters()).device.type
@@ -90,7 +95,7 @@ class TrainLoop(SimpleTrainer):
         if self.skips:
             get_event_storage().put_scalar("solver/skipped_steps", self.skipped, smoothing_hint=False)
 
-    def _step(self, losses: Mapping[str, torch.Tensor]) -> str | None:
+    def _step(self, losses: Mapping[str, Tensor]) -> str | None:
         """The optimiser's step, unless gradients are not finite: then what of them is not."""
         fault = None
         if not self.scaler.is_enabled() or self.scaler.get_scale() < LEAST_LOSS_SCALE:
@@ -102,7 +107,7 @@ class TrainLoop(SimpleTrainer):
         self.scaler.update()
         return fault
 
-    def _leave_out(self, what: str, norms: list[torch.Tensor]) -> None:
+    def _leave_out(self, what: str, norms: list[Tensor]) -> None:
         for module in self._recorders:
             module.discard_recorded()
         if not self.skips:
@@ -117,11 +122,113 @@ class TrainLoop(SimpleTrainer):
             )
         logger.warning("Step left out (%d so far): %s", self.skipped, what)
 
-    def state_dict(self) -> dict[str, object]:
-        return super().state_dict() | {"skipped": self.skipped, "scaler": self.scaler.state_dict()}
+    def state_dict(self) -> dict[str, Any]:
+        own = {"skipped": self.skipped, "scaler": self.scaler.state_dict(), "trained": self._trained}
+        return super().state_dict() | own
 
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a checkpoint's state; the keys of the config (rates, decay, momentum) stay.
+
+        Raises:
+            ValueError: it is of another optimiser, or of other parameters.
+        """
+        stored, found = (
+            "ADAMW" if "betas" in groups[0] else "SGD"
+            for groups in (state_dict["optimizer"]["param_groups"], self.optimizer.param_groups)
+        )
+        if stored != found:
+            raise ValueError(
+                f"--resume: the checkpoint has SOLVER.OPTIMIZER {stored}, the config {found}; {ANEW}"
+            )
+        others = sorted({*state_dict["trained"]} ^ {*self._trained})
+        if others:
+            raise ValueError(
+                f"--resume: the config trains other parameters than the checkpoint: {len(others)} differ, "
+                f"first {others[0]}; leave MODEL as it was (CLASSIFIER.NAME, BACKBONE.FREEZE_AT, ...), {ANEW}"
+            )
+        own = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
         super().load_state_dict(state_dict)
+        for group, keys in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(keys)
         self.skipped = state_dict["skipped"]
         if self.scaler.is_enabled() and state_dict["scaler"]:
             self.scaler.load_state_dict(state_dict["scaler"])
+
+
+class FeatureWatch:
+    """Sums up, during forward passes with gradients, what a segmentor's parts give: a sum keeps NaN and
+    infinity, and is many times faster than a test of each number. Never waits for a GPU.
+
+    Args:
+        model: a segmentor, wrapped for distributed training or not. Parts that it lacks are not watched.
+
+    Attributes:
+        parts: names of those that are, "backbone", "decoder" and "embedding" at most.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        segmentor = getattr(model, "module", model)
+        found = {
+            "backbone": getattr(segmentor, "backbone", None),
+            "decoder": getattr(segmentor, "decoder", None),
+            "embedding": getattr(getattr(segmentor, "classifier", None), "feature_norm", None),
+        }
+        self.parts = [name for name, part in found.items() if isinstance(part, nn.Module)]
+        self._sums: dict[str, Tensor] = {}
+        for name in self.parts:
+            found[name].register_forward_hook(partial(self._note, name))
+
+    def _note(self, part: str, _module: nn.Module, _inputs: Any, outputs: Any) -> None:
+        """outputs: features by name (of a backbone), with an attribute ``features`` (a decoder), or one
+        tensor."""
+        if torch.is_grad_enabled():
+            by_name = outputs if isinstance(outputs, Mapping) else {"": getattr(outputs, "features", outputs)}
+            total = sum(tensor.detach().sum(dtype=torch.float32) for tensor in by_name.values())
+            self._sums[part] = self._sums.get(part, 0) + total
+
+    def take(self, device: torch.device) -> Tensor:
+        """(number of parts,) float32, the sums since the last call."""
+        sums = [self._sums.get(part, torch.zeros((), device=device)) for part in self.parts]
+        self._sums.clear()
+        return torch.stack(sums) if sums else torch.zeros(0, device=device)
+
+
+def find_fault(total: Tensor, losses: Mapping[str, Tensor], watch: FeatureWatch) -> str | None:
+    """What of a forward pass is not finite, on any rank, as a clause; None where all is well.
+
+    Collective: every rank must call, with the same terms, and all find the same. One transfer to the host.
+
+    Args:
+        total: scalar, the sum of the losses. losses: named scalars. watch: that saw the pass.
+    """
+    names = ["the loss", *losses, *(f"the features of {part}" for part in watch.parts)]
+    numbers = torch.stack([total, *losses.values()]).detach().float()
+    ranks = collectives.gather_stack(torch.cat([numbers, watch.take(total.device)])).cpu()
+    fault = ~ranks.isfinite().all(dim=1)
+    if not bool(fault.any()):
+        return None
+    first = int(fault.nonzero()[0])
+    wrong = [name for name, fine in zip(names, ranks[first].isfinite().tolist(), strict=True) if not fine]
+    where = f" on {int(fault.sum())} of {len(fault)} ranks, first on rank {first}" if len(fault) > 1 else ""
+    return f"{', '.join(wrong)}{where} ({_values(losses, ranks[first, 1:].tolist())})"
+
+
+def find_gradient_fault(model: nn.Module, losses: Mapping[str, Tensor]) -> str | None:
+    """As :func:`find_fault`, of the gradients after a backward pass; distributed training has made them equal
+    on all ranks, so that all find the same."""
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if not gradients:
+        return None
+    finite = torch.stack(torch._foreach_norm(list(gradients.values()))).isfinite().tolist()
+    wrong = [name for name, fine in zip(gradients, finite, strict=True) if not fine]
+    if not wrong:
+        return None
+    values = _values(losses, [float(term.detach()) for term in losses.values()])
+    return f"the gradients of {len(wrong)} of {len(gradients)} parameters, first {wrong[0]} ({values})"
+
+
+def _values(losses: Mapping[str, Tensor], values: list[float]) -> str:
+    return ", ".join(f"{name} = {value:g}" for name, value in zip(losses, values, strict=False))

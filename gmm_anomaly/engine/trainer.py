@@ -1,4 +1,4 @@
-"""Detectron2's default trainer with this project's loop, data, optimiser, EM hook and evaluation."""
+"""Optimiser, schedule, and Detectron2's default trainer with this project's loop, data and evaluation."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
+from detectron2.solver import LRMultiplier, build_lr_scheduler
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from detectron2.utils import comm
+from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
 
 from gmm_anomaly.compat import wrap_distributed
@@ -17,14 +22,60 @@ from gmm_anomaly.data import build_test_loader, build_train_loader
 from gmm_anomaly.data.build import lost_workers_explained, run_seed
 
 from .checkpoint import Checkpointer
-from .em_hook import EMHook
+from .config import with_weights
 from .evaluation import evaluate
-from .feature_distance import FeatureDistanceHook, needs_fitting
+from .feature_distance import FeatureDistanceHook
 from .health_hook import health_hooks
-from .hooks import BestCheckpoint, CheckpointHook, PrototypeHook, StepSeeds
-from .interruption import Interrupted, Interruption
-from .optimizer import build_optimizer, build_scheduler
+from .hooks import BestCheckpoint, CheckpointHook, EMHook, PrototypeHook, StepSeeds
+from .launch import Interrupted, Interruption
 from .train_loop import TrainLoop
+
+# What the names of a backbone's parameters contain, in the two meta-architectures.
+BACKBONES = ("backbone.", "pixel_level_module.encoder.")
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD or AdamW with Detectron2's keys for momentum, decay and gradient clipping.
+
+    Parameters outside the backbone learn ``SOLVER.HEAD_LR_FACTOR`` times faster; norm layers decay with
+    ``SOLVER.WEIGHT_DECAY_NORM``.
+
+    Raises:
+        ValueError: unknown ``SOLVER.OPTIMIZER``.
+    """
+    keys = cfg.SOLVER
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=keys.BASE_LR,
+        weight_decay=keys.WEIGHT_DECAY,
+        weight_decay_norm=keys.WEIGHT_DECAY_NORM,
+        weight_decay_bias=keys.WEIGHT_DECAY_BIAS,
+        bias_lr_factor=keys.BIAS_LR_FACTOR,
+        lr_factor_func=lambda name: 1.0 if any(part in name for part in BACKBONES) else keys.HEAD_LR_FACTOR,
+    )
+    optimizer: torch.optim.Optimizer
+    if keys.OPTIMIZER == "SGD":
+        optimizer = torch.optim.SGD(groups, keys.BASE_LR, keys.MOMENTUM, nesterov=keys.NESTEROV)
+    elif keys.OPTIMIZER == "ADAMW":
+        optimizer = torch.optim.AdamW(groups, keys.BASE_LR)
+    else:
+        raise ValueError(f'SOLVER.OPTIMIZER: expected "SGD" or "ADAMW", found {keys.OPTIMIZER!r}')
+    return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """``WarmupPolyLR``, or any schedule Detectron2 knows, by ``SOLVER.LR_SCHEDULER_NAME``."""
+    keys = cfg.SOLVER
+    if keys.LR_SCHEDULER_NAME != "WarmupPolyLR":
+        return build_lr_scheduler(cfg, optimizer)
+    schedule = WarmupParamScheduler(
+        PolynomialDecayParamScheduler(base_value=1.0, power=keys.POLY_LR_POWER),
+        keys.WARMUP_FACTOR,
+        min(keys.WARMUP_ITERS / keys.MAX_ITER, 1.0),
+        keys.WARMUP_METHOD,
+        keys.RESCALE_INTERVAL,
+    )
+    return LRMultiplier(optimizer, multiplier=schedule, max_iter=keys.MAX_ITER)
 
 
 class Trainer(DefaultTrainer):
@@ -81,7 +132,7 @@ class Trainer(DefaultTrainer):
             PrototypeHook(model),
             *health_hooks(cfg, model),
             hooks.LRScheduler(),
-            *([FeatureDistanceHook(cfg, model)] if needs_fitting(model) else []),
+            FeatureDistanceHook(cfg, model),
             self._checkpoints,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
             *([hooks.PeriodicWriter(self.build_writers())] if comm.is_main_process() else []),
@@ -97,6 +148,14 @@ class Trainer(DefaultTrainer):
         if resume:
             self.best.resume()
         self._trainer.data_loader.dataset.begin(self.start_iter, seed=self.seeds.seed)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        rates = self.scheduler.base_lrs
+        super().load_state_dict(state_dict)
+        # The config may ask for other rates, or another schedule, than the checkpoint has.
+        self.scheduler.base_lrs = rates
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = rate
 
     def train(self) -> Any:
         """Train from ``start_iter`` on.
@@ -114,9 +173,11 @@ class Trainer(DefaultTrainer):
     def _evaluate(self) -> dict[str, Any]:
         # After the last step Detectron2 has already counted it.
         done = min(self.iter + 1, self.max_iter)
+        is_saved = self._checkpoints.saved == done - 1
+        weights = Path(self.cfg.OUTPUT_DIR) / self.checkpointer.names[-1] if is_saved else ""
         try:
             with self.interruption.at_once():
-                results = evaluate(self.cfg, self.segmentor, iteration=done)
+                results = evaluate(with_weights(self.cfg, weights), self.segmentor, iteration=done)
         except Interrupted:
             self._checkpoints.save()
             raise

@@ -1,13 +1,5 @@
 """Checkpoints of MMSegmentation, the released GMMSeg's among them, and files of a backbone alone, converted
-to this project's segmentors.
-
-Prints what matched. Nothing is written unless every tensor of the config's model is filled, but for those
-that --allow-missing names:
-
-gmm-anomaly convert --config-file CONFIG INPUT.pth OUTPUT.pth
-gmm-anomaly convert --config-file CONFIG BACKBONE.pth OUTPUT.pth \\
-    --allow-missing decoder. --allow-missing classifier.
-"""
+to this project's segmentors (``gmm-anomaly convert``), and checks of what is loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +19,6 @@ from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.modeling import AnomalySegmentor
 from gmm_anomaly.modeling.backbones.weight_names import COUNTER
 from gmm_anomaly.modeling.backbones.weights import (
-    add_trust_argument,
     load_weight_file,
     tensors_of,
     trust_pickles,
@@ -35,17 +26,6 @@ from gmm_anomaly.modeling.backbones.weights import (
 from gmm_anomaly.modeling.classifiers.gmm import GMMClassifier
 
 from .weight_names import renamed
-
-__all__ = [
-    "Conversion",
-    "add_trust_argument",
-    "check_backbone_filled",
-    "check_own_names",
-    "convert",
-    "load_weight_file",
-    "report",
-    "trust_pickles",
-]
 
 # Tensors that need no place: what is computed from the architecture, counters, and leftovers of the released
 # head (its base class has a linear classifier that nothing uses).
@@ -64,14 +44,13 @@ class Conversion(NamedTuple):
     """What became of a checkpoint.
 
     tensors: by the model's names; only those that fit. lacking: the model's other names -> why.
-    unused: names that have no place in the model, the checkpoint's or what they would be called here.
-    spare: how many more need no place.
+    unused: names that should have a place in the model and have none, the checkpoint's or what they would be
+    called here.
     """
 
     tensors: dict[str, Tensor]
     lacking: dict[str, str]
     unused: list[str]
-    spare: int
 
 
 def convert(model: AnomalySegmentor, source: dict[str, Tensor]) -> Conversion:
@@ -104,7 +83,7 @@ def convert(model: AnomalySegmentor, source: dict[str, Tensor]) -> Conversion:
         for name in found
         if not _SPARE.fullmatch(name) and not (has_mixtures and _SPARE_IN_GMM.fullmatch(name))
     ]
-    return Conversion(tensors, lacking, unused, len(found) - len(unused))
+    return Conversion(tensors, lacking, unused)
 
 
 def report(model: nn.Module, result: Conversion) -> str:
@@ -123,8 +102,6 @@ def report(model: nn.Module, result: Conversion) -> str:
     if result.unused:
         lines.append(f"unused (in the checkpoint, not in the model): {len(result.unused)}")
         lines += [f"  {name}" for name in result.unused]
-    if result.spare:
-        lines.append(f"not needed (computed by the model, or training leftovers): {result.spare}")
     return "\n".join([*lines, *(f"note: {note}" for note in _notes(model, result))])
 
 

@@ -87,7 +87,26 @@ def write(path: Path, format: str, program: ExportedProgram, metadata: Mapping[s
         ImportError: a package is missing. ValueError: the network has an operator without a form in ONNX.
     """
     if format == ONNX:
-        path.write_bytes(_onnx(program, metadata))
+        require_onnx()
+        import onnx
+
+        try:
+            # The exporter prints its steps, and torch warns of names that onnxruntime does not need.
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet("torch.onnx"):
+                warnings.simplefilter("ignore")
+                exported = torch.onnx.export(
+                    program, (), dynamo=True, opset_version=OPSET, input_names=["image"],
+                    output_names=["segmentation", "score"], verbose=False,
+                )  # fmt: skip
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = (str(error).strip().splitlines() or [error])[-1]
+            raise ValueError(
+                f"export: ONNX has no form for a part of this network ({reason}); --format torch-export has"
+            ) from error
+        model = exported.model_proto
+        onnx.helper.set_model_props(model, dict(metadata))
+        onnx.checker.check_model(model)
+        path.write_bytes(model.SerializeToString())
         return
     # Through memory: torch wants the suffix .pt2, which a file that is not finished does not have.
     buffer = io.BytesIO()
@@ -96,29 +115,6 @@ def write(path: Path, format: str, program: ExportedProgram, metadata: Mapping[s
         warnings.filterwarnings("ignore", message="No complete tensor found in the group")
         torch.export.save(program, buffer, extra_files=dict(metadata))
     path.write_bytes(buffer.getvalue())
-
-
-def _onnx(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
-    require_onnx()
-    import onnx
-
-    try:
-        # The exporter prints its steps, and torch warns of names that onnxruntime does not need.
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet("torch.onnx"):
-            warnings.simplefilter("ignore")
-            exported = torch.onnx.export(
-                program, (), dynamo=True, opset_version=OPSET, input_names=["image"],
-                output_names=["segmentation", "score"], verbose=False,
-            )  # fmt: skip
-    except torch.onnx.errors.OnnxExporterError as error:
-        reason = (str(error).strip().splitlines() or [error])[-1]
-        raise ValueError(
-            f"export: ONNX has no form for a part of this network ({reason}); --format torch-export has"
-        ) from error
-    model = exported.model_proto
-    onnx.helper.set_model_props(model, dict(metadata))
-    onnx.checker.check_model(model)
-    return model.SerializeToString()
 
 
 def load(path: Path, format: str, threads: int = 1) -> Network:

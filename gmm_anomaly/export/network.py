@@ -63,7 +63,9 @@ class ExportableSegmentor(nn.Module):
         if self.divisor >= max(strides):
             for backbone in filter(None, (model.backbone, model.frozen_backbone)):
                 _replace(backbone, Conv2dSame, _constant_padding)
-        _replace(model.decoder, nn.AdaptiveAvgPool2d, _pooling)
+        # One cell is a plain mean.
+        by_products = lambda pool: pool if pool.output_size == 1 else PoolingByProducts(pool)  # noqa: E731
+        _replace(model.decoder, nn.AdaptiveAvgPool2d, by_products)
         if isinstance(model.classifier, GMMClassifier):
             model.classifier = FrozenMixtures(model.classifier)
         elif isinstance(model.classifier, PrototypeClassifier):
@@ -164,10 +166,6 @@ def _constant_padding(convolution: Conv2dSame) -> nn.Module:
         total = max(reach - convolution.stride[axis], 0)
         sides += [total // 2, total - total // 2]
     return nn.Sequential(nn.ZeroPad2d(sides), plain)
-
-
-def _pooling(pooling: nn.AdaptiveAvgPool2d) -> nn.Module:
-    return pooling if pooling.output_size == 1 else PoolingByProducts(pooling)
 
 
 class PoolingByProducts(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from . import collectives
 from .density import GaussianMixtures
-from .memory import FeatureMemory, mean_and_variance
+from .memory import FeatureMemory
 from .warm_start import WarmStartBuffer, spherical_kmeans
 
 
@@ -122,19 +122,15 @@ class GaussianMixtureBank(GaussianMixtures):
         Raises:
             ValueError: shapes that do not fit each other, or a ``memory_size`` that is not K.
         """
-        if means.dim() != 3 or means.shape != diagonal.shape:
-            raise ValueError(
-                "means and diagonal: expected the same shape (C, M, D), "
-                f"found {tuple(means.shape)} and {tuple(diagonal.shape)}"
-            )
         classes, components, dim = means.shape
         rings, slots = classes * components, queue.shape[-1]
-        for name, tensor, shape, what in (
-            ("queue", queue, (rings, dim, slots), "C*M, D, K"),
-            ("queue_ptr", queue_ptr, (rings,), "C*M"),
+        for name, tensor, shape in (
+            ("diagonal", diagonal, means.shape),
+            ("queue", queue, (rings, dim, slots)),
+            ("queue_ptr", queue_ptr, (rings,)),
         ):
             if tensor.shape != shape:
-                raise ValueError(f"{name}: expected shape ({what}) = {shape}, found {tuple(tensor.shape)}")
+                raise ValueError(f"{name}: expected shape {tuple(shape)}, found {tuple(tensor.shape)}")
         if options.setdefault("memory_size", slots) != slots:
             raise ValueError(f"memory_size: the queue has {slots} slots, found {options['memory_size']}")
         bank = cls(classes, components, dim, **options)
@@ -270,10 +266,16 @@ class GaussianMixtureBank(GaussianMixtures):
         self.started[index] = True
 
     def _stored(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of what the memory holds: (C, M) counts; (C, M, D) float64 mean directions and variances."""
-        shape, memory = self.means.shape, self.memory
-        count = memory.count.view(shape[:2])
-        return count, *mean_and_variance(count, memory.total.view(shape), memory.total_square.view(shape))
+        """(C, M) counts; (C, M, D) float64 directions of the memory's sums, and the biased mean squared
+        deviations from them, not from the mean (GMMSeg, Eq. 9, as released), without any floor."""
+        count = self.memory.count.view(self.means.shape[:2])
+        n = count.clamp(min=1)[..., None].double()
+        mean, mean_square = (
+            total.view(self.means.shape) / n for total in (self.memory.total, self.memory.total_square)
+        )
+        direction = F.normalize(mean, dim=-1)
+        variance = (mean_square - 2 * direction * mean + direction.square()).clamp(min=0)
+        return count, direction, variance
 
     @torch.no_grad()
     def broadcast(self) -> None:

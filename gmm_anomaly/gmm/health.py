@@ -99,38 +99,3 @@ def pixel_health(
         math.nan if not total else 0.0 if components == 1 else entropy / (total * math.log(components)),
         likelihood / total if total else math.nan,
     )
-
-
-class Plane(NamedTuple):
-    """origin: (D,) float64; axes: (2, D) float64, orthonormal; explained: shares of the variance."""
-
-    origin: Tensor
-    axes: Tensor
-    explained: tuple[float, float]
-
-    def points(self, features: Tensor) -> Tensor:
-        """features: (..., D) -> (..., 2) float64 coordinates."""
-        return (features.double() - self.origin) @ self.axes.t()
-
-    def covariances(self, scales: Tensor) -> Tensor:
-        """Diagonal Gaussians on the plane. scales: (..., D) standard deviations -> (..., 2, 2) float64."""
-        return torch.einsum("id,...d,jd->...ij", self.axes, scales.double().square(), self.axes)
-
-
-def principal_plane(features: Tensor) -> Plane:
-    """The plane of the two directions along which features vary most (PCA).
-
-    An axis's sign makes its largest entry positive, so that pictures of one training do not flip for nothing.
-
-    Args:
-        features: (N, D) floating point, N >= 1, D >= 2.
-    """
-    values = features.double()
-    origin = values.mean(dim=0)
-    centred = values - origin
-    variances, directions = torch.linalg.eigh(centred.t() @ centred / len(values))
-    axes = directions[:, -2:].flip(1).t()
-    largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
-    axes = axes * torch.where(largest < 0, -1.0, 1.0)
-    first, second = (variances[[-1, -2]].clamp(min=0) / variances.sum().clamp(min=1e-300)).tolist()
-    return Plane(origin, axes, (first, second))

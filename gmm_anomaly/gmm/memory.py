@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from . import collectives
 
@@ -66,25 +65,6 @@ class ComponentGroups:
         """
         flat = (self.starts[:, None] + within).clamp_(0, max(len(self.order) - 1, 0))
         return self.order[flat]
-
-
-def mean_and_variance(count: Tensor, total: Tensor, total_square: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean direction and the variance around it (GMMSeg, Eq. 9, as released).
-
-    Args:
-        count: (...,) number of features.
-        total: (..., D) float64 sum of the features.
-        total_square: (..., D) float64 sum of their squares.
-
-    Returns:
-        direction: (..., D), the sum normalised to length one; variance: (..., D), the biased mean of the
-        squared deviation from ``direction`` (not from the mean), without any floor. Zero where count is 0.
-    """
-    n = count.clamp(min=1)[..., None].to(total.dtype)
-    direction = F.normalize(total, dim=-1, eps=1e-12)
-    variance = total_square / n - 2 * direction * (total / n) + direction.square()
-    seen = (count > 0)[..., None]
-    return torch.where(seen, direction, 0.0), torch.where(seen, variance.clamp(min=0), 0.0)
 
 
 class FeatureMemory(nn.Module):
@@ -157,6 +137,7 @@ class FeatureMemory(nn.Module):
             component: (N,) int64 in ``0 .. C*M - 1``; anything else is not stored.
             samples: S, at most ``slots``.
         """
+        # Row j of a component is its j-th newcomer of all ranks.
         groups = ComponentGroups(component, len(self.count))
         by_rank = collectives.gather_stack(groups.counts.to(torch.int32)).long()
         before = by_rank[: collectives.rank()].sum(dim=0)
@@ -165,29 +146,18 @@ class FeatureMemory(nn.Module):
         within = within - before[:, None]
         mine = valid & (within >= 0) & (within < groups.counts[:, None])
         if len(features):
-            chosen = features[groups.pixel_at(within)]
+            new = features[groups.pixel_at(within)].to(self.ring.dtype)
         else:
-            chosen = features.new_zeros(*within.shape, self.ring.shape[-1])
-        self.add(chosen, mine, entering.clamp(max=samples))
+            new = self.ring.new_zeros(*within.shape, self.ring.shape[-1])
+        entering = entering.clamp(max=samples)
 
-    @torch.no_grad()
-    def add(self, features: Tensor, mine: Tensor, entering: Tensor) -> None:
-        """Push features onto the rings; the oldest ones leave.
-
-        Args:
-            features: (C*M, S, D); row ``j`` of a component is its ``j``-th newcomer.
-            mine: (C*M, S) bool, which of them this rank brings.
-            entering: (C*M,) int64, how many newcomers a component gets from all ranks, at most S <= K.
-        """
-        position = torch.arange(features.shape[1], device=features.device)
-        valid = position < entering[:, None]
+        position = torch.arange(samples, device=entering.device)
         slot = torch.where(valid, (self.pointer[:, None] + position) % self.slots, self.slots)
         row = torch.arange(len(slot), device=slot.device)[:, None]
         # A ring fills from slot 0, so newcomers displace a feature once the free slots are used up.
         occupied = valid & (position >= (self.slots - self.count)[:, None])
         state = self.slot_state[row, slot]
 
-        new = features.to(self.ring.dtype)
         # Selected, not multiplied: a slot or row that does not count may hold NaN.
         old = torch.where((state == HELD)[..., None], self.ring[row, slot].double(), 0.0)
         entered = torch.where(mine[..., None], new.double(), 0.0)

@@ -29,22 +29,18 @@ def kmeans_plus_plus(features: Tensor, clusters: int, generator: torch.Generator
     return torch.stack(seeds)
 
 
-def spherical_kmeans(
-    features: Tensor, clusters: int, rounds: int = 10, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """k-means with unit-length centres on the sphere (Dhillon and Modha, 2001).
+def spherical_kmeans(features: Tensor, clusters: int, rounds: int = 10) -> tuple[Tensor, Tensor]:
+    """k-means with unit-length centres on the sphere (Dhillon and Modha, 2001), always from the same seed.
 
     Args:
         features: (n, D) floating point, of unit length, n >= 1.
         clusters: M. A cluster that runs empty restarts at the feature worst served by its centre.
         rounds: rounds of assignment and update.
-        generator: random state of the seeds, on the features' device; default: a fixed seed.
 
     Returns:
         centres: (M, D) unit length; assignment: (n,) int64.
     """
-    if generator is None:
-        generator = torch.Generator(device=features.device).manual_seed(0)
+    generator = torch.Generator(device=features.device).manual_seed(0)
     centres = F.normalize(kmeans_plus_plus(features, clusters, generator), dim=1)
     assignment = (features @ centres.t()).argmax(1)
     for _ in range(rounds):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from torch import Tensor
@@ -35,19 +35,17 @@ class Window(NamedTuple):
 
 
 class Look(NamedTuple):
-    """Geometry of one look, as (height, width): the scaled image, its windows, and what each is padded to."""
+    """One look at an image: its geometry as (height, width), and what the network said.
+
+    size: of the scaled image. windows: of it. padded: what each window was padded to. tiles: one output for
+    each window.
+    """
 
     size: tuple[int, int]
     windows: Sequence[Window]
     padded: tuple[int, int]
     mirrored: bool
-
-
-class Seen(NamedTuple):
-    """What a network says of one image: one output for each window of each look."""
-
-    tiles: list[PixelOutputs]
-    looks: list[Look]
+    tiles: Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -111,10 +109,6 @@ class InferenceMode:
         """Scale, and whether mirrored, of every look."""
         return [(scale, mirrored) for scale in self.scales for mirrored in (False, True)[: 1 + self.flip]]
 
-    def passes(self, size: tuple[int, int]) -> int:
-        """How many times an image of this height and width goes through the network, whole or in part."""
-        return sum(len(self.windows(scaled_size(size, scale))) for scale, _ in self.looks)
-
     def windows(self, size: tuple[int, int]) -> list[Window]:
         """Windows that cover an image of this height and width: one, or the sliding ones."""
         if self.window is None or self.stride is None:
@@ -123,28 +117,27 @@ class InferenceMode:
             return [Window(0, 0, *size)]
         return window_grid(size, self.window, self.stride)
 
-    def see(self, images: Sequence[Tensor], network: Network) -> list[Seen]:
-        """Every window of every look through the network.
+    def see(self, images: Sequence[Tensor], network: Network) -> list[list[Look]]:
+        """The looks at each image, with every window through the network.
 
         Args:
             images: (3, H, W) float32 each, normalised, of any sizes. Whole ones go through the network
                 together, windows one after the other.
         """
-        found = [Seen([], []) for _ in images]
+        found: list[list[Look]] = [[] for _ in images]
         for scale, mirrored in self.looks:
-            seen = [transformed(image, scale, mirrored) for image in images]
-            windows = [self.windows(_size(image)) for image in seen]
-            cuts = [(index, window) for index, grid in enumerate(windows) for window in grid]
-            step = len(cuts) if self.window is None and len(cuts) == len(seen) else 1
-            padded: dict[int, tuple[int, int]] = {}
-            for start in range(0, len(cuts), step):
-                batch = cuts[start : start + step]
-                tiles, padded_size = network([window.cut(seen[index]) for index, window in batch])
-                for (index, _), tile in zip(batch, tiles, strict=True):
-                    found[index].tiles.append(tile)
-                    padded[index] = padded_size
-            for index, image in enumerate(seen):
-                found[index].looks.append(Look(_size(image), windows[index], padded[index], mirrored))
+            views = [transformed(image, scale, mirrored) for image in images]
+            grids = [self.windows(_size(view)) for view in views]
+            if self.window is None and all(len(grid) == 1 for grid in grids):
+                tiles, padded = network(views)
+                seen = [([tile], padded) for tile in tiles]
+            else:
+                seen = []
+                for view, grid in zip(views, grids, strict=True):
+                    each = [network([window.cut(view)]) for window in grid]
+                    seen.append(([tile for (tile,), _ in each], each[0][1]))
+            for looks, view, grid, (tiles, padded) in zip(found, views, grids, seen, strict=True):
+                looks.append(Look(_size(view), grid, padded, mirrored, tiles))
         return found
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,19 +19,22 @@ from torch.nn import functional as F
 
 from gmm_anomaly.scores import PixelOutputs
 
-from .inference import FEATURES, Look, Seen
+from .inference import FEATURES, Look
 
 # Values of one map set in a strip of rows: 16 MB in float32, which a processor's cache still serves well.
 STRIP_VALUES = 1 << 22
 
 
 def restore(
-    seen: Seen, output_size: tuple[int, int], score_on: str, score: Callable[[PixelOutputs], Tensor]
+    looks: Sequence[Look],
+    output_size: tuple[int, int],
+    score_on: str,
+    score: Callable[[PixelOutputs], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Logits and scores of one image at the output's size.
 
     Args:
-        seen: what the network said, from :meth:`InferenceMode.see`.
+        looks: at the image, from :meth:`InferenceMode.see`.
         output_size: height and width.
         score_on: see :class:`InferenceMode`.
         score: from outputs (logits (C, h, w), ...), all maps at one resolution, to (S, h, w).
@@ -38,33 +42,27 @@ def restore(
     Returns:
         (C, height, width) logits; (S, height, width) scores.
     """
-    tiles, looks = seen
-    logits = [tile.logits for tile in tiles]
-    scored = [score(aligned(tile)) for tile in tiles] if score_on == FEATURES else None
-    sem_seg = scores = None
-    for rows in strips(len(logits[0]), output_size):
-        strip = _rows(looks, logits, rows, output_size)
-        if scored is None:
-            part = score(
-                replace(
-                    tiles[0],
-                    logits=strip,
-                    log_density=_field_rows(seen, "log_density", rows, output_size),
-                    feature_distance=_field_rows(seen, "feature_distance", rows, output_size),
-                    embedding=None,
-                )
-            )
-        else:
-            part = _rows(looks, scored, rows, output_size, direct=True)
-        if len(rows) == output_size[0]:
-            return strip, part
-        if sem_seg is None or scores is None:
-            sem_seg = strip.new_empty(len(strip), *output_size)
-            scores = part.new_empty(len(part), *output_size)
-        sem_seg[:, rows.start : rows.stop] = strip
-        scores[:, rows.start : rows.stop] = part
-    assert sem_seg is not None and scores is not None
-    return sem_seg, scores
+    first: PixelOutputs = looks[0].tiles[0]
+    scored = [
+        look._replace(tiles=[score(aligned(tile)) for tile in look.tiles])
+        for look in (looks if score_on == FEATURES else ())
+    ]
+    sem_seg = first.logits.new_empty(len(first.logits), *output_size)
+    scores = []
+    for rows in strips(len(first.logits), output_size):
+
+        def restored(field: str, rows: range = rows) -> Tensor | None:
+            if getattr(first, field) is None:
+                return None
+            return _rows(looks, lambda tile: getattr(tile, field), rows, output_size)
+
+        sem_seg[:, rows.start : rows.stop] = logits = restored("logits")
+        if scored:
+            scores.append(_rows(scored, lambda maps: maps, rows, output_size, direct=True))
+            continue
+        fields = {name: restored(name) for name in ("log_density", "feature_distance")}
+        scores.append(score(replace(first, logits=logits, **fields)))
+    return sem_seg, torch.cat(scores, dim=1)
 
 
 def aligned(outputs: PixelOutputs) -> PixelOutputs:
@@ -84,32 +82,23 @@ def strips(channels: int, size: tuple[int, int]) -> Iterator[range]:
         yield range(start, min(start + step, height))
 
 
-def _field_rows(seen: Seen, field: str, rows: range, output_size: tuple[int, int]) -> Tensor | None:
-    maps = [getattr(tile, field) for tile in seen.tiles]
-    if maps[0] is None:
-        return None
-    if maps[0].dim() == 2:
-        return _rows(seen.looks, [part[None] for part in maps], rows, output_size)[0]
-    return _rows(seen.looks, maps, rows, output_size)
-
-
 def _rows(
     looks: Sequence[Look],
-    tiles: Sequence[Tensor],
+    maps_of: Callable[[Any], Tensor],
     rows: range,
     output_size: tuple[int, int],
     *,
     direct: bool = False,
 ) -> Tensor:
-    """tiles: (K, h, w) of every window of every look -> (K, len(rows), width), the mean over the looks.
+    """Maps (..., h, w) of every tile -> (..., len(rows), width), the mean over the looks.
 
     Class evidence goes over the look's own size, as in MMSegmentation. With ``direct``, scores of a look that
     is whole and not padded are enlarged to the output in one step, as in PAnS.
     """
-    remaining = iter(tiles)
     total: Tensor | None = None
     for look in looks:
-        parts = [next(remaining) for _ in look.windows]
+        maps = [maps_of(tile) for tile in look.tiles]
+        parts = [part.view(-1, *part.shape[-2:]) for part in maps]
         if direct and len(parts) == 1 and look.padded == look.size:
             part = parts[0].flip(-1) if look.mirrored else parts[0]
             part = interpolate_rows(part, output_size, rows)
@@ -121,7 +110,8 @@ def _rows(
             part = interpolate_rows(part, output_size, rows, source_height=look.size[0], first=needed.start)
         total = part if total is None else total + part
     assert total is not None
-    return total / len(looks) if len(looks) > 1 else total
+    total = total / len(looks) if len(looks) > 1 else total
+    return total if maps[0].dim() == 3 else total[0]
 
 
 def _merged_rows(look: Look, tiles: list[Tensor], rows: range) -> Tensor:

@@ -1,8 +1,13 @@
-"""The meta-architecture: backbone, decoder, classifier."""
+"""The meta-architecture: backbone, decoder, classifier; the first two compiled where that is asked for."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
+import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +21,6 @@ from gmm_anomaly.scores import FEATURE_DISTANCE, LOG_DENSITY, LOGITS, MAX_LOGIT_
 
 from .backbones import build_backbone
 from .classifiers import PixelClassifier, build_classifier
-from .compiled_network import check_compiler, compiled_pixel_features, pixel_features
 from .decoders import build_decoder
 from .decoders.base import Decoded
 from .feature_distance import (
@@ -31,7 +35,53 @@ from .feature_distance import (
 from .inference import InferenceMode
 from .losses import IGNORE_LABEL
 from .restoration import restore
-from .scoring import Scoring, postprocess_chains, score_names
+from .scoring import Scoring
+
+PixelFeatures = Callable[..., tuple[dict[str, Tensor], Decoded]]
+
+
+def pixel_features(
+    backbone: nn.Module, decoder: nn.Module, images: Tensor, labels: Tensor | None = None
+) -> tuple[dict[str, Tensor], Decoded]:
+    """images: (B, 3, H, W), normalised; labels: (B, H, W), while training -> the backbone's pyramid, and what
+    the decoder makes of it."""
+    pyramid = backbone(images)
+    return pyramid, decoder(pyramid, labels)
+
+
+@cache
+def compiled_pixel_features(backend: str = "inductor") -> PixelFeatures:
+    """:func:`pixel_features`, compiled when it is first called.
+
+    Modules are its arguments and stay what they are, so that the keys of a checkpoint do too. Each size of a
+    batch is compiled for itself, up to torch's limit (``torch._dynamo.config.recompile_limit``, 8 with
+    training and inference together); batches of other sizes run as they would without.
+
+    Args:
+        backend: of ``torch.compile``.
+    """
+    # Dropout draws the numbers that it draws without, so that a run can be compared with one not compiled.
+    options = {"fallback_random": True} if backend == "inductor" else None
+    # One graph for any size takes too long to trace: the padding of each layer of an EfficientNet ("SAME") is
+    # an expression of the sizes of all layers before it.
+    return torch.compile(pixel_features, backend=backend, options=options, dynamic=False)
+
+
+def check_compiler(device: str) -> None:
+    """Raise ValueError unless ``torch.compile`` finds here what it needs for ``device``."""
+    if device.startswith("cuda"):
+        what, found = "the package triton", importlib.util.find_spec("triton")
+    else:
+        # What torch's inductor calls.
+        name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+        what, found = (
+            f"the C++ compiler {name} (or another one in CXX) and Python's headers",
+            shutil.which(name),
+        )
+    if found is None:
+        raise ValueError(
+            f"MODEL.COMPILE: compiling for {device} needs {what}; install it or set MODEL.COMPILE False"
+        )
 
 
 @META_ARCH_REGISTRY.register()
@@ -47,12 +97,9 @@ class AnomalySegmentor(nn.Module):
         max_logit_moments: how large logits are on the training set, measured after training; or None.
         pixel_mean, pixel_std: per channel, in the order and units of the input images (0 to 255).
         inference: how test images are looked at; by default whole, once.
-        scores, chains, non_finite: the anomaly scores of a prediction, see :class:`Scoring`.
+        scoring: the anomaly scores of a prediction; by default ``msp``.
         compiled: whether ``forward`` runs backbone and decoder compiled.
         channels_last: whether weights and images are in channels-last order.
-
-    Raises:
-        ValueError: a score that the model cannot give.
     """
 
     pixel_mean: Tensor
@@ -71,9 +118,7 @@ class AnomalySegmentor(nn.Module):
         frozen_backbone: FrozenBackbone | None = None,
         max_logit_moments: MaxLogitMoments | None = None,
         inference: InferenceMode | None = None,
-        scores: Sequence[str] = ("msp",),
-        chains: Sequence[Sequence[str]] = (),
-        non_finite: str = "stop",
+        scoring: Scoring | None = None,
         compiled: bool = False,
         channels_last: bool = False,
     ) -> None:
@@ -85,18 +130,7 @@ class AnomalySegmentor(nn.Module):
         self.frozen_backbone = frozen_backbone
         self.max_logit_moments = max_logit_moments
         self.inference = inference or InferenceMode()
-        given = {
-            LOGITS: True,
-            LOG_DENSITY: classifier.generative,
-            FEATURE_DISTANCE: feature_distance is not None,
-            MAX_LOGIT_MOMENTS: max_logit_moments is not None,
-        }
-        self.scoring = Scoring(
-            scores,
-            given=[kind for kind, there in given.items() if there],
-            chains=chains,
-            non_finite=non_finite,
-        )
+        self.scoring = scoring or Scoring(["msp"], given=(LOGITS,))
         self.compiled = compiled
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
@@ -112,19 +146,24 @@ class AnomalySegmentor(nn.Module):
         decoder = build_decoder(cfg, backbone.output_shape())
         classifier = build_classifier(cfg, decoder.out_channels)
         shapes = feature_shapes(backbone.output_shape(), decoder.out_stride, classifier.embedding_channels)
+        distance, moments = build_feature_distance(cfg, shapes), build_max_logit_moments(cfg)
+        given = {
+            LOGITS: True,
+            LOG_DENSITY: classifier.generative,
+            FEATURE_DISTANCE: distance is not None,
+            MAX_LOGIT_MOMENTS: moments is not None,
+        }
         return {
             "backbone": backbone,
             "decoder": decoder,
             "classifier": classifier,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "feature_distance": build_feature_distance(cfg, shapes),
+            "feature_distance": distance,
             "frozen_backbone": build_frozen_backbone(cfg, backbone),
-            "max_logit_moments": build_max_logit_moments(cfg),
+            "max_logit_moments": moments,
             "inference": InferenceMode.from_config(cfg),
-            "scores": score_names(cfg),
-            "chains": postprocess_chains(cfg),
-            "non_finite": cfg.TEST.NON_FINITE_SCORES,
+            "scoring": Scoring.from_config(cfg, given=[kind for kind, there in given.items() if there]),
             "compiled": cfg.MODEL.COMPILE,
             "channels_last": cfg.MODEL.CHANNELS_LAST,
         }

@@ -8,19 +8,12 @@ from torch.nn import functional as F
 
 from .registry import register_postprocess
 
-# Of the released code of Standardized Max Logits.
-WIDTH, ITERATIONS = 4, 4
+# As many dilations as iterations, as in the released code of Standardized Max Logits.
+WIDTH = 4
 
 
 @register_postprocess("boundary_suppression")
 def boundary_suppression(score: Tensor, prediction: Tensor, _image: Tensor) -> Tensor:
-    """:func:`suppress_boundaries` with the width and the iterations of the released code."""
-    return suppress_boundaries(score, prediction, WIDTH, ITERATIONS)
-
-
-def suppress_boundaries(
-    score: Tensor, prediction: Tensor, width: int = WIDTH, iterations: int = ITERATIONS
-) -> Tensor:
     """Iterative boundary suppression (Standardized Max Logits, Jung et al., ICCV 2021, section 3.3).
 
     Two classes that meet compete, so scores are high between them although nothing is unknown there. The
@@ -30,21 +23,14 @@ def suppress_boundaries(
     Args:
         score: (H, W) floating point.
         prediction: (H, W) integer classes.
-        width: radius of the widest dilation plus one. iterations: must divide it.
 
     Returns:
         (H, W); equal to ``score`` outside the widest dilated boundary.
-
-    Raises:
-        ValueError: a width that is not a positive multiple of the iterations.
     """
-    if iterations < 1 or width < 1 or width % iterations:
-        raise ValueError(f"width: expected a positive multiple of the {iterations} iterations, found {width}")
     dilated = [class_boundary(prediction)]
-    for _ in range(width - 1):
+    for _ in range(WIDTH - 1):
         dilated.append(_cross_dilation(dilated[-1].float()).bool())
-    for iteration in range(iterations):
-        inside = dilated[width - 1 - iteration * (width // iterations)]
+    for inside in reversed(dilated):
         outside = (~inside).to(score.dtype)
         total = _box_mean(torch.where(inside, 0.0, score))
         count = _box_mean(outside)

@@ -1,13 +1,5 @@
-"""The command `gmm-anomaly predict`: inputs, model, threshold, files, summary.
-
-Every file appears whole, under its final name, or not at all::
-
-    overlays/NAME.png       heat map, contours and boxes over the image
-    segmentation/NAME.png   class ids, 8 bits, with the data set's palette
-    scores/NAME.npy|.png    the raw score, if asked for; `gmm-anomaly score` reads the folder
-    components/NAME.json    the anomalies, if there is a threshold
-    videos/NAME.mp4|.jsonl  overlays, and a line of JSON per frame
-    threshold.json          a threshold that was found on a data set
+"""The command `gmm-anomaly predict`: inputs, model, threshold, files (docs/predict.md lists them), summary.
+Every file appears whole, under its final name, or not at all.
 """
 
 from __future__ import annotations
@@ -15,7 +7,6 @@ from __future__ import annotations
 import argparse
 import runpy
 import sys
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -26,20 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from gmm_anomaly.compat import keep_freed_memory
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.engine.weights import trust_pickles
 from gmm_anomaly.evaluation.files import json_text, save_array, save_json, save_picture
-from gmm_anomaly.freed_memory import keep_freed_memory
 from gmm_anomaly.visualization import robust_range
 
-from .images import as_rgb, is_video, list_sources
+from .inputs import VideoReader, as_rgb, is_video, list_sources
 from .predictor import AnomalyPredictor
-from .result import Prediction
+from .result import Prediction, extremes, save_score_png, write_video
 from .threshold import Threshold
-from .video import VideoReader, extremes, write_video
 
 # In a log file a line now and then, on a terminal a bar that moves.
 _bar = partial(tqdm, file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30)
@@ -49,25 +38,29 @@ def run(args: argparse.Namespace) -> int:
     """Do what the arguments say (see ``gmm_anomaly.verbs``), and print a summary.
 
     Returns:
-        Exit status: 1 if an input could not be read, else 0.
+        Exit status: 1 if an input could not be read, or not wholly, else 0.
 
     Raises:
         argparse.ArgumentError: arguments that contradict each other.
     """
-    rate_alone = args.target_fpr is not None and not args.threshold_on
-    args.target_fpr = 0.05 if args.target_fpr is None else args.target_fpr
+    rate = args.target_fpr
     for wrong, message in (
         (not (args.inputs or args.threshold_on), "nothing to predict: give images, videos or folders"),
-        (rate_alone, "--target-fpr needs a data set: --threshold-on DATASET"),
-        (not 0 < args.target_fpr < 1, "--target-fpr: expected a share between 0 and 1, such as 0.05"),
+        (rate is not None and not args.threshold_on, "--target-fpr needs a data set: --threshold-on DATASET"),
+        (rate is not None and not 0 < rate < 1, "--target-fpr: expected a share between 0 and 1"),
         (args.min_area < 0, "--min-area must be at least 0"),
         (args.range and not args.range[0] < args.range[1], "--range: LOW must be below HIGH"),
     ):
         if wrong:
             raise argparse.ArgumentError(None, message)
     keep_freed_memory()
+    trust_pickles(args.trust_pickle)
+    for path in args.register:
+        runpy.run_path(path)
+    # Before a model is built: what is not there is said at once.
+    sources = list_sources(args.inputs)
     try:
-        summary = predict_sources(args)
+        summary = predict_sources(args, sources)
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"the GPU's memory is not enough ({str(error).splitlines()[0]}); try a smaller --batch-size, "
@@ -77,34 +70,24 @@ def run(args: argparse.Namespace) -> int:
     return 1 if summary["skipped"] else 0
 
 
-def predict_sources(args: argparse.Namespace) -> dict[str, Any]:
-    """Predict what the arguments say; returns what was found, as plain values."""
-    start = time.perf_counter()
-    trust_pickles(args.trust_pickle)
-    for path in args.register:
-        runpy.run_path(path)
-    # Before a model is built: what is not there is said at once.
-    sources = list_sources(args.inputs)
+def predict_sources(args: argparse.Namespace, sources: Sequence[Path]) -> dict[str, Any]:
+    """Predict images and videos as the arguments say; returns what was found, as plain values."""
     predictor = AnomalyPredictor.from_config(
         args.config_file, args.weights, score=args.score, device=args.device, half=args.half,
         min_area=args.min_area, opts=args.opts,
     )  # fmt: skip
     threshold = _threshold(args, predictor)
     job = Job(args, predictor)
-    videos = [job.video(path) for path in sources if is_video(path)]
     images = job.images([path for path in sources if not is_video(path)])
+    videos = [job.video(path) for path in sources if is_video(path)]
     return {
-        "config": args.config_file,
-        "weights": args.weights,
         "score": predictor.score,
-        "device": str(predictor.device),
-        "half": args.half,
         "threshold": threshold,
         "color_range": job.color_range,
         "images": images,
         "videos": [video for video in videos if video is not None],
+        "inputs": len(sources),
         "skipped": job.skipped,
-        "seconds": round(time.perf_counter() - start, 3),
     }
 
 
@@ -116,8 +99,9 @@ def _threshold(args: argparse.Namespace, predictor: AnomalyPredictor) -> dict[st
     file = args.threshold_file
     if args.threshold_on:
         file = args.out / "threshold.json"
+        rate = {} if args.target_fpr is None else {"target_fpr": args.target_fpr}
         progress = partial(_bar, desc=f"threshold on {args.threshold_on}")
-        predictor.fit_threshold(args.threshold_on, args.target_fpr, progress=progress).save(file)
+        predictor.fit_threshold(args.threshold_on, progress=progress, **rate).save(file)
     if file is None:
         return None
     found = Threshold.load(file)
@@ -139,7 +123,9 @@ def _report(summary: dict[str, Any], out: Path) -> str:
         lines += [f"{len(counts)} {what}{anomalous}: {out}"] if counts else []
     if threshold is None:
         lines.append("heat maps only: --threshold-on, --threshold-file or --threshold mark anomalies")
-    lines += [f"skipped: {skipped['error']}" for skipped in summary["skipped"]]
+    if skipped := summary["skipped"]:
+        lines.append(f"not read, or not wholly: {len(skipped)} of {summary['inputs']} inputs")
+        lines += [f"  {one['error']}" for one in skipped]
     return "\n".join(lines)
 
 
@@ -147,7 +133,7 @@ class Job:
     """Predicts sources and writes their files.
 
     Attributes:
-        skipped: inputs that could not be read, and why.
+        skipped: inputs that could not be read, or not wholly, and why.
         color_range: of all overlays; that of the first image if none is given.
     """
 
@@ -169,25 +155,23 @@ class Job:
                     try:
                         image = as_rgb(path)
                     except (ValueError, OSError) as error:
-                        self._skip(path, error)
+                        self._skip(path, str(error))
                         bar.update()
                         continue
                     read.append(path)
                     yield image
 
             for prediction in self._compared(readable()):
-                path = read.popleft()
-                prediction = replace(prediction, source=str(path))
-                found.append({"input": str(path)} | self._write(path.stem, prediction))
+                found.append(self._write(read.popleft(), prediction))
                 bar.update()
         return found
 
     def video(self, path: Path) -> dict[str, Any] | None:
-        """Predict a video and write its files; None if it cannot be read."""
+        """Predict a video and write its files; None if nothing of it can be read."""
         try:
             reader = VideoReader(path)
         except ValueError as error:
-            self._skip(path, error)
+            self._skip(path, str(error))
             return None
 
         def frames() -> Iterator[Prediction]:
@@ -196,7 +180,14 @@ class Job:
                 self._write_score(f"{path.stem}_{index:06d}", prediction)
                 yield prediction
 
-        return {"input": str(path)} | write_video(self.folder, path.stem, reader.fps, frames())
+        found = write_video(self.folder, path.stem, reader.fps, frames())
+        if found["frames"] < reader.least_frames:
+            self._skip(
+                path,
+                f"video {path} is damaged or cut off: {found['frames']} of its {reader.frames} frames can be "
+                "read; behind a gap, their numbers and times are too low",
+            )
+        return {"input": str(path)} | found
 
     def _compared(self, images: Iterable[np.ndarray], format: str = "RGB") -> Iterator[Prediction]:
         """Predictions in one colour range."""
@@ -204,12 +195,13 @@ class Job:
             self.color_range = self.color_range or robust_range(prediction.score)
             yield replace(prediction, color_range=self.color_range)
 
-    def _skip(self, path: Path, error: Exception) -> None:
-        self.skipped.append({"input": str(path), "error": str(error)})
-        tqdm.write(f"skipped: {error}", file=sys.stderr)
+    def _skip(self, path: Path, error: str) -> None:
+        self.skipped.append({"input": str(path), "error": error})
+        tqdm.write(error, file=sys.stderr)
 
-    def _write(self, name: str, prediction: Prediction) -> dict[str, Any]:
+    def _write(self, path: Path, prediction: Prediction) -> dict[str, Any]:
         """Write all files of one image; returns what was found and where it was written, as plain values."""
+        name = path.stem
         overlay = self.folder / "overlays" / f"{name}.png"
         save_picture(overlay, prediction.overlay())
         segmentation = self.folder / "segmentation" / f"{name}.png"
@@ -218,14 +210,14 @@ class Job:
         with replacing(segmentation) as temporary:
             indexed.save(temporary, format="PNG")
         height, width = prediction.score.shape
-        found = {"height": height, "width": width, **extremes(prediction), "anomalies": None}
-        found |= {"overlay": str(overlay), "segmentation": str(segmentation)}
+        found = {"input": str(path), "height": height, "width": width, **extremes(prediction)}
+        found |= {"overlay": str(overlay), "segmentation": str(segmentation), "anomalies": None}
         found |= {"score": self._write_score(name, prediction), "components": None}
         if prediction.threshold is not None:
             target = self.folder / "components" / f"{name}.json"
             components = [component.to_json() for component in prediction.components]
             document = {
-                "image": prediction.source,
+                "image": str(path),
                 "size": [height, width],
                 "score": prediction.score_name,
                 "threshold": prediction.threshold,
@@ -243,24 +235,3 @@ class Job:
         target = self.folder / "scores" / f"{name}.{extension}"
         save(target, prediction.score)
         return str(target)
-
-
-def save_score_png(target: Path, score: np.ndarray) -> None:
-    """Write a score map, (H, W) float32, as 16-bit PNG whose text chunks say score = pixel · scale + offset.
-
-    The map's own range is spread over the 65536 levels, so the error is at most half of ``scale``.
-
-    Raises:
-        ValueError: a score is infinite or NaN.
-    """
-    if not np.isfinite(score).all():
-        raise ValueError(f"{target}: a 16-bit PNG holds finite scores only; save them as npy")
-    values = score.astype(np.float64)
-    offset = values.min()
-    scale = (values.max() - offset) / 65535 or 1.0
-    text = PngInfo()
-    text.add_text("scale", repr(float(scale)))
-    text.add_text("offset", repr(float(offset)))
-    pixels = np.rint((values - offset) / scale).astype(np.uint16)
-    with replacing(target) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=text)

@@ -6,12 +6,12 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
@@ -24,11 +24,11 @@ from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.engine.checkpoint import Checkpointer
 from gmm_anomaly.engine.config import build_config, read_config
 from gmm_anomaly.engine.fit_detector import detector_score
-from gmm_anomaly.engine.inference_config import inference_config
+from gmm_anomaly.engine.trained_model import inference_config
 from gmm_anomaly.evaluation.files import file_digest
 from gmm_anomaly.evaluation.overlays import distinct_colors
 
-from .images import AnyImage, as_rgb
+from .inputs import AnyImage, as_rgb
 from .result import MIN_AREA, Prediction
 from .threshold import Threshold, find_threshold
 
@@ -146,7 +146,12 @@ class AnomalyPredictor:
         name = name or next(iter(scoring.scores))
         scoring.scores = {name: scoring.scores[name]}
         scoring.chains = scoring.chains[:1] if chain else []
-        names, colors = _class_names_and_colors(cfg)
+        # Of the classes: those of the config's first closed set.
+        count = cfg.MODEL.CLASSIFIER.NUM_CLASSES
+        known = [MetadataCatalog.get(dataset) for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
+        closed = next((found for found in known if found.get("evaluator_type") == CLOSED_SET), None)
+        names = closed.stuff_classes if closed else [f"class {index}" for index in range(count)]
+        colors = closed and closed.get("stuff_colors") or distinct_colors(count)
         predictor = cls(
             model,
             score or name,
@@ -162,10 +167,6 @@ class AnomalyPredictor:
             predictor.use_threshold(threshold)
         return predictor
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
     def __call__(self, image: AnyImage, format: str = "RGB") -> Prediction:
         """Predict one image.
 
@@ -174,7 +175,7 @@ class AnomalyPredictor:
             format: channel order of arrays and tensors: "RGB", or "BGR" as OpenCV reads them.
 
         Raises:
-            FileNotFoundError, ValueError, TypeError: see :func:`~gmm_anomaly.predict.images.as_rgb`.
+            FileNotFoundError, ValueError, TypeError: see :func:`~gmm_anomaly.predict.inputs.as_rgb`.
         """
         return self.predict([image], format=format)[0]
 
@@ -200,24 +201,18 @@ class AnomalyPredictor:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {batch_size}")
-        batch: list[tuple[np.ndarray, str]] = []
-        for number, image in enumerate(images, 1):
-            is_path = isinstance(image, str | os.PathLike)
-            try:
-                array = as_rgb(image, format)
-            except (ValueError, TypeError) as error:
-                if is_path:
-                    raise
-                raise type(error)(f"image number {number}: {error}") from error
-            if batch and batch[0][0].shape != array.shape:
+
+        def read() -> Iterator[tuple[np.ndarray, str]]:
+            for number, image in enumerate(images, 1):
+                source = os.fspath(image) if isinstance(image, str | os.PathLike) else ""
+                try:
+                    yield as_rgb(image, format), source
+                except (ValueError, TypeError) as error:
+                    raise type(error)(f"image number {number}: {error}") from error
+
+        for _, neighbours in groupby(read(), lambda pair: pair[0].shape):
+            while batch := list(islice(neighbours, batch_size)):
                 yield from self._predict(batch)
-                batch = []
-            batch.append((array, os.fspath(image) if is_path else ""))
-            if len(batch) == batch_size:
-                yield from self._predict(batch)
-                batch = []
-        if batch:
-            yield from self._predict(batch)
 
     def fit_threshold(self, dataset: str, target_fpr: float = 0.05, *, progress: Any = iter) -> Threshold:
         """Find the threshold above which ``target_fpr`` of a data set's known pixels lie, and use it.
@@ -270,9 +265,17 @@ class AnomalyPredictor:
     @torch.no_grad()
     def _predict(self, batch: Sequence[tuple[np.ndarray, str]]) -> list[Prediction]:
         """batch: (H, W, 3) uint8 RGB arrays of one size, and where each comes from."""
-        dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
-        with torch.autocast(self.device.type, dtype=dtype, enabled=self.half):
-            outputs = self.model([self.model_input(image, source) for image, source in batch])
+        inputs = []
+        for image, source in batch:
+            # As the mapper of the evaluation makes it.
+            given = T.AugInput(image if self.image_format == "RGB" else image[..., ::-1])
+            self.resize(given)
+            pixels = torch.from_numpy(np.array(given.image.transpose(2, 0, 1), order="C"))
+            height, width, _ = image.shape
+            inputs.append({"image": pixels, "height": height, "width": width, "file_name": source})
+        dtype = torch.float16 if self.model.device.type == "cuda" else torch.bfloat16
+        with torch.autocast(self.model.device.type, dtype=dtype, enabled=self.half):
+            outputs = self.model(inputs)
         return [
             Prediction(
                 image=image,
@@ -289,13 +292,6 @@ class AnomalyPredictor:
             for (image, source), output in zip(batch, outputs, strict=True)
         ]
 
-    def model_input(self, image: np.ndarray, source: str = "") -> dict[str, Any]:
-        """What the mapper of the evaluation makes of an image, (H, W, 3) uint8 RGB."""
-        inputs = T.AugInput(image if self.image_format == "RGB" else image[..., ::-1])
-        self.resize(inputs)
-        pixels = torch.from_numpy(np.array(inputs.image.transpose(2, 0, 1), order="C"))
-        return {"image": pixels, "height": image.shape[0], "width": image.shape[1], "file_name": source}
-
 
 @contextmanager
 def quiet(*names: str) -> Iterator[None]:
@@ -308,13 +304,3 @@ def quiet(*names: str) -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-
-
-def _class_names_and_colors(cfg: CfgNode) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
-    """Names and colours of the classes, from the first closed set of the config."""
-    count = cfg.MODEL.CLASSIFIER.NUM_CLASSES
-    for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        metadata = MetadataCatalog.get(dataset)
-        if metadata.get("evaluator_type") == CLOSED_SET:
-            return metadata.stuff_classes, metadata.get("stuff_colors") or distinct_colors(count)
-    return [f"class {index}" for index in range(count)], distinct_colors(count)

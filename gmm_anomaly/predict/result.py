@@ -1,17 +1,21 @@
-"""What is predicted for one image: scores, classes, anomalies as objects, and pictures of them."""
+"""What is predicted for one image: scores, classes, anomalies as objects, pictures and files of them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pycocotools import mask as coco
 
+from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.visualization import colorize_labels, heat_map, overlay, robust_range, side_by_side
 
 # Of a component, in pixels: the smallest that SegmentMeIfYouCan keeps on its obstacle track.
@@ -63,44 +67,34 @@ def find_components(score: np.ndarray, threshold: float, min_area: int = MIN_ARE
         score: (H, W) float, higher = more anomalous.
         threshold: on the score; compared exactly.
         min_area: in pixels.
-
-    Raises:
-        ValueError: ``score`` is not (H, W), the threshold is NaN, or ``min_area`` is negative.
     """
-    if score.ndim != 2:
-        raise ValueError(f"score must be (H, W), found shape {score.shape}")
-    if math.isnan(threshold):
-        raise ValueError("threshold must be a number, found NaN")
-    if min_area < 0:
-        raise ValueError(f"min_area must be 0 or more pixels, found {min_area}")
     # In float64 a float32 score and the threshold are compared as they are, whatever NumPy's promotion.
     above = (score.astype(np.float64) > threshold).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
-    kept = [number for number in range(1, count) if stats[number, cv2.CC_STAT_AREA] >= min_area]
-    kept.sort(key=lambda number: (-stats[number, cv2.CC_STAT_AREA], number))
-    return [_component(score, labels, number, stats[number]) for number in kept]
-
-
-def _component(score: np.ndarray, labels: np.ndarray, number: int, stats: np.ndarray) -> AnomalyComponent:
-    x, y, width, height, area = (int(value) for value in stats)
-    inside = np.s_[y : y + height, x : x + width]
-    part = labels[inside] == number
-    values = score[inside][part].astype(np.float64)
-    contours, _ = cv2.findContours(
-        part.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y)
-    )
-    mask = np.zeros(score.shape, np.uint8, order="F")
-    mask[inside] = part
-    rle = coco.encode(mask)
-    return AnomalyComponent(
-        box=(x, y, width, height),
-        area=area,
-        mean_score=float(values.mean()),
-        max_score=float(values.max()),
+    found = []
+    for number in range(1, count):
+        x, y, width, height, area = (int(value) for value in stats[number])
+        if area < min_area:
+            continue
+        inside = np.s_[y : y + height, x : x + width]
+        mask = np.zeros(score.shape, np.uint8, order="F")
+        mask[inside] = labels[inside] == number
+        values = score[mask == 1].astype(np.float64)
         # 8-connected, so there is one outer border.
-        contour=contours[0].reshape(-1, 2).astype(np.int32),
-        rle={"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")},
-    )
+        (contour, *_), _ = cv2.findContours(
+            mask[inside].copy("C"), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y)
+        )
+        rle = coco.encode(mask)
+        component = AnomalyComponent(
+            box=(x, y, width, height),
+            area=area,
+            mean_score=float(values.mean()),
+            max_score=float(values.max()),
+            contour=contour.reshape(-1, 2).astype(np.int32),
+            rle={"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")},
+        )
+        found.append(component)
+    return sorted(found, key=lambda component: -component.area)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,21 +147,47 @@ class Prediction:
     def overlay(self, color_range: tuple[float, float] | None = None) -> np.ndarray:
         """(H, W, 3) uint8 RGB: the image under its scores, with contours and boxes of the components.
 
-        Args:
-            color_range: scores of the darkest and the brightest colour; by default the predictor's, or the
-                image's own 1st and 99.8th percentile.
-        """
-        chosen = color_range or self.color_range or robust_range(self.score)
-        components = () if self.threshold is None else self.components
-        return draw_overlay(self.image, self.score, chosen, components)
+        Contours are drawn cyan, boxes white with the mean score, but for small ones whose number would cover
+        another.
 
-    def segmentation_picture(self) -> np.ndarray:
-        """(H, W, 3) uint8 RGB: the classes in the data set's colours."""
-        return colorize_labels(self.segmentation, self.class_colors)
+        Args:
+            color_range: scores of the darkest and the brightest colour; the same one makes frames comparable.
+                By default the predictor's, or the image's own 1st and 99.8th percentile.
+        """
+        low, high = color_range or self.color_range or robust_range(self.score)
+        components = () if self.threshold is None else self.components
+        image, score = self.image, self.score
+        # Without a range nothing stands out.
+        level = np.clip((np.nan_to_num(score, nan=low) - low) / ((high - low) or np.inf), 0, 1)
+        weight = (WEAKEST + (STRONGEST - WEAKEST) * level**2).astype(np.float32)
+        picture = np.ascontiguousarray(overlay(image, heat_map(score, low, high), weight))
+        # Lines that are seen at the picture's size on a screen: 1 pixel for each 600 of the longer side.
+        line = max(1, round(max(image.shape[:2]) / 600))
+        for component in components:
+            cv2.drawContours(picture, [component.contour], -1, CONTOUR_COLOR, line, cv2.LINE_8)
+            x, y, width, height = component.box
+            cv2.rectangle(picture, (x, y), (x + width - 1, y + height - 1), BOX_COLOR, line, cv2.LINE_8)
+        # Of the numbers drawn so far: left, top, right, bottom.
+        drawn: list[tuple[int, int, int, int]] = []
+        for component in components:
+            text, size = f"{component.mean_score:.3g}", 0.36 * line + 0.04
+            (width, height), below = cv2.getTextSize(text, _FONT, size, line)
+            left = min(component.box[0], max(0, picture.shape[1] - width - 2))
+            # Above the corner of the box, or inside where there is no room above.
+            top = component.box[1] - height - below
+            top = top if top >= 0 else component.box[1]
+            right, bottom = left + width + 1, top + height + below - 1
+            if not any(left <= r and x <= right and top <= b and y <= bottom for x, y, r, b in drawn):
+                drawn.append((left, top, right, bottom))
+                cv2.rectangle(picture, (left, top), (right, bottom), (0, 0, 0), cv2.FILLED)
+                start = (left + 1, top + height)
+                cv2.putText(picture, text, start, _FONT, size, BOX_COLOR, line, cv2.LINE_AA)
+        return picture
 
     def picture(self) -> np.ndarray:
         """(H', W', 3) uint8 RGB: overlay and segmentation side by side, with captions."""
-        return side_by_side([self.overlay(), self.segmentation_picture()], [self.score_name, "segmentation"])
+        classes = colorize_labels(self.segmentation, self.class_colors)
+        return side_by_side([self.overlay(), classes], [self.score_name, "segmentation"])
 
     def show(self) -> None:
         """Show :meth:`picture` in a window, or below the cell of a notebook."""
@@ -177,47 +197,69 @@ class Prediction:
         pyplot.show()
 
 
-def draw_overlay(
-    image: np.ndarray,
-    score: np.ndarray,
-    color_range: tuple[float, float],
-    components: Sequence[AnomalyComponent] = (),
-) -> np.ndarray:
-    """Paint scores and anomalies over an image.
+def extremes(prediction: Prediction) -> dict[str, float]:
+    score = prediction.score
+    return {"mean_score": float(score.mean(dtype=np.float64)), "max_score": float(score.max())}
+
+
+def write_video(folder: Path, name: str, fps: float, predictions: Iterable[Prediction]) -> dict[str, Any]:
+    """Write ``videos/NAME.mp4`` (MPEG-4: H.264 needs a library that OpenCV's wheels lack) and its lines; both
+    appear when the last frame is there.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
-        score: (H, W) float.
-        color_range: scores of the darkest and the brightest colour; the same one makes frames comparable.
-        components: largest first. Their contours are drawn cyan, their boxes white with the mean score, but
-            for small ones whose number would cover another.
+        fps: frames per second. predictions: of the frames, at least one, of one size and colour range.
 
     Returns:
-        (H, W, 3) uint8 RGB.
+        What was written, as plain values.
+
+    Raises:
+        OSError: the video cannot be written.
     """
-    low, high = color_range
-    span = high - low
-    level = np.clip((np.nan_to_num(score, nan=low) - low) / span, 0, 1) if span > 0 else np.zeros(score.shape)
-    weight = (WEAKEST + (STRONGEST - WEAKEST) * level**2).astype(np.float32)
-    picture = np.ascontiguousarray(overlay(image, heat_map(score, low, high), weight))
-    # Lines that are seen at the picture's size on a screen: 1 pixel for each 600 of the longer side.
-    line = max(1, round(max(image.shape[:2]) / 600))
-    for component in components:
-        cv2.drawContours(picture, [component.contour], -1, CONTOUR_COLOR, line, cv2.LINE_8)
-        x, y, width, height = component.box
-        cv2.rectangle(picture, (x, y), (x + width - 1, y + height - 1), BOX_COLOR, line, cv2.LINE_8)
-    # Of the numbers drawn so far: left, top, right, bottom.
-    drawn: list[tuple[int, int, int, int]] = []
-    for component in components:
-        text, size = f"{component.mean_score:.3g}", 0.36 * line + 0.04
-        (width, height), below = cv2.getTextSize(text, _FONT, size, line)
-        left = min(component.box[0], max(0, picture.shape[1] - width - 2))
-        # Above the corner of the box, or inside where there is no room above.
-        top = component.box[1] - height - below
-        top = top if top >= 0 else component.box[1]
-        right, bottom = left + width + 1, top + height + below - 1
-        if not any(left <= r and x <= right and top <= b and y <= bottom for x, y, r, b in drawn):
-            drawn.append((left, top, right, bottom))
-            cv2.rectangle(picture, (left, top), (right, bottom), (0, 0, 0), cv2.FILLED)
-            cv2.putText(picture, text, (left + 1, top + height), _FONT, size, BOX_COLOR, line, cv2.LINE_AA)
-    return picture
+    video, lines = (folder / "videos" / f"{name}.{kind}" for kind in ("mp4", "jsonl"))
+    writer, frames, anomalous = cv2.VideoWriter(), 0, None
+    with replacing(video) as unfinished, replacing(lines) as temporary, temporary.open("w") as file:
+        # OpenCV goes by the extension.
+        growing = unfinished.with_suffix(".mp4")
+        try:
+            for prediction in predictions:
+                line: dict[str, Any] = {"frame": frames, "seconds": round(frames / fps, 6)}
+                line |= extremes(prediction)
+                if prediction.threshold is not None:
+                    line["components"] = [component.to_json() for component in prediction.components]
+                    anomalous = (anomalous or 0) + bool(prediction.components)
+                file.write(json.dumps(line) + "\n")
+                picture = np.ascontiguousarray(prediction.overlay()[..., ::-1])
+                if not frames:
+                    writer.open(str(growing), cv2.VideoWriter.fourcc(*"mp4v"), fps, picture.shape[1::-1])
+                if not writer.isOpened():
+                    raise OSError(f"{video}: OpenCV cannot write an MPEG-4 video there")
+                writer.write(picture)
+                frames += 1
+            writer.release()
+            growing.replace(unfinished)
+        finally:
+            writer.release()
+            growing.unlink(missing_ok=True)
+    found = {"frames": frames, "fps": fps, "frames_with_anomalies": anomalous}
+    return found | {"overlay": str(video), "lines": str(lines)}
+
+
+def save_score_png(target: Path, score: np.ndarray) -> None:
+    """Write a score map, (H, W) float32, as 16-bit PNG whose text chunks say score = pixel · scale + offset.
+
+    The map's own range is spread over the 65536 levels, so the error is at most half of ``scale``.
+
+    Raises:
+        ValueError: a score is infinite or NaN.
+    """
+    if not np.isfinite(score).all():
+        raise ValueError(f"{target}: a 16-bit PNG holds finite scores only; save them as npy")
+    values = score.astype(np.float64)
+    offset = values.min()
+    scale = (values.max() - offset) / 65535 or 1.0
+    text = PngInfo()
+    text.add_text("scale", repr(float(scale)))
+    text.add_text("offset", repr(float(offset)))
+    pixels = np.rint((values - offset) / scale).astype(np.uint16)
+    with replacing(target) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=text)

@@ -1,7 +1,8 @@
 """Anomaly scores. Importing this package registers all of them; it needs torch and fvcore only."""
 
-from . import density, hybrid, prototype, sml, softmax  # noqa: F401  (registration)
-from .maskomaly import maskomaly_score
+from . import density  # noqa: F401  (registration)
+from .logits import sml_score
+from .masks import mask_void_score, maskomaly_score, rba_score
 from .outputs import (
     FEATURE_DISTANCE,
     LOG_DENSITY,
@@ -12,9 +13,7 @@ from .outputs import (
     PixelOutputs,
     semantic_map,
 )
-from .rba import mask_void_score, rba_score
 from .registry import SCORE_REGISTRY, get_scores, known_scores, register_score
-from .sml import sml_score
 
 __all__ = [
     "FEATURE_DISTANCE",

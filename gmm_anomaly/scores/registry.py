@@ -19,7 +19,6 @@ Functions ``PixelOutputs -> (..., H, W) float32``, higher = more anomalous. A sc
 # What each score needs, and for the errors: what that is, and which models give it.
 _NEEDS: dict[str, str] = {}
 _SOURCES = {
-    LOGITS: ("class logits", "any model"),
     LOG_DENSITY: (
         "class densities, which this model's classifier does not have",
         'a generative one (MODEL.CLASSIFIER.NAME "gmm")',

@@ -14,7 +14,7 @@ from torch import nn
 from gmm_anomaly.engine import Checkpointer, Trainer, build_config, inference_config
 from gmm_anomaly.engine.config import ConfigError, read_config
 from gmm_anomaly.engine.hooks import CheckpointHook
-from gmm_anomaly.engine.optimizer import build_optimizer, build_scheduler
+from gmm_anomaly.engine.trainer import build_optimizer, build_scheduler
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = "synthetic/effnetlite0_deeplabv3plus_gmm.yaml"
@@ -36,11 +36,13 @@ TINY = [
         ("VERSION: 7", "VERSION: expected 2, found 7"),
         ("_BASE_: 3", "_BASE_: expected a file or a list of files, found 3"),
         ("a: [", "cannot be read as YAML; "),
+        ("SEED: 1\nINPUT: {FORMAT: BGR}\nINPUT: {}", "the key INPUT is given twice, in lines 2 and 3"),
+        ("# gr\xfc\xdfe", "is not UTF-8 .*; save it as UTF-8"),
     ],
 )
 def test_a_file_is_named_with_what_does_not_fit(text, message, inherited, tmp_path):
     config = tmp_path / "bad.yaml"
-    config.write_text(f"{text}\n")
+    config.write_bytes(f"{text}\n".encode("latin-1"))
     if inherited:
         config = tmp_path / "child.yaml"
         config.write_text("_BASE_: bad.yaml\nSEED: 1\n")
@@ -110,9 +112,11 @@ def test_keys_of_detectron2_that_have_no_effect_are_named(caplog):
     assert "no effect" not in caplog.text
 
 
-def test_a_classifier_alone_is_a_config():
-    cfg = build_config("", ["MODEL.CLASSIFIER.NAME", "softmax", "MODEL.DEVICE", "cpu"])
-    assert cfg.TEST.SCORES == []
+def test_a_classifier_alone_is_a_config(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    keys = ["MODEL.CLASSIFIER.NAME", "softmax", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", "~/run"]
+    cfg = build_config("", keys)
+    assert cfg.TEST.SCORES == [] and cfg.OUTPUT_DIR == "/home/me/run"
 
 
 def test_a_checkpoint_predicts_the_same_without_memory_and_pretrained_weights(tmp_path):
@@ -141,8 +145,7 @@ def test_a_checkpoint_predicts_the_same_without_memory_and_pretrained_weights(tm
     assert cfg.MODEL.GMM.MEMORY_SIZE == 500 and cfg.MODEL.GMM.SAVE_MEMORY, "the training's config stays"
 
 
-@pytest.mark.parametrize("reference, factor", [(0, 1), (4, 4)])
-def test_one_process_instead_of_several(tmp_path, reference, factor):
+def test_one_process_instead_of_several(tmp_path):
     """SOLVER.REFERENCE_WORLD_SIZE, the linear rule: batch and rate by 1 / 4, iterations and periods by 4."""
     keys = [
         "MODEL.GMM.MEMORY_SIZE", 50, "DATALOADER.NUM_WORKERS", 0, "DATASETS.SYNTHETIC.NUM_TRAIN", 3,
@@ -150,20 +153,20 @@ def test_one_process_instead_of_several(tmp_path, reference, factor):
         "MODEL.GMM.HEALTH_PERIOD", 0, "INPUT.CROP.SIZE", [32, 32], "SOLVER.IMS_PER_BATCH", 8,
         "SOLVER.BASE_LR", 0.02, "SOLVER.HEAD_LR_FACTOR", 1.0, "SOLVER.MAX_ITER", 100,
         "SOLVER.WARMUP_ITERS", 10, "SOLVER.CHECKPOINT_PERIOD", 20, "TEST.EVAL_PERIOD", 50,
-        "OUTPUT_DIR", str(tmp_path), "SOLVER.REFERENCE_WORLD_SIZE", reference,
+        "OUTPUT_DIR", str(tmp_path), "SOLVER.REFERENCE_WORLD_SIZE", 4,
     ]  # fmt: skip
     built = Trainer(build_config(DEMO, [*TINY, *keys]))
-    assert built.max_iter == 100 * factor
-    assert len(next(iter(built.data_loader))) == 8 // factor
-    assert built.optimizer.param_groups[0]["initial_lr"] == pytest.approx(0.02 / factor)
+    assert built.max_iter == 400
+    assert len(next(iter(built.data_loader))) == 2
+    assert built.optimizer.param_groups[0]["initial_lr"] == pytest.approx(0.005)
     (checkpoints,) = [hook for hook in built._hooks if isinstance(hook, CheckpointHook)]
     (evaluation,) = [hook for hook in built._hooks if isinstance(hook, hooks.EvalHook)]
-    assert (checkpoints.period, evaluation._period) == (20 * factor, 50 * factor)
+    assert (checkpoints.period, evaluation._period) == (80, 200)
     # Halfway through the longer schedule the rate is what it is halfway through the other one.
-    for _ in range(50 * factor):
+    for _ in range(200):
         built.optimizer.step()
         built.scheduler.step()
-    assert built.scheduler.get_last_lr()[0] == pytest.approx(0.02 / factor * 0.5**0.9, rel=1e-6)
+    assert built.scheduler.get_last_lr()[0] == pytest.approx(0.005 * 0.5**0.9, rel=1e-6)
 
 
 def test_optimizer_groups_follow_the_keys():
@@ -206,3 +209,25 @@ def test_poly_schedule_with_warm_up_is_its_formula():
     assert rates[:10] == pytest.approx([first + (end - first) * i / 10 for i in range(10)], rel=1e-6)
     assert 0.05 < first <= 0.1
     assert rates[10:] == pytest.approx([(1 - i / 100) ** 0.9 for i in range(10, 100)], rel=1e-6)
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir ['{target}']", "!!python/tuple [1, 2]"])
+def test_tags_that_make_python_objects_are_not_run(tag, tmp_path):
+    target = tmp_path / "hacked"
+    (tmp_path / "bad.yaml").write_text(f"VERSION: 2\nSEED: {tag.format(target=target)}\n")
+    (tmp_path / "child.yaml").write_text("_BASE_: bad.yaml\nVERSION: 2\n")
+    for name in ("bad.yaml", "child.yaml"):
+        with pytest.raises(ValueError, match=r"hold plain values only.*python/.*bad\.yaml.*line 2"):
+            build_config(str(tmp_path / name))
+    cfg = build_config("", ["OUTPUT_DIR", f"__import__('os').mkdir('{target}')"])
+    assert cfg.OUTPUT_DIR.startswith("__import__") and not target.exists()
+
+
+def test_files_that_are_no_yaml_and_circles_of_bases_are_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("MODEL: {DEVICE: cpu\n")
+    with pytest.raises(ValueError, match=r"--config-file: .*a\.yaml cannot be read as YAML; .*line 2"):
+        build_config(str(tmp_path / "a.yaml"))
+    (tmp_path / "a.yaml").write_text("_BASE_: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("_BASE_: a.yaml\n")
+    with pytest.raises(ValueError, match=r"the _BASE_ chain of .*a\.yaml never ends"):
+        build_config(str(tmp_path / "a.yaml"))

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from gmm_anomaly.data import get_records, read_image, read_label
 from gmm_anomaly.engine import Checkpointer, build_config, evaluate, fitting_config
 from gmm_anomaly.engine.fit_mixture import MixtureFitter, batch_order, check_output_dir
-from gmm_anomaly.engine.frozen_network import trained_classifier
 from gmm_anomaly.engine.health_hook import labelled_embedding
-from gmm_anomaly.engine.interruption import Interrupted
+from gmm_anomaly.engine.launch import Interrupted
+from gmm_anomaly.engine.trained_model import trained_classifier
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = str(ROOT / "configs/synthetic/effnetlite0_deeplabv3plus_{}.yaml")
@@ -247,16 +247,12 @@ def test_bad_input_is_named(softmax, tmp_path):
         fitter_of(fit("MODEL.WEIGHTS", softmax, "MODEL.DECODER.CHANNELS", 16))
     with pytest.raises(ValueError, match="MODEL.GMM.FIT_PASSES: expected at least 1, found 0"):
         MixtureFitter(fit("MODEL.WEIGHTS", softmax, "MODEL.GMM.FIT_PASSES", 0))
-
-
-def test_folder_of_a_training_is_left_alone(softmax, tmp_path):
-    cfg = config(tmp_path, "MODEL.WEIGHTS", softmax)
+    cfg, last = config(tmp_path), tmp_path / "last_checkpoint"
+    last.write_text("mixtures_0000007.pth")
     check_output_dir(cfg)
-    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    last.write_text("model_final.pth")
     with pytest.raises(ValueError, match=r"OUTPUT_DIR: .*checkpoints of a training \(model_final.pth\); "):
         check_output_dir(cfg)
-    (tmp_path / "last_checkpoint").write_text("mixtures_0000007.pth")
-    check_output_dir(cfg)
 
 
 def test_logits_without_their_softmax_are_refused(fitted, tmp_path):

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from gmm_anomaly.engine import train_loop
-from gmm_anomaly.engine.em_hook import EMHook
-from gmm_anomaly.engine.non_finite import FeatureWatch, find_fault
-from gmm_anomaly.engine.train_loop import TrainLoop
+from gmm_anomaly.engine.hooks import EMHook
+from gmm_anomaly.engine.train_loop import FeatureWatch, TrainLoop, find_fault
 from gmm_anomaly.gmm import GaussianMixtureBank
 from gmm_anomaly.modeling.classifiers import GMMClassifier
 from gmm_anomaly.modeling.decoders.base import Decoded
@@ -188,8 +187,9 @@ def test_scale_that_cannot_fall_far_enough_is_a_fault():
         run(scaled(loop_over(SquareRoot(), [0] * 5, hooks=False), 2.0), 5)
 
 
-@pytest.mark.parametrize("dtype, huge", [(torch.float16, 1e6), (torch.bfloat16, 3e38)])
-@pytest.mark.parametrize("assignment", ["sinkhorn", "em"])
+@pytest.mark.parametrize(
+    "dtype, huge, assignment", [(torch.float16, 1e6, "sinkhorn"), (torch.bfloat16, 3e38, "em")]
+)
 def test_overflow_in_half_precision_does_not_reach_the_mixture(dtype, huge, assignment):
     generator = torch.Generator().manual_seed(5)
     features = torch.randn(2, 4, 8, 8, generator=generator)

@@ -10,7 +10,6 @@ import itertools
 import os
 import subprocess
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,8 @@ from gmm_anomaly.engine import (
     fitting_config,
 )
 from gmm_anomaly.engine.hooks import PrototypeHook
-from gmm_anomaly.engine.optimizer import build_optimizer
 from gmm_anomaly.engine.train_loop import TrainLoop
+from gmm_anomaly.engine.trainer import build_optimizer
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 10
@@ -61,9 +60,6 @@ TRAININGS = {
     "NaN in a step of rank 1 is skipped": ("gmm", "SOLVER.NON_FINITE", "skip"),
     "NaN in a step of rank 1 stops": ("gmm",),
 }  # fmt: skip
-
-
-# What every rank does.
 
 
 def config(output: Path, classifier: str, *overrides: Any) -> Any:
@@ -99,13 +95,8 @@ def train(name: str, rank: int, folder: Path) -> dict[str, Any]:
 
     if "NaN" in name and rank == 1:
         model.backbone.register_forward_hook(poison)
-    loop = TrainLoop(
-        wrap_distributed(model),
-        data,
-        build_optimizer(cfg, model),
-        amp=False,
-        non_finite=cfg.SOLVER.NON_FINITE,
-    )
+    optimizer, rule = build_optimizer(cfg, model), cfg.SOLVER.NON_FINITE
+    loop = TrainLoop(wrap_distributed(model), data, optimizer, amp=False, non_finite=rule)
     bank = getattr(model, "bank", None)
     em = [] if bank is None else [EMHook.from_config(cfg, bank)]
     loop.register_hooks([*em, PrototypeHook(model)])
@@ -187,13 +178,7 @@ def draw(folder: Path, images: int) -> dict[str, Any]:
 
 def run_rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'rendezvous'}",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=300),
-    )
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     results: dict[str, Any] = {name: train(name, rank, folder / "trained") for name in TRAININGS}
     results["gradient"] = gradient(rank)
     results["distances"] = fit_distances_and_evaluate(rank, folder / "distances")
@@ -204,18 +189,11 @@ def run_rank(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-# What a test sees.
-
-
-def save_network(path: Path) -> None:
-    torch.manual_seed(0)
-    torch.save({"model": build_model(config(path.parent, "softmax")).state_dict()}, path)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    save_network(folder / "softmax.pth")
+    torch.manual_seed(0)
+    torch.save({"model": build_model(config(folder, "softmax")).state_dict()}, folder / "softmax.pth")
     return folder
 
 

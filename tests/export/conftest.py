@@ -20,10 +20,11 @@ from gmm_anomaly.modeling.classifiers import SoftmaxClassifier
 CLASSES = 4
 
 
+@BACKBONE_REGISTRY.register()
 class FourStrides(Backbone):
     """A convolution for each stride from 4 to 32."""
 
-    def __init__(self) -> None:
+    def __init__(self, cfg, input_shape) -> None:
         super().__init__()
         self.steps = nn.ModuleList(
             nn.Conv2d(*channels, kernel_size=stride + 1, stride=stride, padding=stride // 2)
@@ -45,19 +46,12 @@ class FourStrides(Backbone):
         return 32
 
 
-if "four_strides" not in BACKBONE_REGISTRY:
-
-    @BACKBONE_REGISTRY.register()
-    def four_strides(cfg, input_shape):
-        return FourStrides()
-
-
 def tiny_model(*overrides, score="gmm_density"):
     """Random weights, statistics and mixtures: what was trained does not matter to an export."""
     cfg = get_cfg()
     add_gmm_anomaly_config(cfg)
     cfg.merge_from_list([
-        "MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.BACKBONE.NAME", "four_strides",
+        "MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.BACKBONE.NAME", "FourStrides",
         "MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.BACKBONE.WEIGHTS", "", "TEST.SCORES", [score],
         "MODEL.GMM.NUM_COMPONENTS", 3, "MODEL.GMM.EMBED_DIM", 8, "MODEL.GMM.MEMORY_SIZE", 50,
         "MODEL.GMM.WARM_START_FEATURES", 40,

@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 
 from gmm_anomaly import AnomalyPredictor, cli
 from gmm_anomaly.export import command
-from gmm_anomaly.export.command import ExportMismatchError, check_batches, compare, find_images
+from gmm_anomaly.export.command import check_batches, compare, find_images
 
 CONFIG = "synthetic/effnetlite0_deeplabv3plus_softmax.yaml"
 
@@ -30,7 +30,7 @@ def ramp(image):
     return torch.zeros(score.shape, dtype=torch.int64), score
 
 
-def test_errors_are_relative_to_the_spread_of_the_scores():
+def test_errors_are_relative_to_the_spread_of_the_scores_and_refused():
     image = torch.zeros(1, 3, 10, 20)
     shifted = lambda image: (ramp(image)[0], ramp(image)[1] + 0.5)  # noqa: E731
     (found,) = compare(ramp, shifted, [image], 1)
@@ -38,17 +38,11 @@ def test_errors_are_relative_to_the_spread_of_the_scores():
     compare(ramp, ramp, [image], 0.0)
     # No spread: relative to the score itself.
     assert compare(constant(4.0), constant(5.0), [image], 1)[0]["relative"] == 0.25
-
-
-def test_other_classes_shapes_types_and_nan_are_refused():
-    image = torch.zeros(1, 3, 4, 5)
-    with pytest.raises(ExportMismatchError, match="classes differ"):
+    with pytest.raises(ValueError, match="classes differ"):
         compare(constant(1.0, 0), constant(1.0, 1), [image], 0.5)
-    with pytest.raises(ExportMismatchError, match="scores differ"):
+    with pytest.raises(ValueError, match="scores differ"):
         compare(ramp, constant(float("nan")), [image], 0.5)
-    with pytest.raises(ExportMismatchError, match="float32, the exported network gives .* torch.float64"):
-        compare(ramp, lambda image: (ramp(image)[0], ramp(image)[1].double()), [image], 0.5)
-    with pytest.raises(ExportMismatchError, match="fails on a batch"):
+    with pytest.raises(ValueError, match="fails on a batch"):
         compare(ramp, lambda image: image.view(7), [image], 0.5)
 
 
@@ -81,14 +75,14 @@ def without_graphs(monkeypatch):
 
 def test_a_file_that_differs_is_refused(without_graphs, streets, tmp_path, tiny):
     without_graphs["perturb"] = lambda score: score + 0.01 * (score.amax() - score.amin())
-    with pytest.raises(ExportMismatchError, match="scores differ from PyTorch's by 0.0.*no file was written"):
+    with pytest.raises(ValueError, match="scores differ from PyTorch's by 0.0.*no file was written"):
         command.export(tiny.predictor(), tmp_path / "model", format="torch-export", images=streets)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_size_that_became_a_constant_is_fixed_and_said(without_graphs, streets, tmp_path, tiny):
     without_graphs["only"] = True
-    options = {"format": "torch-export", "images": streets, "repeats": 1}
+    options = {"format": "torch-export", "images": streets}
     found = command.export(tiny.predictor(), tmp_path / "model", **options)
     assert (found["fixed_size"], found["fixed_because"]) == ((70, 131), "only one size")
     assert found["metadata"]["input_rule"]["height"] == 70 and found["timed_size"] == [70, 131]

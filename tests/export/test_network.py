@@ -18,7 +18,6 @@ EMBEDDED = [
     "MODEL.FEATURE_DISTANCE.FEATURES", ["s3", "embedding"], "MODEL.FEATURE_DISTANCE.COMPONENTS", 1,
     "MODEL.FEATURE_DISTANCE.HYBRID_WITH", "energy",
 ]  # fmt: skip
-LOGIT_SCORES = ["msp", "max_logit", "energy", "entropy", "prototype_distance"]
 
 
 def require_same(predictor, streets, limit=2e-6):
@@ -29,13 +28,17 @@ def require_same(predictor, streets, limit=2e-6):
 
 
 @pytest.mark.parametrize("decoder", sorted(name for name, _ in DECODER_REGISTRY))
-def test_every_decoder(decoder, streets, tiny):
-    require_same(tiny.predictor("MODEL.DECODER.NAME", decoder), streets)
+def test_every_decoder_and_the_channel_order_of_the_training(decoder, streets, tiny):
+    means = ["MODEL.PIXEL_MEAN", [20.0, 60.0, 200.0]]
+    require_same(tiny.predictor("MODEL.DECODER.NAME", decoder, *means, image_format="BGR"), streets)
 
 
-@pytest.mark.parametrize("score", [*LOGIT_SCORES, "gmm_likelihood", "hybrid", "feature_distance", "sml"])
-def test_every_score(score, streets, tiny):
-    require_same(tiny.predictor(*DISTANCE, score=score), streets)
+def test_every_score(streets, tiny):
+    scores = ["msp", "max_logit", "energy", "entropy", "prototype_distance", "gmm_likelihood", "hybrid"]
+    scores += ["feature_distance", "sml"]
+    model = tiny.model(*DISTANCE, "TEST.SCORES", scores)
+    for score in scores:
+        require_same(tiny.predictor(model=model, score=score), streets)
 
 
 @pytest.mark.parametrize(
@@ -53,11 +56,6 @@ def test_every_score(score, streets, tiny):
 )
 def test_classifiers_and_ways_of_scoring(overrides, score, streets, tiny):
     require_same(tiny.predictor(*overrides, score=score), streets)
-
-
-def test_channel_order_of_the_training_is_inside(streets, tiny):
-    means = ["MODEL.PIXEL_MEAN", [20.0, 60.0, 200.0]]
-    require_same(tiny.predictor(*means, image_format="BGR"), streets)
 
 
 def test_running_prototypes_that_are_missing(streets, tiny):
@@ -94,24 +92,21 @@ def test_a_model_that_is_not_trained_is_refused(tiny):
         ExportableSegmentor(model, "hybrid")
 
 
-@pytest.mark.parametrize(
-    "overrides, score, message",
-    [
+def test_what_is_no_network_is_refused(tiny):
+    for overrides, score, message in (
         ([], "msp+gaussian_smoothing", "post-processes"),
         (["TEST.SLIDING_WINDOW.ENABLED", True], "msp", r"TEST\.SLIDING_WINDOW\.ENABLED False"),
         (["TEST.AUG.ENABLED", True], "msp", r"TEST\.AUG\.ENABLED False"),
-    ],
-)
-def test_what_is_no_network_is_refused(overrides, score, message, tiny):
-    with pytest.raises(ValueError, match=message):
-        ExportableSegmentor(tiny.model(*overrides, score="msp"), score)
+    ):
+        with pytest.raises(ValueError, match=message):
+            ExportableSegmentor(tiny.model(*overrides, score="msp"), score)
     with pytest.raises(ValueError, match="Linear cannot be exported"):
         ExportableSegmentor(nn.Linear(2, 2), "msp")
 
 
-@pytest.mark.parametrize("size", [(7, 9), (2, 3), (12, 6)])
 @pytest.mark.parametrize("cells", [2, 3, 6])
-def test_pooling_by_products_is_adaptive_pooling(size, cells):
-    features = torch.randn(2, 3, *size, dtype=torch.float64)
+def test_pooling_by_products_is_adaptive_pooling(cells):
     pooling = nn.AdaptiveAvgPool2d(cells)
-    torch.testing.assert_close(PoolingByProducts(pooling)(features), pooling(features))
+    for size in ((7, 9), (2, 3), (12, 6)):
+        features = torch.randn(2, 3, *size, dtype=torch.float64)
+        torch.testing.assert_close(PoolingByProducts(pooling)(features), pooling(features))

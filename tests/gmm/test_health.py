@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gmm_anomaly.gmm import GaussianMixtureBank
-from gmm_anomaly.gmm.health import effective_components, pixel_health, principal_plane, state_numbers
+from gmm_anomaly.gmm.health import effective_components, pixel_health, state_numbers
 
 
 def test_effective_components_are_the_exponential_of_the_entropy():
@@ -76,21 +76,3 @@ def test_pixel_health_without_pixels_is_not_a_number():
     found = pixel_health(bank_of_two(), torch.zeros(2, 2), torch.tensor([2, 255]))
     assert math.isnan(found.assignment_entropy) and math.isnan(found.log_likelihood)
     assert found.effective_components.isnan().all()
-
-
-def test_plane_is_numpys_pca():
-    generator = torch.Generator().manual_seed(1)
-    features = torch.randn(200, 6, generator=generator) * torch.tensor([3.0, 1, 2, 0.5, 0.1, 0.1])
-    plane = principal_plane(features)
-    values = features.double().numpy()
-    centred = values - values.mean(0)
-    _, singular, rows = np.linalg.svd(centred, full_matrices=False)
-    assert plane.explained == pytest.approx(singular[:2] ** 2 / (singular**2).sum(), rel=1e-9)
-    expected = centred @ rows[:2].T
-    np.testing.assert_allclose(np.abs(plane.points(features).numpy()), np.abs(expected), atol=1e-9)
-    for axis in plane.axes:
-        assert axis[axis.abs().argmax()] > 0
-    scales = torch.rand(4, 6, generator=generator)
-    axes = plane.axes.numpy()
-    for covariance, scale in zip(plane.covariances(scales).numpy(), scales.double().numpy(), strict=True):
-        np.testing.assert_allclose(covariance, axes @ np.diag(scale**2) @ axes.T, atol=1e-12)

@@ -97,11 +97,10 @@ def test_running_sums_do_not_drift():
     generator = torch.Generator().manual_seed(0)
     pool = torch.randn(64, 2, samples, dim, generator=generator)
     pool *= torch.logspace(-4, 2, 64)[:, None, None, None]
-    everything = torch.ones(2, samples, dtype=torch.bool)
-    entering = torch.randint(0, samples + 1, (97, 2), generator=generator)
-    for step in range(2000):
-        number = entering[step % 97]
-        memory.add(pool[step % 64], everything & (torch.arange(samples) < number[:, None]), number)
+    entering = torch.randint(0, samples + 1, (97, 2, 1), generator=generator)
+    for step in range(1000):
+        component = torch.where(torch.arange(samples) < entering[step % 97], torch.arange(2)[:, None], -1)
+        memory.add_batch(pool[step % 64].flatten(0, 1), component.flatten(), samples)
     held = memory.ring[:, :slots].double()
     assert memory.count.tolist() == [slots, slots]
     torch.testing.assert_close(memory.total, held.sum(1), rtol=0, atol=1e-7)

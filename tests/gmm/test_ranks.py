@@ -29,9 +29,6 @@ State = dict[str, Tensor]
 Pixels = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-# What every rank does.
-
-
 def make_bank(rank: int, **options: Any) -> GaussianMixtureBank:
     torch.manual_seed(rank)
     options = {"memory_size": SLOTS, "samples_per_update": SAMPLES, "momentum_mean": 0.9, **options}
@@ -150,9 +147,6 @@ def run_rank(rank: int, folder: Path) -> None:
             results["waiting"] = state(resumed)
     torch.save(results, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
-
-
-# What a test sees.
 
 
 @pytest.fixture(scope="module")

@@ -73,34 +73,3 @@ def shaken():
         return network.eval()
 
     return shake
-
-
-@pytest.fixture(scope="session")
-def mmsegmentation_mit():
-    """From a Mix Transformer's official names to MMSegmentation's, as its converter does it."""
-
-    def rename(state):
-        result = {}
-        for name, value in state.items():
-            part, _, rest = name.partition(".")
-            kind, stage = part[:-1], int(part[-1]) - 1
-            if kind == "patch_embed":
-                result[f"layers.{stage}.0.{rest.replace('proj.', 'projection.')}"] = value
-            elif kind == "norm":
-                result[f"layers.{stage}.2.{rest}"] = value
-            elif ".attn.q." in name:
-                joint = torch.cat([value, state[name.replace(".q.", ".kv.")]])
-                result[f"layers.{stage}.1.{rest.replace('attn.q.', 'attn.attn.in_proj_')}"] = joint
-            elif ".attn.kv." not in name:
-                for old, new in (
-                    ("attn.proj.", "attn.attn.out_proj."),
-                    ("mlp.fc1.", "ffn.layers.0."),
-                    ("mlp.dwconv.dwconv.", "ffn.layers.1."),
-                    ("mlp.fc2.", "ffn.layers.4."),
-                ):
-                    rest = rest.replace(old, new)
-                linear = "ffn.layers" in rest and value.dim() == 2
-                result[f"layers.{stage}.1.{rest}"] = value[:, :, None, None] if linear else value
-        return result
-
-    return rename

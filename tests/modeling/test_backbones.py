@@ -10,6 +10,8 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.structures import ImageList
 
 from gmm_anomaly.modeling import build_backbone
+from gmm_anomaly.modeling.backbones.mit import MIT_SHAPES, MitShape, MixTransformer
+from gmm_anomaly.modeling.backbones.weight_names import mit_names
 
 NARROW = ["MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
           "MODEL.RESNETS.NORM", "BN", "MODEL.RESNETS.STEM_OUT_CHANNELS", 8]  # fmt: skip
@@ -181,6 +183,30 @@ def test_patches_of_14_pixels_lie_at_every_16th_pixel(build):
         # Interpolation spills over to the neighbours by a fraction of a pixel, and no further.
         response[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = 0
         assert not response.any()
+
+
+def test_mit_agrees_with_transformers(shaken):
+    transformers = pytest.importorskip("transformers")
+    small = MitShape(channels=(8, 16, 40, 64), depths=(1, 2, 1, 1))
+    keys = {"hidden_sizes": list(small.channels), "depths": list(small.depths)}
+    network = shaken(transformers.SegformerModel(transformers.SegformerConfig(**keys)))
+    backbone = MixTransformer(small).eval()
+    backbone.load_state_dict(mit_names(network.state_dict()))
+    for size in ((64, 96), (75, 91)):
+        image = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            expected = network(image, output_hidden_states=True).hidden_states
+            features = backbone(image)
+        for found, feature in zip(features.values(), expected, strict=True):
+            torch.testing.assert_close(found, feature, rtol=1e-4, atol=1e-4)
+
+
+def test_mit_sizes():
+    # Encoder parameters in millions, table 1 of the paper.
+    for name, millions in {"b0": 3.4, "b1": 13.1, "b2": 24.2, "b3": 44.0, "b4": 60.8, "b5": 81.4}.items():
+        with torch.device("meta"):
+            parameters = MixTransformer(MIT_SHAPES[f"mit_{name}"]).parameters()
+        assert sum(one.numel() for one in parameters) / 1e6 == pytest.approx(millions, abs=0.1), name
 
 
 def test_stochastic_depth_is_the_keys_or_the_models_own(build):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 from torch import nn
 
-from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.engine import build_config
-from gmm_anomaly.engine.non_finite import FeatureWatch
-from gmm_anomaly.modeling import AnomalySegmentor, SoftmaxClassifier, compiled_network, segmentor
-from gmm_anomaly.modeling.compiled_network import check_compiler, compiled_pixel_features
+from gmm_anomaly.engine.train_loop import FeatureWatch
+from gmm_anomaly.modeling import AnomalySegmentor, SoftmaxClassifier, segmentor
 from gmm_anomaly.modeling.decoders.base import Decoded
+from gmm_anomaly.modeling.segmentor import compiled_pixel_features
 
 CLASSES = 3
 # Of graphs, in place of torch's 8.
@@ -132,31 +132,10 @@ def test_a_feature_that_is_not_finite_is_noticed(captured):
     assert watch.take(torch.device("cpu")).isfinite().tolist() == [True, False]
 
 
-def test_needs_a_compiler(monkeypatch, tmp_path):
+def test_config_asks_for_it_and_only_where_it_works(config, monkeypatch, tmp_path):
+    assert config().MODEL.COMPILE is False
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
-    with pytest.raises(ValueError, match=r"MODEL.COMPILE: .* C\+\+ compiler, found no .*no-compiler"):
-        check_compiler("cpu")
-    compiler = tmp_path / "compiler"
-    compiler.write_text("#!/bin/sh\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setattr(compiled_network.sysconfig, "get_path", lambda _name: str(tmp_path))
-    with pytest.raises(ValueError, match=r"MODEL.COMPILE: .* Python's headers"):
-        check_compiler("cpu")
-    (tmp_path / "Python.h").touch()
-    check_compiler("cpu")
-
-
-def test_config_asks_for_it_and_only_where_it_works(monkeypatch, tmp_path):
-    from detectron2.config import get_cfg
-    from detectron2.modeling import build_model
-
-    cfg = get_cfg()
-    add_gmm_anomaly_config(cfg)
-    assert cfg.MODEL.COMPILE is False
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.COMPILE", True])
-    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
-    with pytest.raises(ValueError, match="MODEL.COMPILE"):
-        build_model(cfg)
+    with pytest.raises(ValueError, match=r"MODEL.COMPILE: .* C\+\+ compiler .*no-compiler.*; install it"):
+        build_model(config("MODEL.COMPILE", True))
     with pytest.raises(ValueError, match="MODEL.COMPILE: expected False"):
         build_config("", ["MODEL.META_ARCHITECTURE", "MaskAnomalySegmentor", "MODEL.COMPILE", True])

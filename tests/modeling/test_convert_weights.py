@@ -15,6 +15,7 @@ from gmm_anomaly.cli import main
 from gmm_anomaly.engine import Checkpointer, build_config
 from gmm_anomaly.engine.weights import trust_pickles
 from gmm_anomaly.modeling.backbones.weight_names import mmsegmentation_timm_names
+from tests.oracles.mmsegmentation import mmsegmentation_state
 
 CLASSES, COMPONENTS, DIM, SLOTS = 5, 2, 8, 6
 TINY = [
@@ -85,37 +86,6 @@ MODELS = {
     ),
 }  # fmt: skip
 
-# This project's names -> MMSegmentation's, the decoders' convolutions written out as its ConvModules are.
-POOLING = {
-    **{f"pyramid.branches.{i}.conv": f"psp_modules.{i}.1" for i in range(4)},
-    "pyramid.bottleneck": "bottleneck",
-}
-HEAD_NAMES = {
-    "SeparableDeepLabV3Plus": {
-        "image_pool.conv": "image_pool.1", "branches.0": "aspp_modules.0", "bottleneck": "bottleneck",
-        "project": "c1_bottleneck",
-        **{f"branches.{i}.{part}": f"aspp_modules.{i}.{part}_conv"
-           for i in (1, 2, 3) for part in ("depthwise", "pointwise")},
-        **{f"refine.{i}.{part}": f"sep_bottleneck.{i}.{part}_conv"
-           for i in (0, 1) for part in ("depthwise", "pointwise")},
-    },
-    "OCRNet": {
-        "bottleneck": "bottleneck",
-        **{f"attention.{what}.{i}": f"object_context_block.{what}_project.{i}"
-           for what in ("query", "key") for i in (0, 1)},
-        "attention.value": "object_context_block.value_project",
-        "attention.out": "object_context_block.out_project",
-        "attention.fuse": "object_context_block.bottleneck",
-    },
-    "UPerNet": {
-        **POOLING, "fuse": "fpn_bottleneck",
-        **{f"lateral.{i}": f"lateral_convs.{i}" for i in range(3)},
-        **{f"smooth.{i}": f"fpn_convs.{i}" for i in range(3)},
-    },
-    "SegFormer": {**{f"project.{i}": f"convs.{i}" for i in range(4)}, "fuse": "fusion_conv"},
-    "PSP": POOLING,
-}  # fmt: skip
-
 
 def config(overrides):
     return build_config("", [*TINY, *overrides])
@@ -133,101 +103,8 @@ def randomised(model):
     return model
 
 
-def mm_head(name, decoder_name, head):
-    """The name of a decoder's tensor."""
-    table = {start: f"{head}.{target}" for start, target in HEAD_NAMES[decoder_name].items()}
-    table["auxiliary.conv"] = "auxiliary_head.convs.0"
-    if name.startswith("auxiliary.predictor."):
-        return name.replace("auxiliary.predictor", "auxiliary_head.conv_seg")
-    (start,) = [start for start in table if name.startswith(start + ".")]
-    kind = "bn" if ".norm." in name else "conv"
-    return f"{table[start]}.{kind}.{name.removeprefix(start + '.').removeprefix('norm.')}"
-
-
-def mm_resnet(name, value):
-    for number, ours in enumerate(("stem.conv1.", "stem.conv2.", "stem.conv3.")):
-        if name.startswith(ours + "norm."):
-            return {name.replace(ours + "norm", f"stem.{3 * number + 1}"): value}
-        name = name.replace(ours, f"stem.{3 * number}.")
-    for stage in (2, 3, 4, 5):
-        name = name.replace(f"res{stage}.", f"layer{stage - 1}.")
-    name = name.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
-    for number in (1, 2, 3):
-        name = name.replace(f"conv{number}.norm", f"bn{number}")
-    return {name: value}
-
-
-def mm_timm_resnet(name, value):
-    name = name.removeprefix("model.")
-    return {re.sub("^bn1", "stem.7", re.sub("^conv1", "stem", name)): value}
-
-
-def mm_swin(name, value):
-    if name.startswith("output_norms.level"):
-        return {name.replace("output_norms.level", "norm"): value}
-    name = name.removeprefix("model.").replace("patch_embed.proj.", "patch_embed.projection.")
-    name = name.replace(".attn.", ".attn.w_msa.")
-    name = name.replace("mlp.fc1", "ffn.layers.0.0").replace("mlp.fc2", "ffn.layers.1")
-    if ".downsample." in name:
-        # timm: pixels (0,0), (1,0), (0,1), (1,1) one after the other; nn.Unfold: channel by channel.
-        channels = value.shape[-1] // 4
-        unfolded = torch.empty_like(value)
-        for position, (row, column) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
-            for channel in range(channels):
-                unfolded[..., channel * 4 + 2 * row + column] = value[..., position * channels + channel]
-        stage = int(name[len("layers_")])
-        return {name.replace(f"layers_{stage}", f"stages.{stage - 1}"): unfolded}
-    return {name.replace("layers_", "stages."): value}
-
-
-BACKBONES = {"resnet": mm_resnet, "timm": mm_timm_resnet, "swin": mm_swin}
-
-
-def released_mixtures(model):
-    """The released head's state, and tensors that it has besides."""
-    generator = torch.Generator().manual_seed(1)
-    queue = F.normalize(torch.randn(CLASSES * COMPONENTS, DIM, SLOTS, generator=generator), dim=1)
-    bank = model.classifier.bank
-    own = {"means": bank.means, "diagonal": bank.scales, "queue": queue}
-    own["queue_ptr"] = torch.arange(CLASSES * COMPONENTS) % SLOTS
-    own |= {"eye_matrix": torch.ones(DIM), "iteration_counter": torch.tensor([9.0])}
-    own |= {"conv_seg.weight": torch.zeros(CLASSES, 16, 1, 1), "conv_seg.bias": torch.zeros(CLASSES)}
-    return {name: value.clone() for name, value in own.items()}
-
-
-@pytest.fixture(scope="module")
-def mmsegmentation_state(mmsegmentation_mit):
-    """The tensors of a model of MODELS as MMSegmentation would have saved them."""
-
-    def make(name, model):
-        family, decoder_name = name.split("-")[0], type(model.decoder).__name__.removesuffix("Decoder")
-        cascade = decoder_name == "OCRNet"
-        head = "decode_head.1" if cascade else "decode_head"
-        own = model.backbone.state_dict()
-        backbone = mmsegmentation_mit(own) if family == "mit" else {}
-        for key, value in own.items() if family != "mit" else ():
-            backbone |= BACKBONES[family](key, value)
-        state = {f"backbone.{key}": value for key, value in backbone.items()}
-        state |= {mm_head(key, decoder_name, head): v for key, v in model.decoder.state_dict().items()}
-        for key, value in model.classifier.state_dict().items():
-            if not key.startswith("bank."):
-                key = key.replace("project.1.", "projection.conv.").replace("project.2.", "projection.bn.")
-                key = key.replace("feature_norm", "feat_norm").replace("class_norm", "mask_norm")
-                state[f"{head}.{key.replace('predictor', 'conv_seg')}"] = value
-        if hasattr(model.classifier, "bank"):
-            state |= {f"{head}.{key}": value for key, value in released_mixtures(model).items()}
-        if cascade:
-            state = {key.replace("auxiliary_head", "decode_head.0"): value for key, value in state.items()}
-        if family == "swin":
-            index = torch.zeros(49, 49).long()
-            state["backbone.stages.0.blocks.0.attn.w_msa.relative_position_index"] = index
-        return state
-
-    return make
-
-
 @pytest.fixture(scope="module", params=MODELS)
-def case(request, mmsegmentation_state):
+def case(request):
     cfg = config(MODELS[request.param][0])
     model = randomised(build_model(cfg)).eval()
     return request.param, cfg, model, mmsegmentation_state(request.param, model)
@@ -289,14 +166,14 @@ def test_merged_patches_are_those_of_unfold():
 
 
 @pytest.fixture(scope="module")
-def segformer(mmsegmentation_state):
+def segformer():
     cfg = config(MODELS["mit-segformer-gmm"][0])
     model = randomised(build_model(cfg))
     return cfg, model, mmsegmentation_state("mit-segformer-gmm", model)
 
 
 def test_partial_checkpoints_are_refused_and_nothing_is_written(segformer, convert, capsys):
-    cfg, _, state = segformer
+    cfg, model, state = segformer
     part = {key: value for key, value in state.items() if "fusion_conv" not in key}
     part["decode_head.surprise.weight"] = torch.zeros(3)
     part["decode_head.convs.0.conv.weight"] = torch.zeros(4, 32, 1, 1)
@@ -307,20 +184,14 @@ def test_partial_checkpoints_are_refused_and_nothing_is_written(segformer, conve
     assert re.search(r"unused .*: 1\n  decode_head.surprise.weight", captured.out)
     assert "decoder.project.0.weight: (4, 32, 1, 1) in the checkpoint, (16, 32, 1, 1)" in captured.out
     assert "nothing is written" in captured.err and "--allow-missing PREFIX" in captured.err
-
-
-def test_what_may_be_missing_is_said(segformer, convert):
-    cfg, model, state = segformer
     part = {key: value for key, value in state.items() if "fusion_conv" not in key}
     assert convert(cfg, part, "--allow-missing", "decoder.pro")[0] == 1
     status, output = convert(cfg, part, "--allow-missing", "decoder.fuse.")
     assert status == 0
-    written = torch.load(output, weights_only=True)["model"]
     # Counters count as filled: files of old versions have none.
-    assert set(model.state_dict()) - set(written) == {
-        f"decoder.fuse.{rest}"
-        for rest in ("weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
-    }
+    rest = ("weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
+    written = torch.load(output, weights_only=True)["model"]
+    assert set(model.state_dict()) - set(written) == {f"decoder.fuse.{name}" for name in rest}
 
 
 def test_mixtures_that_do_not_fit_are_refused(segformer, convert, capsys):
@@ -348,7 +219,7 @@ def test_stored_features_are_kept_where_the_config_keeps_them(segformer, convert
     assert "MODEL.GMM.MEMORY_SIZE: the checkpoint's memory has 6 slots" in capsys.readouterr().err
 
 
-def test_dilated_detectron2_resnets_come_with_a_note(mmsegmentation_state, convert, capsys):
+def test_dilated_detectron2_resnets_come_with_a_note(convert, capsys):
     name = "resnet-psp-softmax"
     dilated = [*MODELS[name][0], "MODEL.RESNETS.RES4_DILATION", 2, "MODEL.RESNETS.RES5_DILATION", 4]
     state = mmsegmentation_state(name, build_model(config(MODELS[name][0])))

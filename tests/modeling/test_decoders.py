@@ -24,9 +24,9 @@ from gmm_anomaly.modeling.decoders import (
     deeplabv3plus,
 )
 from gmm_anomaly.modeling.decoders.blocks import conv_norm_relu, convolve_parts
-from gmm_anomaly.modeling.decoders.ocrnet import region_representations
 from gmm_anomaly.modeling.losses import pixel_cross_entropy
 from gmm_anomaly.modeling.registry import DECODER_REGISTRY
+from tests.oracles.layers import plain, pooled_pyramid, separable, up
 
 CLASSES = 5
 DECODERS = sorted(name for name, _ in DECODER_REGISTRY)
@@ -66,52 +66,9 @@ def randomise(module):
     generator = torch.Generator().manual_seed(2)
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            for tensor, low in (
-                (layer.weight.data, 0.5),
-                (layer.bias.data, -0.5),
-                (layer.running_mean, -0.5),
-                (layer.running_var, 0.5),
-            ):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + low)
+            for tensor in (layer.weight.data, layer.bias.data, layer.running_mean, layer.running_var):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
     return module.double().eval()
-
-
-def plain(layer, x):
-    """Convolution, norm and ReLU of a layer, one by one."""
-    x = F.conv2d(
-        x, layer.weight, layer.bias, padding=layer.padding, dilation=layer.dilation, groups=layer.groups
-    )
-    if layer.norm is not None:
-        scale = layer.norm.weight / (layer.norm.running_var + layer.norm.eps).sqrt()
-        x = (x - layer.norm.running_mean[:, None, None]) * scale[:, None, None]
-        x = x + layer.norm.bias[:, None, None]
-    return x.clamp(min=0)
-
-
-def separable(layer, x):
-    return plain(layer.pointwise, plain(layer.depthwise, x))
-
-
-def up(x, size):
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-
-
-def average_cells(x, bins):
-    """Adaptive average pooling: cell i of n covers floor(i * s / n) to ceil((i + 1) * s / n)."""
-    height, width = x.shape[-2:]
-    out = x.new_zeros(*x.shape[:2], bins, bins)
-    for i, j in itertools.product(range(bins), range(bins)):
-        rows = slice(i * height // bins, -(-(i + 1) * height // bins))
-        columns = slice(j * width // bins, -(-(j + 1) * width // bins))
-        out[..., i, j] = x[..., rows, columns].mean((-2, -1))
-    return out
-
-
-def pooled_pyramid(module, x):
-    parts = [x]
-    for bins, branch in zip((1, 2, 3, 6), module.branches, strict=True):
-        parts.append(up(plain(branch.conv, average_cells(x, bins)), x.shape[-2:]))
-    return plain(module.bottleneck, torch.cat(parts, 1))
 
 
 def named(*indices):
@@ -135,11 +92,11 @@ def test_convolution_of_parts_is_that_of_their_concatenation(kernel_size, norm):
     equal(convolve_parts(layer, iter(parts), (9, 7)), plain(layer, whole))
 
 
-@pytest.mark.parametrize("size", [(11, 5), (2, 3), (1, 1)])
-def test_psp_is_its_averages(size):
+def test_psp_is_its_averages():
     decoder = randomise(PSPDecoder(named(3), channels=6))
-    x = torch.randn(2, SHAPES["f3"].channels, *size, generator=torch.Generator().manual_seed(4)).double()
-    equal(decoder({"f3": x}).features, pooled_pyramid(decoder.pyramid, x))
+    for size in ((11, 5), (1, 1)):
+        x = torch.randn(2, SHAPES["f3"].channels, *size, generator=torch.Generator().manual_seed(4)).double()
+        equal(decoder({"f3": x}).features, pooled_pyramid(decoder.pyramid, x))
 
 
 def test_segformer_fuses_upsampled_projections():
@@ -191,17 +148,6 @@ def test_deeplab_is_detectron2s_head_with_separable_convolutions():
     equal(head.predictor(decoder(features).features), head.layers(features))
 
 
-def test_regions_are_weighted_means_of_each_class():
-    generator = torch.Generator().manual_seed(5)
-    features = torch.randn(2, 6, 4, 5, generator=generator)
-    logits = torch.randn(2, 3, 4, 5, generator=generator) * 3
-    found = region_representations(features, logits)
-    for image, index in itertools.product(range(2), range(3)):
-        weights = logits[image, index].double().exp()
-        mean = (features[image].double() * weights).sum((-2, -1)) / weights.sum()
-        torch.testing.assert_close(found[image, :, index].double(), mean, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     "levels, auxiliary, kernel",
     [([3], ["f2"], (3, 3)), ([1, 2, 3], ["f1", "f2", "f3"], (1, 1))],
@@ -221,7 +167,8 @@ def test_ocrnet_attends_to_the_regions_of_its_auxiliary_head(levels, auxiliary, 
     attention, size = decoder.attention, features[decoder.in_features[0]].shape[-2:]
     logits = F.conv2d(plain(head.conv, together(auxiliary)), head.predictor.weight, head.predictor.bias)
     pixels = plain(decoder.bottleneck, together(decoder.in_features))
-    regions = region_representations(pixels, up(logits, size))[..., None]
+    weights = up(logits, size).flatten(2).softmax(2)
+    regions = torch.einsum("bfn,bcn->bfc", pixels.flatten(2), weights)[..., None]
     query = plain(attention.query[1], plain(attention.query[0], pixels))
     key = plain(attention.key[1], plain(attention.key[0], regions))
     value = plain(attention.value, regions)
@@ -236,10 +183,8 @@ def test_ocrnet_attends_to_the_regions_of_its_auxiliary_head(levels, auxiliary, 
 
 @pytest.mark.parametrize("cosine, average", [(False, "valid"), (True, "all")])
 def test_auxiliary_loss_is_the_weighted_cross_entropy_of_its_logits(cosine, average):
-    head = AuxiliaryHead(
-        SHAPES["f2"].channels, CLASSES, features=["f2"], channels=6, weight=0.3, cosine=cosine,
-        loss_average=average,
-    )  # fmt: skip
+    options = {"channels": 6, "weight": 0.3, "cosine": cosine, "loss_average": average}
+    head = AuxiliaryHead(SHAPES["f2"].channels, CLASSES, features=["f2"], **options)
     nn.init.normal_(head.predictor.weight)
     decoder = randomise(PSPDecoder(named(3), channels=6, auxiliary=head))
     features = pyramid(dtype=torch.float64)
@@ -265,14 +210,14 @@ def test_auxiliary_head_computes_only_what_is_needed(build, name):
     decoder.auxiliary.register_forward_hook(lambda *_: calls.append(1))
     decoder(pyramid())
     # OCRNet's regions come from it.
-    is_ocrnet = name == "OCRNetDecoder"
-    assert bool(calls) == is_ocrnet
+    assert bool(calls) == (name == "OCRNetDecoder")
     without = build(name, "MODEL.DECODER.AUX_FEATURE", "")
-    assert (without.auxiliary is not None) == is_ocrnet
-    if is_ocrnet:
-        assert without.auxiliary.features == ["f2"]
-        several = build(name, "MODEL.DECODER.IN_FEATURES", ["f1", "f3"], "MODEL.DECODER.AUX_FEATURE", "")
-        assert several.auxiliary.features == ["f1", "f3"] and several.out_stride == SHAPES["f1"].stride
+    if name != "OCRNetDecoder":
+        assert without.auxiliary is None
+        return
+    assert without.auxiliary.features == ["f2"]
+    several = build(name, "MODEL.DECODER.IN_FEATURES", ["f1", "f3"], "MODEL.DECODER.AUX_FEATURE", "")
+    assert several.auxiliary.features == ["f1", "f3"] and several.out_stride == SHAPES["f1"].stride
 
 
 # Every decoder, and every classifier.
@@ -295,9 +240,8 @@ def test_decoders_work_with_classifiers(build, config, name, classifier):
         head.predictor.update()
     decoded = decoder(features, labels)
     losses = head.losses(decoded.features, labels) | decoded.losses
-    assert set(losses) == {"loss_ce", "loss_aux"} | (
-        {"loss_contrast", "loss_guide"} if classifier == "gmm" else set()
-    )
+    own = {"loss_contrast", "loss_guide"} if classifier == "gmm" else set()
+    assert set(losses) == {"loss_ce", "loss_aux"} | own
     sum(losses.values()).backward()
     unused = [key for key, parameter in model.named_parameters() if parameter.grad is None]
     assert not unused, "an unused parameter breaks data parallelism"
@@ -308,23 +252,13 @@ def test_decoders_work_with_classifiers(build, config, name, classifier):
         decoded = decoder(features)
         logits = head(decoded.features).logits
     finest = max(x.shape[-2:] for x in (features[key] for key in decoder.in_features))
-    assert decoded.features.shape == (2, decoder.out_channels, *finest)
+    assert decoded.features.shape == (2, decoder.out_channels, *finest), "of an image that no stride divides"
     assert decoder.out_stride == min(SHAPES[key].stride for key in decoder.in_features)
     assert logits.shape == (2, CLASSES, *finest) and logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", DECODERS)
-def test_images_of_a_batch_do_not_influence_each_other(build, name):
-    decoder = randomise(build(name))
-    features = pyramid(dtype=torch.float64)
-    together = decoder(features).features
-    for index in range(2):
-        alone = decoder({key: x[index : index + 1] for key, x in features.items()}).features
-        torch.testing.assert_close(together[index : index + 1], alone, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("norm", ["GN", ""])
+# Both norms that take one image, on every decoder one of them.
+@pytest.mark.parametrize("name, norm", list(zip(DECODERS, itertools.cycle(["GN", ""]))))
 def test_one_image_trains_without_batch_norm_under_autocast(build, name, norm, monkeypatch):
     # Detectron2's GN has 32 groups, of two channels here.
     monkeypatch.setattr(deeplabv3plus, "PROJECTED", 64)
@@ -339,39 +273,27 @@ def test_one_image_trains_without_batch_norm_under_autocast(build, name, norm, m
     assert all(p.grad is not None and p.grad.isfinite().all() for p in decoder.parameters())
 
 
-@pytest.mark.parametrize("name", ["PSPDecoder", "UPerNetDecoder", "SeparableDeepLabV3PlusDecoder"])
-def test_batch_norm_of_a_single_value_is_explained(build, name):
-    decoder = build(name)
-    with pytest.raises(ValueError, match=r"MODEL\.DECODER\.NORM: .*SOLVER\.IMS_PER_BATCH"):
-        decoder(pyramid(batch=1))
-
-
-@pytest.mark.parametrize(
-    "name, default, given, order",
-    [
+def test_decoders_choose_their_features(build):
+    for name, default, given, order in (
         ("DeepLabV3PlusDecoder", ["f0", "f3"], ["f3", "f0", "f1"], ["f0", "f1", "f3"]),
         ("SeparableDeepLabV3PlusDecoder", ["f0", "f3"], ["f2", "f1"], ["f1", "f2"]),
         ("SegFormerDecoder", ["f0", "f1", "f2", "f3"], ["f2", "f1"], ["f1", "f2"]),
         ("UPerNetDecoder", ["f0", "f1", "f2", "f3"], ["f2", "f1"], ["f1", "f2"]),
         ("OCRNetDecoder", ["f3"], ["f2", "f1"], ["f1", "f2"]),
         ("PSPDecoder", ["f3"], ["f2"], ["f2"]),
-    ],
-)
-def test_decoders_choose_their_features(build, name, default, given, order):
-    assert build(name).in_features == default
-    assert build(name, "MODEL.DECODER.IN_FEATURES", given).in_features == order
+    ):
+        assert build(name).in_features == default
+        assert build(name, "MODEL.DECODER.IN_FEATURES", given).in_features == order
 
 
-@pytest.mark.parametrize(
-    "name, key, value, message",
-    [
+def test_wrong_keys_are_named(build):
+    for name, key, value, message in (
         ("PSPDecoder", "IN_FEATURES", ["f2", "f3"], "expected exactly 1 of"),
         ("UPerNetDecoder", "IN_FEATURES", ["f3"], "expected at least 2 of"),
         ("SegFormerDecoder", "IN_FEATURES", ["res2"], r".*f0, f1.*found \['res2'\]"),
-        ("SeparableDeepLabV3PlusDecoder", "IN_FEATURES", ["f3"], "expected exactly 2"),
         ("PSPDecoder", "AUX_FEATURE", "res4", "expected one of .*found 'res4'"),
-    ],
-)
-def test_wrong_keys_are_named(build, name, key, value, message):
-    with pytest.raises(ValueError, match=rf"MODEL\.DECODER\.{key}: {message}"):
-        build(name, f"MODEL.DECODER.{key}", value)
+    ):
+        with pytest.raises(ValueError, match=rf"MODEL\.DECODER\.{key}: {message}"):
+            build(name, f"MODEL.DECODER.{key}", value)
+    with pytest.raises(ValueError, match=r"MODEL\.DECODER\.NORM: .*SOLVER\.IMS_PER_BATCH"):
+        build("PSPDecoder")(pyramid(batch=1))

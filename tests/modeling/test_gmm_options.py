@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from gmm_anomaly.gmm import GaussianMixtureBank, sinkhorn_assign_all
 from gmm_anomaly.modeling import GMMClassifier
-from gmm_anomaly.modeling.sampled_contrast import SampledContrast
+from gmm_anomaly.modeling.losses import SampledContrast
 
 CLASSES, COMPONENTS, DIM = 3, 2, 6
 
@@ -125,9 +125,9 @@ def test_how_much_of_the_mixtures_gradient_reaches_the_features(factor):
     [
         ({"feature_gradient": 1.5, "guide_weight": 1.0}, "FEATURE_GRADIENT: expected 0 to 1, found 1.5"),
         ({"feature_gradient": 0.0}, "FEATURE_GRADIENT 0 leaves backbone and decoder without a loss"),
-        ({"assignment": "hard"}, 'MODEL.GMM.ASSIGNMENT: expected "sinkhorn" or "em", found \'hard\''),
-        ({"logits_from": "guide"}, 'MODEL.GMM.LOGITS: expected "density" or "softmax", found \'guide\''),
-        ({"projection": "conv"}, "MODEL.GMM.PROJECTION: expected .*\"none\", found 'conv'"),
+        ({"assignment": "hard"}, "MODEL.GMM.ASSIGNMENT: expected one of sinkhorn, em, found 'hard'"),
+        ({"logits_from": "guide"}, "MODEL.GMM.LOGITS: expected one of density, softmax, found 'guide'"),
+        ({"projection": "conv"}, "MODEL.GMM.PROJECTION: expected .*none, found 'conv'"),
     ],
 )
 def test_wrong_options_are_named(options, message):

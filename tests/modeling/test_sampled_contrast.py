@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
 from gmm_anomaly.gmm import GaussianMixtureBank
-from gmm_anomaly.modeling.sampled_contrast import SampledContrast, choose_anchors, sampled_contrast
+from gmm_anomaly.modeling.losses import SampledContrast, choose_anchors, sampled_contrast
 
 CLASSES, DRAWS, DIM = 4, 6, 5
 

@@ -188,14 +188,29 @@ def test_backbones_give_what_their_shapes_say(overrides, strides):
         assert features[name].shape == (1, shape.channels, 64 // shape.stride, 96 // shape.stride), name
 
 
-def test_resnet_segmentor_trains_and_predicts_at_an_odd_size():
-    model = build_model(
-        config("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18,
-               "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN")
-    )  # fmt: skip
-    fitted(model).eval()
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18,
+         "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN"],
+        ["MODEL.BACKBONE.NAME", "build_mit_backbone", "MODEL.DECODER.NAME", "SegFormerDecoder"],
+        ["MODEL.TIMM.NAME", "resnet_test", "MODEL.DECODER.NAME", "UPerNetDecoder"],
+    ],
+    ids=["resnet", "mit", "timm-resnet"],
+)  # fmt: skip
+def test_an_odd_size_is_not_padded(keys):
+    """As in MMSegmentation: the logits of the plain network, enlarged to the image."""
+    model = fitted(build_model(config(*keys))).eval()
+    items = batch(((65, 77), (91, 70)))
     with torch.no_grad():
-        assert model(batch(((65, 77),)))[0]["anomaly_score"].shape == (65, 77)
+        image = (items[0]["image"].float() - model.pixel_mean) / model.pixel_std
+        plain = model.classifier(model.decoder(model.backbone(image[None])).features).logits
+        expected = torch.nn.functional.interpolate(plain, (65, 77), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(model(items[:1])[0]["sem_seg"], expected[0], rtol=1e-4, atol=1e-4)
+        # A batch has the size of its largest image in each direction.
+        for found, item in zip(model(items), items, strict=True):
+            assert found["anomaly_score"].shape == item["sem_seg"].shape
+            assert found["anomaly_score"].isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.gmm import GaussianMixtureBank, UnfittedMixtureError
 from gmm_anomaly.modeling.classifiers import GMMClassifier, build_classifier
-from gmm_anomaly.modeling.inference import Look, Seen, Window
+from gmm_anomaly.modeling.inference import Look, Window
 from gmm_anomaly.modeling.restoration import restore
 from gmm_anomaly.scores import PixelOutputs, get_scores
 
@@ -87,9 +87,9 @@ def test_nothing_becomes_nan_on_the_way_to_the_image():
     classified = with_unseen()(features())
     tiles = [PixelOutputs(classified.logits[i], classified.log_density[i]) for i in range(2)]
     windows = [Window(top=0, left=0, height=20, width=24), Window(top=0, left=8, height=20, width=24)]
-    seen = Seen(tiles, [Look((20, 32), windows, (20, 24), False)])
+    looks = [Look((20, 32), windows, (20, 24), False, tiles)]
     score = get_scores(["entropy"], given={"logits"})["entropy"]
-    logits, maps = restore(seen, (40, 64), "logits", lambda part: score(part)[None])
+    logits, maps = restore(looks, (40, 64), "logits", lambda part: score(part)[None])
     assert logits.isfinite().all() and maps.isfinite().all()
     assert maps.shape == (1, 40, 64) and not (logits.argmax(0) == UNSEEN).any()
 

@@ -17,7 +17,7 @@ from gmm_anomaly.postprocess import (
     get_postprocesses,
     known_postprocesses,
 )
-from gmm_anomaly.postprocess.boundary_suppression import class_boundary, suppress_boundaries
+from gmm_anomaly.postprocess.boundary_suppression import boundary_suppression, class_boundary
 from gmm_anomaly.postprocess.smoothing import dilated_smoothing
 
 NO_IMAGE = torch.zeros(3, 1, 1)
@@ -45,13 +45,13 @@ def diamond(radius):
     return (offset[:, None] + offset[None, :] <= radius).astype(np.uint8)
 
 
-def suppressed_by_loops(score, prediction, width=4, iterations=4):
+def suppressed_by_loops(score, prediction):
     """The steps of the paper's code, one pixel after the other, on OpenCV's boundaries."""
     classes = prediction.numpy().astype(np.uint8)
     boundary = (cv2.dilate(classes, CROSS) != cv2.erode(classes, np.ones((3, 3), np.uint8))).astype(np.uint8)
     value = score.numpy().astype(np.float64)
-    for iteration in range(iterations):
-        inside = cv2.dilate(boundary, diamond(width - 1 - iteration * (width // iterations))) > 0
+    for radius in (3, 2, 1, 0):
+        inside = cv2.dilate(boundary, diamond(radius)) > 0
         padded, free = np.pad(value, 1, mode="edge"), np.pad(~inside, 1, mode="edge")
         updated = value.copy()
         for y, x in zip(*np.nonzero(inside), strict=True):
@@ -62,13 +62,8 @@ def suppressed_by_loops(score, prediction, width=4, iterations=4):
     return value
 
 
-def test_boundary_of_a_step_is_two_columns():
-    boundary = class_boundary(step_edge())
-    assert boundary.all(dim=0).nonzero().flatten().tolist() == [4, 5]
-    assert boundary.any(dim=0).sum() == 2
-
-
-def test_boundary_is_opencvs():
+def test_boundary_is_opencvs_and_two_pixels_wide():
+    assert class_boundary(step_edge()).all(dim=0).nonzero().flatten().tolist() == [4, 5]
     _, prediction = street()
     classes = prediction.numpy().astype(np.uint8)
     expected = cv2.dilate(classes, CROSS) != cv2.erode(classes, np.ones((3, 3), np.uint8))
@@ -79,18 +74,16 @@ def test_suppression_of_a_step_works_from_outside_in():
     # Columns 1-8 are suppressed; only 0 and 9 keep what they were, so everything becomes one of these two.
     score = torch.full((6, 10), 100.0)
     score[:, 0], score[:, 9] = 2.0, 6.0
-    found = suppress_boundaries(score, step_edge())
+    found = boundary_suppression(score, step_edge(), NO_IMAGE)
     torch.testing.assert_close(found[0], torch.tensor([2.0] * 5 + [6.0] * 5))
     assert torch.equal(found, found[:1].expand(6, -1))
 
 
-@pytest.mark.parametrize("width, iterations", [(4, 4), (4, 2), (2, 1), (6, 3)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_suppression_is_the_loop(width, iterations, seed):
+def test_suppression_is_the_loop(seed):
     score, prediction = street(seed=seed)
-    found = suppress_boundaries(score, prediction, width, iterations)
-    expected = suppressed_by_loops(score, prediction, width, iterations)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+    found = boundary_suppression(score, prediction, NO_IMAGE)
+    np.testing.assert_allclose(found.numpy(), suppressed_by_loops(score, prediction), rtol=1e-4, atol=1e-5)
 
 
 def test_suppression_leaves_everything_else_bit_identical():
@@ -98,22 +91,18 @@ def test_suppression_leaves_everything_else_bit_identical():
     classes = prediction.numpy().astype(np.uint8)
     edge = cv2.dilate(classes, CROSS) != cv2.erode(classes, np.ones((3, 3), np.uint8))
     outside = torch.from_numpy(cv2.dilate(edge.astype(np.uint8), diamond(3)) == 0)
-    found = suppress_boundaries(score, prediction)
+    found = boundary_suppression(score, prediction, NO_IMAGE)
     assert outside.any() and torch.equal(found[outside], score[outside])
     # A single pixel of another class is replaced.
     score[4, 4] = 1000.0
-    assert suppress_boundaries(score, prediction)[4, 4] < 5
+    assert boundary_suppression(score, prediction, NO_IMAGE)[4, 4] < 5
 
 
-def test_noise_in_one_class_alone_is_not_touched_by_suppression():
+def test_without_a_boundary_and_where_everything_is_one_the_score_stays():
     score, prediction = street()
-    assert torch.equal(suppress_boundaries(score, torch.zeros_like(prediction)), score)
-
-
-def test_where_everything_is_boundary_the_score_stays():
-    prediction = torch.arange(9).view(3, 3)
+    assert torch.equal(boundary_suppression(score, torch.zeros_like(prediction), NO_IMAGE), score)
     score = torch.randn(3, 3)
-    assert torch.equal(suppress_boundaries(score, prediction), score)
+    assert torch.equal(boundary_suppression(score, torch.arange(9).view(3, 3), NO_IMAGE), score)
 
 
 def test_smoothing_is_the_dilated_kernel():
@@ -157,7 +146,8 @@ def test_a_chain_is_applied_in_order():
     score, prediction = street()
     names = ["boundary_suppression", "dilated_smoothing"]
     found = apply_chain(score, prediction, NO_IMAGE, get_postprocesses(names))
-    assert torch.equal(found, dilated_smoothing(suppress_boundaries(score, prediction), prediction, NO_IMAGE))
+    suppressed = boundary_suppression(score, prediction, NO_IMAGE)
+    assert torch.equal(found, dilated_smoothing(suppressed, prediction, NO_IMAGE))
     reverse = apply_chain(score, prediction, NO_IMAGE, get_postprocesses(names[::-1]))
     assert not torch.equal(found, reverse)
     assert torch.equal(apply_chain(score, prediction, NO_IMAGE, {}), score)
@@ -170,7 +160,5 @@ def test_bad_input_is_named():
         get_postprocesses(["blur"])
     with pytest.raises(ValueError, match="at most once"):
         get_postprocesses(["dilated_smoothing"] * 2)
-    with pytest.raises(ValueError, match="width: expected a positive multiple of the 3 iterations, found 4"):
-        suppress_boundaries(*street(), 4, 3)
     with pytest.raises(ValueError, match=r"two maps \(H, W\) of one size"):
         apply_chain(torch.zeros(3, 4), torch.zeros(4, 3), NO_IMAGE, {})

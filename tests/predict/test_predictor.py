@@ -44,37 +44,26 @@ def test_every_kind_of_image_gives_the_same(predictor, make_picture, save_rgb, t
     path = save_rgb(tmp_path / "a.png", image)
     turned = Image.fromarray(np.rot90(image).copy())
     turned.getexif()[274] = 6  # a quarter turn clockwise shows it upright
-    given = {
-        "path": path,
-        "Path": tmp_path / "a.png",
-        "PIL": Image.fromarray(image),
-        "PIL, turned by EXIF": turned,
-        "tensor": torch.from_numpy(image.transpose(2, 0, 1).copy()),
-        "strided": np.asfortranarray(image),
-    }
-    for kind, value in given.items():
-        found = predictor(value)
-        np.testing.assert_array_equal(found.score, expected, err_msg=kind)
-        np.testing.assert_array_equal(found.image, image, err_msg=kind)
+    tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    for given in (path, Image.fromarray(image), turned, tensor, np.asfortranarray(image)):
+        found = predictor(given)
+        np.testing.assert_array_equal(found.score, expected)
+        np.testing.assert_array_equal(found.image, image)
     bgr = image[..., ::-1]
     np.testing.assert_array_equal(predictor(bgr, format="BGR").score, expected)
     assert not np.array_equal(predictor(bgr).score, expected)
 
 
-@pytest.mark.parametrize(
-    "image, error, message",
-    [
+def test_other_things_are_named(predictor, make_picture):
+    for image, error, message in (
         (np.zeros((4, 5), np.uint8), ValueError, r"expected an \(H, W, 3\).*found \(4, 5\) uint8.*np.stack"),
         (np.zeros((4, 5, 3), np.float32), ValueError, r"found \(4, 5, 3\) float32.*times 255"),
-        (torch.zeros(4, 5, 3, dtype=torch.uint8), ValueError, r"tensor, found \(4, 5, 3\) torch.uint8"),
         (torch.zeros(1, 3, 4, 5, dtype=torch.uint8), ValueError, r"predict\(\)"),
         (3, TypeError, "found int"),
         ("none.png", FileNotFoundError, "no image none.png"),
-    ],
-)
-def test_other_things_are_named(predictor, make_picture, image, error, message):
-    with pytest.raises(error, match=message):
-        predictor(image)
+    ):
+        with pytest.raises(error, match=message):
+            predictor(image)
     with pytest.raises(ValueError, match="RGB, BGR, found 'GRB'"):
         predictor(make_picture(0), format="GRB")
 
@@ -118,11 +107,9 @@ def test_threshold_lets_the_target_share_through(trained, anomaly_set, make_pict
     predictor = AnomalyPredictor.from_config(trained.config, trained.weights)
     with pytest.raises(ValueError, match="components need a threshold"):
         _ = predictor(make_picture(0)).components
-    known = []
-    for record in get_records(anomaly_set):
-        label = read_label(record, MetadataCatalog.get(anomaly_set))
-        known.append(predictor(record["file_name"]).score[label == 0])
-    known = np.sort(np.concatenate(known))
+    metadata = MetadataCatalog.get(anomaly_set)
+    scored = [(predictor(r["file_name"]).score, read_label(r, metadata)) for r in get_records(anomaly_set)]
+    known = np.concatenate([score[label == 0] for score, label in scored])
     for target in (0.05, 0.3):
         found = predictor.fit_threshold(anomaly_set, target_fpr=target)
         share = (known > found.value).mean()
@@ -150,6 +137,14 @@ def test_threshold_lets_the_target_share_through(trained, anomaly_set, make_pict
         predictor.fit_threshold("nowhere")
     with pytest.raises(ValueError, match="target_fpr: expected a share"):
         predictor.fit_threshold(anomaly_set, target_fpr=5)
+    with pytest.raises(ValueError, match="threshold: expected a number"):
+        predictor.use_threshold(float("nan"))
+    with pytest.raises(FileNotFoundError, match="no threshold file none.json"):
+        predictor.use_threshold("none.json")
+    for text in ("nothing", "[1]", '{"value": 1}'):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="threshold.json: not a threshold file"):
+            predictor.use_threshold(file)
 
 
 def test_of_a_closed_set_every_labelled_pixel_is_known(predictor, anomaly_set, tmp_path):
@@ -179,21 +174,10 @@ def test_ties_are_not_split():
         ({"weights": None}, ValueError, r"no weights were given.*five minutes.*gmm-anomaly train"),
         ({"weights": "none.pth"}, FileNotFoundError, "none.pth"),
         ({"score": "gmm_density"}, ValueError, "'gmm_density' needs class densities"),
-        ({"device": "tpu9"}, ValueError, "device: expected cpu, cuda"),
-        ({"device": "cuda:99"}, ValueError, "found 'cuda:99'"),
-        ({"threshold": float("nan")}, ValueError, "threshold: expected a number"),
-        ({"threshold": "none.json"}, FileNotFoundError, "no threshold file none.json"),
+        ({"device": "cuda:99"}, ValueError, "device: expected cpu, cuda.*found 'cuda:99'"),
     ],
 )
 def test_what_cannot_work_is_said(trained, arguments, error, message):
     given = {"config": trained.config, "weights": trained.weights} | arguments
     with pytest.raises(error, match=message):
         AnomalyPredictor.from_config(**given)
-
-
-def test_files_that_are_no_thresholds(tmp_path):
-    file = tmp_path / "x.json"
-    for text in ("nothing", "[1]", '{"value": 1}'):
-        file.write_text(text)
-        with pytest.raises(ValueError, match="x.json: not a threshold file"):
-            Threshold.load(file)

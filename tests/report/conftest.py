@@ -15,7 +15,7 @@ import torch
 from gmm_anomaly.data import register_anomaly_dataset, register_segmentation_dataset
 from gmm_anomaly.evaluation import AnomalyEvaluator, ClosedSetEvaluator, write_results
 from gmm_anomaly.gmm import GaussianMixtureBank
-from gmm_anomaly.report import command
+from gmm_anomaly.report.page import run as write_page
 
 CLASSES = ["road", "car <big> & fast", "sky"]
 SIZE = (48, 64)
@@ -94,5 +94,5 @@ def run_folders(tmp_path_factory) -> list[Path]:
 def both_runs(run_folders, tmp_path_factory) -> str:
     """The page of both, by the command."""
     target = tmp_path_factory.mktemp("page") / "page.html"
-    command.run(Namespace(runs=run_folders, out=target, pictures=3, json=False))
+    write_page(Namespace(runs=run_folders, out=target, pictures=3, json=False))
     return target.read_text()

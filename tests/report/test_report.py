@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from gmm_anomaly.report import command, read_run, render_page
-from gmm_anomaly.report.page import comparison, number
-from gmm_anomaly.report.run import read_mixtures, read_training_log
+from gmm_anomaly.report.page import comparison, number, render_page
+from gmm_anomaly.report.page import run as write_page
+from gmm_anomaly.report.run import read_mixtures, read_run, read_training_log
 
 VOID = {"img", "wbr", "meta", "path"}
 
@@ -53,7 +53,7 @@ class Page(HTMLParser):
 
 
 def report(*runs: Path, out: Path | None = None, **options) -> None:
-    command.run(Namespace(runs=list(runs), out=out, **{"pictures": 3, "json": False} | options))
+    write_page(Namespace(runs=list(runs), out=out, **{"pictures": 3, "json": False} | options))
 
 
 def results_of(folder):

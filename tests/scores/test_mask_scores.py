@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -21,7 +19,7 @@ from gmm_anomaly.scores import (
     rba_score,
     semantic_map,
 )
-from gmm_anomaly.scores import maskomaly as maskomaly_module
+from gmm_anomaly.scores.masks import _warn_without_queries
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +51,12 @@ def test_maskomaly_is_the_reference(golden, name, anomaly, road):
     close(maskomaly_score(*inputs(golden), *sets), golden[name])
 
 
-def test_rba_and_evidence_are_the_reference(golden):
-    close(semantic_map(*inputs(golden)), golden["semantic_map"])
+def test_scores_on_the_semantic_map_are_the_reference(golden):
+    evidence = semantic_map(*inputs(golden))
+    close(evidence, golden["semantic_map"])
     close(rba_score(*inputs(golden)), golden["rba_score"])
-
-
-def test_energy_of_the_evidence_is_the_reference(golden):
-    evidence = PixelOutputs(semantic_map(*inputs(golden)))
-    close(SCORE_REGISTRY.get("energy")(evidence), golden["energy_of_semantic_map"])
-
-
-def test_mask_void_is_its_formula(golden):
     close(mask_void_score(*inputs(golden)), golden["m2a_plain_1_minus_max19"])
+    close(SCORE_REGISTRY.get("energy")(PixelOutputs(evidence)), golden["energy_of_semantic_map"])
 
 
 def logit(probability):
@@ -141,12 +133,10 @@ def test_shapes_that_do_not_belong_together_are_named(score, golden):
             score(*wrong)
 
 
-@pytest.mark.parametrize("position, name", [(0, "anomaly_queries"), (1, "road_queries")])
-def test_queries_that_do_not_exist_are_named(golden, position, name):
-    sets = [(), ()]
-    sets[position] = (3, 100)
-    with pytest.raises(ValueError, match=rf"{name}: expected indices from 0 to 99, found \[100\]"):
-        maskomaly_score(*inputs(golden), *sets)
+def test_queries_that_do_not_exist_are_named(golden):
+    for name in ("anomaly_queries", "road_queries"):
+        with pytest.raises(ValueError, match=rf"{name}: expected indices from 0 to 99, found \[100\]"):
+            maskomaly_score(*inputs(golden), **{name: (3, 100)})
 
 
 def outputs(golden, **sets):
@@ -163,7 +153,7 @@ def test_registered_scores_are_the_functions_on_a_models_masks(golden):
 
 
 def test_maskomaly_without_queries_warns_once(golden, caplog):
-    maskomaly_module._warn_without_queries.cache_clear()
+    _warn_without_queries.cache_clear()
     score = SCORE_REGISTRY.get("maskomaly")
     with caplog.at_level("WARNING"):
         score(outputs(golden, anomaly_queries=(1,)))
@@ -174,16 +164,15 @@ def test_maskomaly_without_queries_warns_once(golden, caplog):
     assert "`gmm-anomaly find-queries` and set MODEL.MASK2FORMER.ANOMALY_QUERIES" in caplog.text
 
 
+def test_mask_scores_need_a_mask_model():
+    with pytest.raises(ValueError, match="'rba' needs masks.*MaskAnomalySegmentor.*score by .*energy"):
+        get_scores(["rba"], given={LOGITS})
+
+
 @pytest.mark.parametrize("name", ["maskomaly", "rba", "mask_void"])
-def test_mask_scores_need_a_mask_model(name):
-    with pytest.raises(ValueError, match=rf"'{name}' needs masks.*MaskAnomalySegmentor.*score by .*energy"):
-        get_scores([name], given={LOGITS})
-
-
-@pytest.mark.parametrize("name, best", [*itertools.product(["maskomaly", "rba", "mask_void"], range(3))])
-def test_higher_means_more_anomalous(name, best):
-    known = MaskOutputs(*one_pixel((0.95, best, 0.95)))
-    unknown = MaskOutputs(*one_pixel((0.05, best, 0.95)))
-    score = SCORE_REGISTRY.get(name)
-    evidence = torch.zeros(3, 1, 1)
-    assert score(PixelOutputs(evidence, masks=unknown)) > score(PixelOutputs(evidence, masks=known))
+def test_higher_means_more_anomalous(name):
+    known, unknown = (
+        PixelOutputs(torch.zeros(3, 1, 1), masks=MaskOutputs(*one_pixel((mask, 1, 0.95))))
+        for mask in (0.95, 0.05)
+    )
+    assert SCORE_REGISTRY.get(name)(unknown) > SCORE_REGISTRY.get(name)(known)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import special, stats
 
 from gmm_anomaly.scores import (
+    FEATURE_DISTANCE,
     LOG_DENSITY,
     LOGITS,
     SCORE_REGISTRY,
@@ -40,8 +44,8 @@ ORACLES = {
 
 
 def test_every_registered_score_has_an_oracle():
-    # Those of mask models have theirs in test_mask_scores.py, those on distances in test_hybrid.py, that on
-    # moments in test_sml.py.
+    # Those of mask models have theirs in test_mask_scores.py, that on moments in test_sml.py, those on
+    # distances below.
     elsewhere = {"maskomaly", "rba", "mask_void", "feature_distance", "hybrid", "sml"}
     assert set(known_scores()) == set(ORACLES) | elsewhere
 
@@ -65,16 +69,29 @@ def test_higher_means_more_anomalous(name):
     assert score(PixelOutputs(unknown, unknown * 10)) > score(PixelOutputs(known, known * 10))
 
 
-def test_unknown_score_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"TEST\.SCORES: unknown score 'mps'; known are .*energy.*msp"):
-        get_scores(["msp", "mps"], given={LOGITS, LOG_DENSITY})
+def test_scores_on_distances_by_hand():
+    """One pixel, two classes: the energy is -log(1 + 3)."""
+    density = torch.tensor([-30.0, -10.0]).view(2, 1, 1)
+    outputs = PixelOutputs(
+        torch.tensor([0.0, math.log(3.0)]).view(2, 1, 1),
+        density,
+        feature_distance=torch.tensor([[1.5]]),
+        hybrid_moments=(torch.tensor(2.0), torch.tensor(4.0)),
+    )
+    scores = get_scores(["hybrid", "feature_distance"], given={LOGITS, LOG_DENSITY, FEATURE_DISTANCE})
+    assert float(scores["feature_distance"](outputs)) == 1.5
+    assert float(scores["hybrid"](outputs)) == pytest.approx((10 - 2) / 4 + 1.5)
+    for other in (replace(outputs, hybrid_with="energy"), replace(outputs, log_density=None)):
+        assert float(scores["hybrid"](other)) == pytest.approx((-math.log(4) - 2) / 4 + 1.5)
 
 
-def test_density_score_needs_a_generative_classifier():
-    with pytest.raises(ValueError, match=r"'gmm_density' needs class densities.*MODEL\.CLASSIFIER\.NAME"):
-        get_scores(["gmm_density"], given={LOGITS})
-
-
-def test_no_score_is_an_error():
-    with pytest.raises(ValueError, match="at least one"):
-        get_scores([], given={LOGITS, LOG_DENSITY})
+def test_wrong_names_are_named():
+    for names, given, message in (
+        (["msp", "mps"], {LOGITS}, r"TEST\.SCORES: unknown score 'mps'; known are .*energy.*msp"),
+        (["gmm_density"], {LOGITS}, r"'gmm_density' needs class densities.*MODEL\.CLASSIFIER\.NAME"),
+        (["hybrid"], {LOGITS, LOG_DENSITY}, "MODEL.FEATURE_DISTANCE.FEATURES"),
+        (["sml"], {LOGITS}, "'sml' needs moments of the largest logit"),
+        ([], {LOGITS}, "at least one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            get_scores(names, given=given)

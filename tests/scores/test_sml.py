@@ -95,10 +95,3 @@ def test_moments_are_those_of_every_labelled_pixel(tmp_path):
     best = logits.argmax(0)
     score = found["anomaly_scores"]["sml"].numpy()
     np.testing.assert_allclose(score, -(logits.max(0) - mean[best]) / std[best], rtol=1e-3, atol=1e-3)
-
-
-def test_models_without_moments_are_named():
-    with pytest.raises(ValueError, match="'sml' needs moments of the largest logit"):
-        get_scores(["sml"], given={LOGITS})
-    with pytest.raises(ValueError, match="one number for each of the 3 classes"):
-        sml_score(torch.zeros(3, 2, 2), torch.zeros(2), torch.ones(2))

@@ -15,7 +15,7 @@ import numpy as np
 from detectron2.engine.hooks import CallbackHook
 
 from gmm_anomaly.engine import Trainer, build_config
-from tools.benchmarks.models import without_weights
+from tools.benchmarks.models import NO_WEIGHTS
 from tools.benchmarks.timing import memory_now
 
 CONFIG = Path(__file__).parents[2] / "configs" / "synthetic" / "effnetlite0_deeplabv3plus_gmm.yaml"
@@ -64,12 +64,12 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         overrides = [
-            *TINY, "OUTPUT_DIR", folder, "SOLVER.MAX_ITER", args.iterations,
+            *NO_WEIGHTS, *TINY, "OUTPUT_DIR", folder, "SOLVER.MAX_ITER", args.iterations,
             "DATASETS.SYNTHETIC.CACHE_DIR", str(Path(folder) / "frames"),
             "SOLVER.CHECKPOINT_PERIOD", max(1, args.iterations // 10),
             "DATASETS.SYNTHETIC.NUM_ANOMALY", args.frames, *args.overrides,
         ]  # fmt: skip
-        trainer = Trainer(without_weights(build_config(str(CONFIG), overrides)))
+        trainer = Trainer(build_config(str(CONFIG), overrides))
         trainer.segmentor.backbone.register_forward_hook(count_frame)
         watch = CallbackHook(after_step=lambda t: note("iterations", t.iter + 1, args.iterations))
         trainer.register_hooks([watch])

@@ -1,5 +1,5 @@
 """The gmm classifier against its softmax twin: a training iteration, and where its time goes; an inference,
-scored on logits and on features; both with and without mixed precision, channels-last order and compiling."""
+scored on logits and on features."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from gmm_anomaly.compat import wrap_distributed
 from gmm_anomaly.engine import EMHook, build_config, inference_config
-from gmm_anomaly.engine.optimizer import build_optimizer
 from gmm_anomaly.engine.train_loop import TrainLoop
+from gmm_anomaly.engine.trainer import build_optimizer
 from gmm_anomaly.gmm import GaussianMixtures, TiedGaussians
 from gmm_anomaly.modeling.classifiers import RunningMeanPrototypes
 from gmm_anomaly.modeling.feature_distance import FeatureDistance, MaxLogitMoments
@@ -30,15 +30,9 @@ from tools.benchmarks.mixtures import block_label
 from tools.benchmarks.timing import clock, report, side_by_side
 
 CONFIG = Path(__file__).parents[2] / "configs" / "cityscapes" / "r101_deeplabv3plus_gmm.yaml"
+# They change no cost and need not be there.
+NO_WEIGHTS = ("MODEL.WEIGHTS", "", "MODEL.BACKBONE.WEIGHTS", "")
 OWN_SCORE = {"gmm": "gmm_density", "softmax": "msp"}
-# Values of SOLVER.AMP.ENABLED, MODEL.CHANNELS_LAST and MODEL.COMPILE.
-VARIANTS = {
-    "plain": (False, False, False),
-    "mixed precision": (True, False, False),
-    "channels_last": (False, True, False),
-    "compiled": (False, False, True),
-    "all three": (True, True, True),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,23 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=int, default=2, help="images at a time (2)")
     parser.add_argument("--half", action="store_true", help="in mixed precision (bfloat16 on the CPU)")
-    parser.add_argument(
-        "--variants", action="store_true",
-        help="also with and without mixed precision, channels-last and compiling (ten networks in memory)",
-    )  # fmt: skip
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="KEY VALUE pairs for both twins")
-
-
-def without_weights(cfg: CfgNode) -> CfgNode:
-    """The config without pretrained weights, which change no cost and need not be there."""
-    cfg.defrost()
-    nodes = [cfg.MODEL]
-    for node in nodes:
-        nodes += [value for value in node.values() if isinstance(value, CfgNode)]
-        if "WEIGHTS" in node:
-            node.WEIGHTS = ""
-    cfg.freeze()
-    return cfg
 
 
 @torch.no_grad()
@@ -85,15 +63,15 @@ def make_ready(model: nn.Module) -> None:
             module.std.fill_(1)
 
 
-def twin_config(args: argparse.Namespace, classifier: str, pairs: Sequence[Any] = ()) -> CfgNode:
-    """The config of one twin, for whole images. pairs: keys and values that come last."""
+def twin_config(args: argparse.Namespace, classifier: str) -> CfgNode:
+    """The config of one twin, for whole images."""
     overrides = [
         *(("MODEL.RESNETS.DEPTH", 50) if args.config_file == str(CONFIG) else ()),
         "SOLVER.AMP.ENABLED", args.half, *args.overrides, "MODEL.DEVICE", args.device,
         "MODEL.CLASSIFIER.NAME", classifier, "TEST.SCORES", [OWN_SCORE[classifier]],
-        "TEST.SLIDING_WINDOW.ENABLED", False, "TEST.AUG.ENABLED", False, *pairs,
+        "TEST.SLIDING_WINDOW.ENABLED", False, "TEST.AUG.ENABLED", False, *NO_WEIGHTS,
     ]  # fmt: skip
-    return without_weights(build_config(args.config_file, overrides))
+    return build_config(args.config_file, overrides)
 
 
 def random_image(size: Sequence[int], seed: int) -> Tensor:
@@ -148,8 +126,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     shares = iteration_shares(twins["gmm"], interval * args.repeats, clock(args.device))
     whole = sum(shares.values())
     print("  of the gmm's:", ", ".join(f"{part} {seconds / whole:.1%}" for part, seconds in shares.items()))
-    del twins
-    return found | {"where": shares} | variants(args, partial(Iteration, args))
+    return found | {"where": shares}
 
 
 def iteration_shares(iteration: Iteration, times: int, now: Callable[[], float]) -> dict[str, float]:
@@ -220,7 +197,7 @@ class Inference:
 def infer(args: argparse.Namespace) -> dict[str, Any]:
     twins = {name: Inference(args, twin_config(args, name)) for name in OWN_SCORE}
     calls = {f"{name}, on {on}": partial(twins[name], on) for on in ("logits", "features") for name in twins}
-    found = report(
+    return report(
         f"an inference, {Path(args.config_file).stem}, {args.batch} x {args.size[0]}x{args.size[1]}",
         side_by_side(calls, args.repeats, device=args.device, threads=args.threads),
         {
@@ -229,24 +206,3 @@ def infer(args: argparse.Namespace) -> dict[str, Any]:
         },
         args.batch,
     )
-    del twins, calls
-    return found | variants(args, partial(Inference, args))
-
-
-def variants(args: argparse.Namespace, make: Callable[[CfgNode], Callable[[], object]]) -> dict[str, Any]:
-    """Both twins in every variant, in turns, if ``--variants`` asks for it. make: from a config to a call."""
-    if not args.variants:
-        return {}
-    calls, keys = {}, ("SOLVER.AMP.ENABLED", "MODEL.CHANNELS_LAST", "MODEL.COMPILE")
-    try:
-        for variant, values in VARIANTS.items():
-            pairs = [part for pair in zip(keys, values, strict=True) for part in pair]
-            for twin in ("softmax", "gmm"):
-                calls[f"{twin}, {variant}"] = make(twin_config(args, twin, pairs))
-    except ValueError as error:
-        if "MODEL.COMPILE" not in str(error):
-            raise
-        print(f"left out, compiled: {error}")
-    ratios = {f"plain / {name}": (f"{name.split(',')[0]}, plain", name, "") for name in list(calls)[2:]}
-    seconds = side_by_side(calls, args.repeats, device=args.device, threads=args.threads)
-    return {"variants": report("variants", seconds, ratios, args.batch)}

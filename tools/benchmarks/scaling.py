@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from gmm_anomaly.freed_memory import keep_freed_memory
+from gmm_anomaly.compat import keep_freed_memory
 from gmm_anomaly.gmm import collectives
 from tools.benchmarks.models import Iteration, add_arguments, twin_config
 

@@ -82,14 +82,7 @@ def report(
 def environment() -> dict[str, Any]:
     """Machine and versions that a measurement belongs to."""
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return {
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cpus": os.cpu_count(),
-        **gpu,
-    }
+    return {"system": platform.platform(), "torch": torch.__version__, "cpus": os.cpu_count(), **gpu}
 
 
 def memory_now(device: str) -> int:

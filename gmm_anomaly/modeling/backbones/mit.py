@@ -152,7 +152,9 @@ class MixTransformer(FreezableBackbone):
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """x: (B, 3, H, W) normalised images, multiples of 32 -> {stage: (B, F, H / stride, W / stride)}."""
+        """x: (B, 3, H, W) normalised images of 29 pixels or more -> {stage: (B, F, H / stride, W / stride)},
+        rounded up. Keys and values miss the last rows and columns of what is no multiple of 32, as in the
+        original."""
         features = {}
         for index, name in enumerate(self._shapes, start=1):
             x = self.get_submodule(f"patch_embed{index}")(x)
@@ -164,11 +166,6 @@ class MixTransformer(FreezableBackbone):
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return self._shapes
-
-    @property
-    def size_divisibility(self) -> int:
-        """32. Any size works from 32 pixels on, but keys and values would miss the last rows and columns."""
-        return 32
 
     def frozen_parts(self, freeze_at: int) -> list[Part]:
         parts: list[Part] = [self.get_submodule("patch_embed1")]

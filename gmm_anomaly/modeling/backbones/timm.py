@@ -21,6 +21,10 @@ HRNET_OPTIONS = {"feature_location": ""}
 NORM_FREE_STAGES = ("swin", "convnext")
 
 
+# Networks that need no padding; others add maps of several strides inside, or cut windows or patches.
+ANY_SIZE = ("resnet", "resnext", "wide_resnet", "seresnet")
+
+
 class TimmBackbone(FreezableBackbone):
     """Features of a timm model, NCHW, under the names ``level<i>`` for the chosen ``out_indices``.
 
@@ -97,7 +101,7 @@ class TimmBackbone(FreezableBackbone):
         self._nhwc = getattr(output_format, "value", output_format) == "NHWC"
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """x: (B, 3, H, W) normalised images -> {level: (B, F, H / stride, W / stride)}."""
+        """x: (B, 3, H, W) normalised images -> {level: (B, F, H / stride, W / stride)}, rounded up."""
         features = dict(zip(self._names, self.model(x), strict=True))
         return {level: self._finished(level, feature) for level, feature in features.items()}
 
@@ -114,7 +118,7 @@ class TimmBackbone(FreezableBackbone):
 
     @property
     def size_divisibility(self) -> int:
-        return max(shape.stride for shape in self._shapes.values())
+        return 0 if self.name.startswith(ANY_SIZE) else max(shape.stride for shape in self._shapes.values())
 
     def frozen_parts(self, freeze_at: int) -> list[Part]:
         """By the modules that give the model's last four feature levels.

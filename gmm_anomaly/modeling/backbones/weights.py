@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import logging
 import pickle
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from .weight_names import COUNTER, misfits, own_names
 
 KEY = "MODEL.BACKBONE.WEIGHTS"
-TRUST_FLAG = "--trust-pickle"
 # Entries under which training scripts put the state dict itself.
 WRAPPERS = ("state_dict", "model")
 
@@ -34,16 +32,6 @@ def trust_pickles(trusted: bool) -> None:
     """Say whether this process may run what weight files hold. It may not until it is told so."""
     global _trusted
     _trusted = trusted
-
-
-def add_trust_argument(arguments: argparse.ArgumentParser) -> None:
-    """Add the flag; its value goes to :func:`trust_pickles`."""
-    arguments.add_argument(
-        TRUST_FLAG,
-        action="store_true",
-        help="read weight files that are arbitrary pickles as well, such as the .pkl files of Detectron2's "
-        "model zoo. They can run any code as they are read: only for files from people you trust",
-    )
 
 
 def load_weight_file(path: str | Path, key: str = "MODEL.WEIGHTS") -> Any:
@@ -62,7 +50,7 @@ def load_weight_file(path: str | Path, key: str = "MODEL.WEIGHTS") -> Any:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{key}: no file {path}")
-    cure = f"If you trust where it comes from, add {TRUST_FLAG}: a pickle can run any code"
+    cure = "If you trust where it comes from, add --trust-pickle: a pickle can run any code"
     if path.suffix == ".pkl" and not _trusted:
         raise ValueError(f"{key}: {path} is a pickle, which is not read unasked. {cure}")
     try:
@@ -181,16 +169,12 @@ def _from_torchvision(name: str, channels: int) -> Found:
     network, _, tag = name.partition(".")
     try:
         known = get_model_weights(network)
-    except ValueError as error:
+        chosen = known[tag] if tag else known.DEFAULT
+    except (KeyError, ValueError) as error:
         raise ValueError(
-            f"{KEY}: torchvision has no network {network!r}; torchvision.models.list_models() lists all"
+            f"{KEY}: torchvision has no weights {name!r}; torchvision.models.list_models() and "
+            "get_model_weights(NAME) list those it has"
         ) from error
-    if tag and tag not in known.__members__:
-        raise ValueError(
-            f"{KEY}: torchvision's {network} has the weights {', '.join(one.name for one in known)}, found "
-            f"{tag!r}"
-        )
-    chosen = known[tag] if tag else known.DEFAULT
     state = _downloaded(
         lambda: chosen.get_state_dict(progress=False, check_hash=True),
         f"torchvision:{name}",
@@ -232,7 +216,6 @@ def _from_transformers(model: str, channels: int) -> Found:
         f"transformers:{model}",
         f"pytorch_model.bin of https://huggingface.co/{model}",
     )
-    # Those would be random.
     if told["missing_keys"]:
         raise ValueError(f"{KEY}: {model} lacks {', '.join(sorted(told['missing_keys'])[:4])}")
     return network.state_dict(), ()

@@ -5,17 +5,10 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 
 from ..registry import CLASSIFIER_REGISTRY, look_up
-from . import gmm as _gmm
 from . import none as _none  # noqa: F401  (registration)
-from . import prototype as _prototype
-from . import softmax as _softmax
-from .base import PixelClassifier
-
-GMMClassifier = _gmm.GMMClassifier
-PrototypeClassifier = _prototype.PrototypeClassifier
-RunningMeanPrototypes = _prototype.RunningMeanPrototypes
-UnfittedPrototypesError = _prototype.UnfittedPrototypesError
-SoftmaxClassifier = _softmax.SoftmaxClassifier
+from .gmm import GMMClassifier
+from .prototype import PrototypeClassifier, RunningMeanPrototypes, UnfittedPrototypesError
+from .softmax import PixelClassifier, SoftmaxClassifier
 
 __all__ = [
     "GMMClassifier",

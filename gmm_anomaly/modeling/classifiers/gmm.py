@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -16,18 +16,21 @@ from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, own_class_lo
 from gmm_anomaly.gmm.density import EXCLUDED
 from gmm_anomaly.scores import PixelOutputs
 
-from ..losses import IGNORED_COMPONENT, component_contrast, pixel_cross_entropy, resized_labels
+from ..losses import (
+    IGNORED_COMPONENT,
+    SampledContrast,
+    component_contrast,
+    pixel_cross_entropy,
+    resized_labels,
+)
 from ..norm import usable_norm
 from ..registry import CLASSIFIER_REGISTRY
-from ..sampled_contrast import SampledContrast
-from .base import PixelClassifier
-from .softmax import SoftmaxClassifier
+from .softmax import PixelClassifier, SoftmaxClassifier
 
 logger = logging.getLogger(__name__)
 
 # With a warm start: slots that misclassified pixels may fill too, and first weight of the norm over classes.
 WARM_START_FILL, WARM_START_LOGIT_SCALE = 400, 3.0
-MEMORY_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class GMMClassifier(PixelClassifier):
@@ -88,8 +91,8 @@ class GMMClassifier(PixelClassifier):
     ) -> None:
         super().__init__(bank.num_classes, bank.dim)
         self.class_names = None if class_names is None else list(class_names)
-        if logits_from not in ("density", "softmax"):
-            raise ValueError(f'MODEL.GMM.LOGITS: expected "density" or "softmax", found {logits_from!r}')
+        _check("LOGITS", logits_from, ("density", "softmax"))
+        _check("ASSIGNMENT", assignment, ("sinkhorn", "em"))
         if not 0 <= feature_gradient <= 1:
             raise ValueError(f"MODEL.GMM.FEATURE_GRADIENT: expected 0 to 1, found {feature_gradient!r}")
         if feature_gradient == 0 and guide_weight == 0:
@@ -97,8 +100,6 @@ class GMMClassifier(PixelClassifier):
                 "MODEL.GMM.FEATURE_GRADIENT 0 leaves backbone and decoder without a loss: it needs the "
                 "guiding classifier (MODEL.GMM.WARM_START True and a GUIDE_WEIGHT above 0)"
             )
-        if assignment not in ("sinkhorn", "em"):
-            raise ValueError(f'MODEL.GMM.ASSIGNMENT: expected "sinkhorn" or "em", found {assignment!r}')
         self.guide_weight = guide_weight
         self.feature_gradient = feature_gradient
         self.logits_from = logits_from
@@ -111,8 +112,7 @@ class GMMClassifier(PixelClassifier):
         self.contrast_weight = contrast_weight
         self.sampled_contrast = sampled_contrast
         self.assignment = assignment
-        self.sinkhorn_iterations = sinkhorn_iterations
-        self.sinkhorn_epsilon = sinkhorn_epsilon
+        self.sinkhorn = sinkhorn_iterations, sinkhorn_epsilon
         self.loss_average = loss_average
         self._left_out: list[int] = []
         self._warned_without_hook = False
@@ -159,12 +159,10 @@ class GMMClassifier(PixelClassifier):
         return PixelOutputs(logits, log_density, embedding)
 
     def losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return self._mixture_losses(features, labels) | self._guide_loss(features, labels)
-
-    def _guide_loss(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        if not self.guide_weight:
-            return {}
-        return {"loss_guide": self.guide_weight * self.guide.losses(features, labels)["loss_ce"]}
+        losses = self._mixture_losses(features, labels)
+        if self.guide_weight:
+            losses["loss_guide"] = self.guide_weight * self.guide.losses(features, labels)["loss_ce"]
+        return losses
 
     def _mixture_losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         batch, _, height, width = features.shape
@@ -196,10 +194,7 @@ class GMMClassifier(PixelClassifier):
         if self.assignment == "em":
             # Components weigh the same, so the largest responsibility is the largest density.
             return own_log_prob.argmax(dim=1)
-        assignment, _ = sinkhorn_assign_all(
-            own_log_prob, labels, self.num_classes, self.sinkhorn_iterations, self.sinkhorn_epsilon
-        )
-        return assignment
+        return sinkhorn_assign_all(own_log_prob, labels, self.num_classes, *self.sinkhorn)[0]
 
     @torch.no_grad()
     def _record(self, embedding: Tensor, log_prob: Tensor, correct: Tensor, labels: Tensor) -> Tensor:
@@ -236,6 +231,11 @@ class GMMClassifier(PixelClassifier):
         self._left_out = left_out
 
 
+def _check(key: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise ValueError(f"MODEL.GMM.{key}: expected one of {', '.join(known)}, found {value!r}")
+
+
 def _class_names(cfg: CfgNode) -> list[str] | None:
     """The classes of the training set, where it is registered and has as many as the model."""
     name = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None
@@ -248,24 +248,20 @@ def _projection(kind: str, in_channels: int, dim: int, norm: str) -> list[nn.Mod
         convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=not norm)
         return [convolution, *([get_norm(norm, out_channels)] if norm else []), nn.ReLU(inplace=True)]
 
+    _check("PROJECTION", kind, ("mlp", "linear", "released", "none"))
     if kind == "none":
         return []
     if kind == "linear":
         return [nn.Conv2d(in_channels, dim, kernel_size=1)]
     if kind == "released":
         return norm_relu(dim)
-    if kind == "mlp":
-        return [*norm_relu(2 * dim), nn.Conv2d(2 * dim, dim, kernel_size=1)]
-    raise ValueError(f'MODEL.GMM.PROJECTION: expected "mlp", "linear", "released" or "none", found {kind!r}')
+    return [*norm_relu(2 * dim), nn.Conv2d(2 * dim, dim, kernel_size=1)]
 
 
 @CLASSIFIER_REGISTRY.register()
 def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
     keys = cfg.MODEL.GMM
-    if keys.MEMORY_DTYPE not in MEMORY_DTYPES:
-        raise ValueError(
-            f"MODEL.GMM.MEMORY_DTYPE: expected one of {', '.join(MEMORY_DTYPES)}, found {keys.MEMORY_DTYPE!r}"
-        )
+    _check("MEMORY_DTYPE", keys.MEMORY_DTYPE, ("float32", "float16"))
     contrast = {key.lower(): value for key, value in keys.SAMPLED_CONTRAST.items()}
     bank = GaussianMixtureBank(
         cfg.MODEL.CLASSIFIER.NUM_CLASSES,
@@ -279,7 +275,7 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
         reduction=keys.REDUCTION,
         fill_slots=WARM_START_FILL if keys.WARM_START else 0,
         warm_start_features=keys.WARM_START_FEATURES if keys.WARM_START else 0,
-        memory_dtype=MEMORY_DTYPES[keys.MEMORY_DTYPE],
+        memory_dtype=getattr(torch, keys.MEMORY_DTYPE),
         save_memory=keys.SAVE_MEMORY,
     )
     return GMMClassifier(

@@ -11,7 +11,7 @@ from gmm_anomaly.scores import PixelOutputs
 
 from ..decoders.base import Decoder
 from ..registry import CLASSIFIER_REGISTRY, DECODER_REGISTRY
-from .base import PixelClassifier
+from .softmax import PixelClassifier
 
 
 @DECODER_REGISTRY.register()

@@ -1,4 +1,4 @@
-"""The discriminative classifier: one linear layer and a softmax."""
+"""What every pixel classifier offers the segmentor, and the discriminative one: one layer and a softmax."""
 
 from __future__ import annotations
 
@@ -9,7 +9,31 @@ from gmm_anomaly.scores import PixelOutputs
 
 from ..losses import pixel_cross_entropy
 from ..registry import CLASSIFIER_REGISTRY
-from .base import PixelClassifier
+
+
+class PixelClassifier(nn.Module):
+    """Maps pixel features to class evidence, and to losses while training.
+
+    Attributes:
+        generative: whether it gives class densities.
+        embedding_channels: D of the embedding; None for a classifier that gives none.
+    """
+
+    generative = False
+
+    def __init__(self, num_classes: int, embedding_channels: int | None = None) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.embedding_channels = embedding_channels
+
+    def forward(self, features: Tensor) -> PixelOutputs:
+        """features: (B, F, h, w) -> ``logits`` (B, C, h, w); ``log_density`` and ``embedding`` where it has
+        them."""
+        raise NotImplementedError
+
+    def losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """features: (B, F, h, w); labels: (B, H, W) int64, 255 ignored -> named, weighted scalar losses."""
+        raise NotImplementedError
 
 
 class SoftmaxClassifier(PixelClassifier):

@@ -9,8 +9,7 @@ from ..registry import DECODER_REGISTRY, look_up
 from .base import AuxiliaryHead, Decoded, Decoder
 from .deeplabv3plus import DeepLabV3PlusDecoder, SeparableDeepLabV3PlusDecoder
 from .ocrnet import OCRNetDecoder
-from .pooling import PSPDecoder, UPerNetDecoder
-from .segformer import SegFormerDecoder
+from .pyramid import PSPDecoder, SegFormerDecoder, UPerNetDecoder
 
 __all__ = [
     "AuxiliaryHead",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from ..cosine import CosinePrototypes
+from ..classifiers.prototype import CosinePrototypes
 from ..losses import pixel_cross_entropy
 from ..norm import usable_norm
 from .blocks import conv_norm_relu, convolve_parts
@@ -100,12 +100,15 @@ class AuxiliaryHead(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Base of the decoders. A subclass says how many features it takes, and overrides :meth:`decode`.
+    """Base of the decoders. A subclass says how many features it takes, and overrides :meth:`build` and
+    :meth:`decode`.
 
     Args:
         input_shape: the features to use, by name, from high to low resolution.
-        channels: output channels.
+        channels: of the output, and of what the decoder makes of each feature.
+        norm: a Detectron2 norm name.
         auxiliary: head with a loss of its own, or None.
+        options: of :meth:`build`.
 
     Attributes:
         in_features: names of the features. out_channels: of the output.
@@ -116,14 +119,26 @@ class Decoder(nn.Module):
     at_least = 1
     at_most: int | None = None
 
+    @configurable
     def __init__(
-        self, input_shape: dict[str, ShapeSpec], channels: int, auxiliary: AuxiliaryHead | None
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        channels: int = 256,
+        norm: str = "BN",
+        auxiliary: AuxiliaryHead | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.in_features = list(input_shape)
         self.out_channels = channels
         self.out_stride = min(shape.stride for shape in input_shape.values())
         self.auxiliary = auxiliary
+        self.build(input_shape, channels, norm, **options)
+
+    def build(self, shapes: dict[str, ShapeSpec], channels: int, norm: str) -> None:
+        """Make the layers."""
+        raise NotImplementedError
 
     @staticmethod
     def default(names: list[str]) -> list[str]:

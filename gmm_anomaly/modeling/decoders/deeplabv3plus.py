@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.projects.deeplab.semantic_seg import DeepLabV3PlusHead
 from torch import Tensor, nn
 
 from ..registry import DECODER_REGISTRY
-from .base import AuxiliaryHead, Decoder
+from .base import Decoder
 from .blocks import PooledBranch, conv_norm_relu, convolve_parts, resize, separable_conv
 
 # Channels to which an earlier feature is projected (section 4.1).
@@ -39,31 +39,21 @@ class DeepLabV3PlusDecoder(_DeepLabV3PlusDecoder):
     with depthwise separable convolutions, without the predictor.
 
     Args:
-        input_shape: the features to use, by name; two or more. The one with the largest stride is pooled.
-        channels: of the pyramid's branches and of the output.
+        input_shape, channels, norm, auxiliary: see :class:`Decoder`. Two features or more; the one with the
+            largest stride is pooled.
         dilations: of the three atrous branches.
-        norm: a Detectron2 norm name.
-        auxiliary: head with a loss of its own.
     """
 
-    @configurable
-    def __init__(
-        self,
-        input_shape: dict[str, ShapeSpec],
-        *,
-        channels: int = 256,
-        dilations: Sequence[int] = (6, 12, 18),
-        norm: str = "BN",
-        auxiliary: AuxiliaryHead | None = None,
+    def build(
+        self, shapes: dict[str, ShapeSpec], channels: int, norm: str, dilations: Sequence[int] = (6, 12, 18)
     ) -> None:
-        super().__init__(input_shape, channels, auxiliary)
-        earlier = len(input_shape) - 1
+        earlier = len(shapes) - 1
         self.head = DeepLabV3PlusHead(
-            input_shape,
+            shapes,
             project_channels=[PROJECTED] * earlier,
             aspp_dilations=list(dilations),
             aspp_dropout=0.1,
-            decoder_channels=[channels] * len(input_shape),
+            decoder_channels=[channels] * len(shapes),
             common_stride=self.out_stride,
             norm=norm,
             # Whole-image pooling: any training and test size.
@@ -84,27 +74,16 @@ class SeparableDeepLabV3PlusDecoder(_DeepLabV3PlusDecoder):
     pyramid, two separable 3x3 convolutions that refine, no dropout inside.
 
     Args:
-        input_shape: the earlier feature and the one to pool, by name.
-        channels: of the pyramid's branches and of the output.
+        input_shape, channels, norm, auxiliary: see :class:`Decoder`; an earlier feature and the one to pool.
         dilations: of the atrous branches.
-        norm: a Detectron2 norm name.
-        auxiliary: head with a loss of its own.
     """
 
     at_most = 2
 
-    @configurable
-    def __init__(
-        self,
-        input_shape: dict[str, ShapeSpec],
-        *,
-        channels: int = 512,
-        dilations: Sequence[int] = (12, 24, 36),
-        norm: str = "BN",
-        auxiliary: AuxiliaryHead | None = None,
+    def build(
+        self, shapes: dict[str, ShapeSpec], channels: int, norm: str, dilations: Sequence[int] = (12, 24, 36)
     ) -> None:
-        super().__init__(input_shape, channels, auxiliary)
-        earlier, last = (shape.channels for shape in input_shape.values())
+        earlier, last = (shape.channels for shape in shapes.values())
         self.image_pool = PooledBranch(last, channels, 1, norm)
         self.branches = nn.ModuleList([conv_norm_relu(last, channels, 1, norm)])
         self.branches += [separable_conv(last, channels, norm, dilation=dilation) for dilation in dilations]

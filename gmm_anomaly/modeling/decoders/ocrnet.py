@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from ..registry import DECODER_REGISTRY
-from .base import AuxiliaryHead, Decoded, Decoder
+from .base import Decoded, Decoder
 from .blocks import conv_norm_relu, convolve_parts, resize
 
 
@@ -66,25 +65,13 @@ class OCRNetDecoder(Decoder):
     at the finest one's resolution (as over HRNet); the auxiliary head gives the soft object regions.
 
     Args:
-        input_shape: the features, by name.
+        input_shape, channels, norm: see :class:`Decoder`.
         auxiliary: its logits are the soft object regions, so it works at inference too.
-        channels: output channels.
         key_channels: of the attention.
-        norm: a Detectron2 norm name.
     """
 
-    @configurable
-    def __init__(
-        self,
-        input_shape: dict[str, ShapeSpec],
-        *,
-        auxiliary: AuxiliaryHead,
-        channels: int = 512,
-        key_channels: int = 256,
-        norm: str = "BN",
-    ) -> None:
-        super().__init__(input_shape, channels, auxiliary)
-        width = sum(shape.channels for shape in input_shape.values())
+    def build(self, shapes: dict[str, ShapeSpec], channels: int, norm: str, key_channels: int = 256) -> None:
+        width = sum(shape.channels for shape in shapes.values())
         self.bottleneck = conv_norm_relu(width, channels, 3, norm)
         self.attention = ObjectAttention(channels, key_channels, norm)
 

@@ -1,4 +1,4 @@
-"""Maskomaly (Ackermann et al., BMVC 2023): an anomaly is what no accepted mask claims."""
+"""Scores of mask models: what every known class rejects, what none claims, and Maskomaly."""
 
 from __future__ import annotations
 
@@ -9,17 +9,65 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .outputs import MASKS, PixelOutputs, check_shapes
+from .outputs import MASKS, PixelOutputs, check_shapes, semantic_map
 from .registry import register_score
 
 logger = logging.getLogger(__name__)
 
-# A query is accepted when its best class is a known one and has more than this probability.
+# Maskomaly: a query is accepted when its best class is a known one and has more than this probability.
 ACCEPTED_PROBABILITY = 0.7
 # Where two masks of known classes are both above this, there is a border between known things.
 BORDER_MASK = 0.1
 # Shares of the rejection map and of the anomaly queries in the score.
 REJECTION_WEIGHT, QUERY_WEIGHT = 0.6, 0.4
+
+
+def rba_score(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
+    """``-sum_c tanh(sum_i p_i(c) m_i)`` over the known classes.
+
+    Args:
+        mask_logits: (Q, H, W) float.
+        class_logits: (Q, C + 1) float, "no object" last.
+
+    Returns:
+        (H, W) float32 in (-C, 0], higher = more anomalous.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    return -semantic_map(mask_logits, class_logits).tanh().sum(dim=0)
+
+
+@register_score("rba", needs=MASKS)
+def rba(outputs: PixelOutputs) -> Tensor:
+    """:func:`rba_score`."""
+    assert outputs.masks is not None
+    return rba_score(outputs.masks.mask_logits, outputs.masks.class_logits)
+
+
+def mask_void_score(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
+    """``1 - max_c sum_i p_i(c) m_i`` over the known classes: the score of Mask2Anomaly (Rai et al., ICCV
+    2023) without its refinement and mirrored view.
+
+    Args:
+        mask_logits: (Q, H, W) float.
+        class_logits: (Q, C + 1) float, "no object" last.
+
+    Returns:
+        (H, W) float32, at most 1, higher = more anomalous; below 0 where several queries claim a pixel for
+        the same class.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    return 1 - semantic_map(mask_logits, class_logits).amax(dim=0)
+
+
+@register_score("mask_void", needs=MASKS)
+def mask_void(outputs: PixelOutputs) -> Tensor:
+    """:func:`mask_void_score`."""
+    assert outputs.masks is not None
+    return mask_void_score(outputs.masks.mask_logits, outputs.masks.class_logits)
 
 
 def maskomaly_score(
@@ -28,7 +76,7 @@ def maskomaly_score(
     anomaly_queries: Sequence[int] = (),
     road_queries: Sequence[int] = (),
 ) -> Tensor:
-    """Maskomaly's score, with the constants of its released code.
+    """Maskomaly's score (Ackermann et al., BMVC 2023), with the constants of its released code.
 
     With masks ``m_i`` (sigmoid) and the best class's probability ``p_i`` ("no object" may be the best):
     the rejection map is the minimum of 1 and all ``1 - m_i p_i`` of accepted queries (a known class with

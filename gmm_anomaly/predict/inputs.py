@@ -1,13 +1,14 @@
-"""What is predicted: images in any of the forms that a person has them in, and files and folders."""
+"""What is predicted: images in any of the forms that a person has them in, videos, files and folders."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from glob import glob, has_magic
+from collections.abc import Iterable, Iterator
+from glob import glob
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -17,6 +18,10 @@ from gmm_anomaly.data.reading import IMAGE_FORMATS, read_image, upright_rgb
 
 AnyImage: TypeAlias = "np.ndarray | torch.Tensor | Image.Image | str | os.PathLike[str]"
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+# Those whose header counts the frames; of others OpenCV knows the length in seconds, sound included.
+COUNTED_EXTENSIONS = (".mp4", ".avi", ".mov", ".m4v")
+# Of videos that do not say.
+DEFAULT_FPS = 25.0
 _EXPECTED = "an (H, W, 3) uint8 array, a (3, H, W) uint8 tensor"
 
 
@@ -55,6 +60,39 @@ def as_rgb(image: AnyImage, format: str = "RGB") -> np.ndarray:
     return np.array(array if format == "RGB" else array[..., ::-1], order="C")
 
 
+class VideoReader:
+    """The frames of a video file, (H, W, 3) uint8 BGR, in order.
+
+    Attributes:
+        fps: frames per second.
+        frames: how many the file says it has, or None.
+        least_frames: with fewer than these the file is damaged.
+
+    Raises:
+        ValueError: the file cannot be opened as a video, or holds no frame.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._capture = cv2.VideoCapture(str(path))
+        read, self._first = self._capture.read() if self._capture.isOpened() else (False, None)
+        if not read:
+            raise ValueError(f"video {path} cannot be decoded: it is corrupt, empty, or of an unknown codec")
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if 0 < fps < 1000 else DEFAULT_FPS
+        frames = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.frames = int(frames) if frames > 0 else None
+        # Where OpenCV estimates their number, a second may be missing.
+        counted = path.suffix.lower() in COUNTED_EXTENSIONS
+        self.least_frames = (self.frames or 0) - (0 if counted else self.fps)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        read, frame = True, self._first
+        while read:
+            yield frame
+            read, frame = self._capture.read()
+        self._capture.release()
+
+
 def list_sources(given: Iterable[str]) -> list[Path]:
     """Images and videos of files, folders and patterns, each once, in the order given.
 
@@ -84,10 +122,8 @@ def is_video(path: Path) -> bool:
 
 def _paths(entry: str) -> list[Path]:
     path = Path(entry)
-    if path.exists() and not path.is_dir():
+    if path.is_file():
         return [path]
-    if not path.is_dir() and not has_magic(entry):
-        raise FileNotFoundError(f"{entry}: no such file or folder")
     candidates = path.iterdir() if path.is_dir() else map(Path, glob(entry, recursive=True))
     extensions = IMAGE_EXTENSIONS + VIDEO_EXTENSIONS
     found = sorted(
@@ -95,8 +131,7 @@ def _paths(entry: str) -> list[Path]:
         for file in candidates
         if file.suffix.lower() in extensions and not file.name.startswith(".") and file.is_file()
     )
-    if not found and path.is_dir():
-        raise FileNotFoundError(f"{path}: no images or videos in this folder ({', '.join(extensions)})")
     if not found:
-        raise FileNotFoundError(f"{entry}: no image or video matches this pattern")
+        wrong = "no images or videos in this folder" if path.is_dir() else "no such file or folder"
+        raise FileNotFoundError(f"{entry}: {wrong} ({', '.join(extensions)})")
     return found
