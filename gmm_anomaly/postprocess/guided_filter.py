@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from .registry import register_postprocess
 
-# A box reaches over a sixteenth of the image's width to each side, whatever the image's size.
-WIDTHS_PER_RADIUS = 16
+# A box reaches over a thirtieth of the image's width to each side, whatever the image's size.
+WIDTHS_PER_RADIUS = 30
 # Variance of colours (0 to 1) under which a box counts as flat.
 EPSILON = 1e-3
 # The coefficients are smooth: they are solved for at a quarter of the size.
@@ -41,8 +41,8 @@ def filter_by_guide(
     Args:
         score: (..., H, W) floating point.
         guide: (..., 3, h, w) floating point, 0 to 1.
-        radius: of the boxes, in pixels of the reduced maps; None: a sixteenth of their width. Boxes end at
-            the border.
+        radius: of the boxes, in pixels of the reduced maps; None: a thirtieth of their width, rounded up.
+            Boxes end at the border.
         epsilon: added to the variances of the colours.
         reduction: height and width are divided by it to solve for the coefficients; 1: the exact filter.
 
@@ -94,7 +94,7 @@ def _box_means(length: int, radius: int | None, width: int, like: Tensor) -> Ten
     """(length, length): the share of each position in the mean over the box around each. As a product with
     it the mean needs no sums over the whole map, and exporters have it for sizes that are not known."""
     if radius is None:
-        radius = (width + WIDTHS_PER_RADIUS // 2) // WIDTHS_PER_RADIUS
+        radius = (width + WIDTHS_PER_RADIUS - 1) // WIDTHS_PER_RADIUS
     position = torch.arange(length, device=like.device)
     inside = ((position[:, None] - position).abs() <= radius).to(like.dtype)
     return inside / inside.sum(dim=1, keepdim=True)
