@@ -22,7 +22,7 @@ from gmm_anomaly.engine.fit_detector import (
     save_detector,
 )
 
-from .images import AnyImage, as_rgb
+from .inputs import AnyImage, as_rgb
 from .predictor import AnomalyPredictor
 from .result import Prediction
 

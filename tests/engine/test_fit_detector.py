@@ -183,7 +183,7 @@ def test_the_exported_file_is_equal(detector, streets, tmp_path, format):
         pytest.importorskip("onnxruntime")
     from gmm_anomaly.export.command import export
 
-    found = export(detector, tmp_path / "detector.onnx", format=format, images=streets[:2], repeats=1)
+    found = export(detector, tmp_path / "detector.onnx", format=format, images=streets[:2])
     assert found["fixed_size"] is None, found["fixed_because"]
     assert found["metadata"]["score"] == "feature_distance+guided_filter"
     assert found["max_relative_error"] < 1e-3

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from torch import Tensor
 
 from gmm_anomaly.scores import PixelOutputs
@@ -18,10 +17,8 @@ from .softmax import PixelClassifier
 class NoDecoder(Decoder):
     """The first of its features as it is."""
 
-    @configurable
-    def __init__(self, **arguments: Any) -> None:
-        shape = min(arguments["input_shape"].values(), key=lambda shape: shape.stride)
-        super().__init__(arguments["input_shape"], shape.channels, None)
+    def build(self, shapes: dict[str, ShapeSpec], channels: int, norm: str) -> None:
+        self.out_channels = next(iter(shapes.values())).channels
 
     def decode(self, *features: Tensor) -> Tensor:
         """features: (B, F, h, w) each, from high to low resolution."""
