@@ -306,7 +306,7 @@ def _add_test(cfg: CN) -> None:
     # of less than about 10 pixels.
     cfg.TEST.POSTPROCESS_OVERRIDES = CN(new_allowed=True)
     # Component metrics on the anomaly data sets, with the object sizes of a track of SegmentMeIfYouCan:
-    # "anomaly", "obstacle" or "none"; "" is each data set's own. Scores are rounded to float16 then.
+    # "anomaly", "obstacle" or "none"; "" is each data set's own.
     cfg.TEST.COMPONENT_TRACK = ""
     # Write every score map to OUTPUT_DIR/scores/<data set>/<score>/<image id>.npy (float16).
     cfg.TEST.SAVE_SCORES = False

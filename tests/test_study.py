@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gmm_anomaly.engine import build_config
-from gmm_anomaly.evaluation.postprocessing import reported_scores
+from gmm_anomaly.engine.evaluation import reported_scores
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = importlib.util.spec_from_file_location("study", ROOT / "tools" / "study.py")

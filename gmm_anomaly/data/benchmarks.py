@@ -16,7 +16,6 @@ from detectron2.data.datasets.builtin_meta import (
     COCO_CATEGORIES,
 )
 
-from .label_rule import ANOMALY, CLOSED_SET, IGNORE_LABEL
 from .pairing import (
     LABEL_EXTENSIONS,
     DataRoot,
@@ -27,12 +26,14 @@ from .pairing import (
     make_record,
     pair,
 )
-from .registration import DatasetSpec, register
+from .reading import ANOMALY, CLOSED_SET, IGNORE_LABEL
+from .registration import DatasetSpec
 
 # Rows of many short arguments are packed.
 # fmt: off
 
 LabelMap = tuple[tuple[int, int], ...]
+BENCHMARKS: list[DatasetSpec] = []
 
 
 def _anomaly_map(known: Iterable[int], anomaly: Iterable[int], void: Iterable[int] = ()) -> LabelMap:
@@ -69,28 +70,26 @@ _CAMVID_SOURCE = (
 _CAMVID_HELD_OUT = {"bicyclist": 10, "signsymbol": 6, "fence": 7}
 
 
-def _camvid(split: str, suffix: str = "", held_out: int | None = None) -> DatasetSpec:
-    values = ((value, IGNORE_LABEL if value == held_out else value) for value in _CAMVID_VALUES)
+def _camvid(split: str, suffix: str = "", held_out: int | None = None, **anomaly: Any) -> DatasetSpec:
+    void = (held_out, _CAMVID_VOID)
+    values = ((value, IGNORE_LABEL if value in void else value) for value in range(12))
+    closed = {"classes": tuple(_CAMVID_CLASSES), "colors": tuple(_CAMVID_CLASSES.values())}
     return DatasetSpec(
-        f"camvid_{split}{suffix}", CLOSED_SET, FolderPairs(split, f"{split}annot"), _CAMVID_ROOT,
-        classes=tuple(_CAMVID_CLASSES), colors=tuple(_CAMVID_CLASSES.values()),
-        label_map=(*values, (_CAMVID_VOID, IGNORE_LABEL)), expected_count=_CAMVID_COUNTS[split],
-        source=_CAMVID_SOURCE,
+        f"camvid_{split}{suffix}", ANOMALY if anomaly else CLOSED_SET, FolderPairs(split, f"{split}annot"),
+        _CAMVID_ROOT, expected_count=_CAMVID_COUNTS[split], source=_CAMVID_SOURCE,
+        **anomaly or closed | {"label_map": tuple(values)},
     )
 
 
 def _camvid_held_out(name: str, value: int) -> list[DatasetSpec]:
     known = [other for other in _CAMVID_VALUES if other != value]
-    unknown = DatasetSpec(
-        f"camvid_val_unknown_{name}", ANOMALY, FolderPairs("val", "valannot"), _CAMVID_ROOT,
-        label_map=_anomaly_map(known, [value], [_CAMVID_VOID]), expected_count=_CAMVID_COUNTS["val"],
-        source=_CAMVID_SOURCE,
-    )
-    return [*(_camvid(split, f"_without_{name}", value) for split in ("train", "val")), unknown]
+    unknown = _anomaly_map(known, [value], [_CAMVID_VOID])
+    without = [_camvid(split, f"_without_{name}", value) for split in ("train", "val")]
+    return [*without, _camvid("val", f"_unknown_{name}", label_map=unknown)]
 
 
 # CamVid-OOD (Besnier et al., ICCV 2021): CamVid's test frames with an animal pasted into each.
-CAMVID = (
+BENCHMARKS += (
     *(_camvid(split) for split in _CAMVID_COUNTS),
     DatasetSpec(
         "camvid_ood_test", ANOMALY, FolderPairs("test_ood", "testannot_ood"), _CAMVID_ROOT,
@@ -107,17 +106,14 @@ CAMVID = (
 CITYSCAPES_ROOT = DataRoot(("cityscapes",), "GMM_ANOMALY_CITYSCAPES")
 _CITYSCAPES_IDS = [category["id"] for category in CITYSCAPES_CATEGORIES]
 
-CITYSCAPES = tuple(
+BENCHMARKS += (
     DatasetSpec(
         f"cityscapes_{split}", CLOSED_SET,
         FolderPairs(
             f"leftImg8bit/{split}",
             # The test labels in the download are placeholders.
             None if split == "test" else f"gtFine/{split}",
-            image_suffix="_leftImg8bit",
-            label_suffix="_gtFine_labelIds",
-            recursive=True,
-            short_ids=True,
+            image_suffix="_leftImg8bit", label_suffix="_gtFine_labelIds", recursive=True, short_ids=True,
         ),
         CITYSCAPES_ROOT, classes=tuple(category["name"] for category in CITYSCAPES_CATEGORIES),
         colors=tuple(category["color"] for category in CITYSCAPES_CATEGORIES),
@@ -148,15 +144,12 @@ _TRACK_SPLITS = (
     (*_OBSTACLE_TRACK, "all", 442, ".*"),
 )
 
-SEGMENT_ME_IF_YOU_CAN = tuple(
+BENCHMARKS += (
     DatasetSpec(
         f"{name}_{split}", ANOMALY,
         FolderPairs(
-            "images",
-            None if split == "test" else "labels_masks",
-            label_suffix="_labels_semantic",
-            every_image_labelled=split == "validation",
-            frames=frames,
+            "images", None if split == "test" else "labels_masks", label_suffix="_labels_semantic",
+            every_image_labelled=split == "validation", frames=frames,
         ),
         DataRoot((folder,), variable),
         # Whatever is neither 0 nor 1 is void.
@@ -178,9 +171,7 @@ LOST_AND_FOUND_COUNTS = {"train": 1036, "test": 1203}
 # empty labels, and these frames show obstacles of known kinds.
 EMPTY_LABELS = (17, 37, 55, 72, 91, 110, 129, 153, 174, 197, 218, 353, 490, 618, 686, 792, 793)
 KNOWN_KINDS = (
-    "15_Rechbergstr_Deckenpfronn",
-    "01_Hanns_Klemm_Str_45_000006",
-    "01_Hanns_Klemm_Str_45_000007",
+    "15_Rechbergstr_Deckenpfronn", "01_Hanns_Klemm_Str_45_000006", "01_Hanns_Klemm_Str_45_000007",
     "10_Schlossberg_9_000004",
 )
 
@@ -222,6 +213,7 @@ LOST_AND_FOUND = (
     *(_lost_and_found(split, lost_and_found_pairs(split), n) for split, n in LOST_AND_FOUND_COUNTS.items()),
     _lost_and_found("test_no_known", _no_known, 1043, protocol="smiyc", component_track="obstacle"),
 )
+BENCHMARKS += LOST_AND_FOUND
 
 # ---- Fishyscapes (Blum et al., IJCV 2021), the public validation sets ----
 
@@ -275,7 +267,7 @@ def _fishyscapes(name: str, layout: Any, root: DataRoot, count: int | None, sour
     )
 
 
-FISHYSCAPES = (
+BENCHMARKS += (
     _fishyscapes(
         "lost_and_found", _lost_and_found_masks,
         DataRoot(("fishyscapes_lostandfound",), "GMM_ANOMALY_FISHYSCAPES_LOST_AND_FOUND"), 100,
@@ -305,13 +297,13 @@ def _road_anomaly_frames(root: Path) -> list[Record]:
     return pair(images, {key: path for key, path in labels.items() if path.is_file()})
 
 
-ROAD_ANOMALY = DatasetSpec(
+BENCHMARKS.append(DatasetSpec(
     "road_anomaly", ANOMALY, _road_anomaly_frames,
     DataRoot(("RoadAnomaly_jpg", "RoadAnomaly/RoadAnomaly_jpg"), "GMM_ANOMALY_ROAD_ANOMALY"),
     # 1 is refused: it would be an anomaly for some evaluators and known for others.
     label_map=_anomaly_map([0], [2], [IGNORE_LABEL]), expected_count=60,
     source="Download RoadAnomaly_jpg.zip (epfl.ch/labs/cvlab/data/road-anomaly) and unpack it.",
-)
+))
 
 # ---- StreetHazards (Hendrycks et al., ICML 2022) ----
 
@@ -323,24 +315,20 @@ _HAZARD_CLASSES = {
     "wall": (102, 102, 156), "traffic sign": (220, 220, 0),
 }
 _HAZARD_VALUES = range(1, 14)
-_HAZARD_ANOMALY = 14
-_HAZARD_KNOWN = _class_map(_HAZARD_VALUES, [])
-_HAZARD_VOID = _class_map(_HAZARD_VALUES, [_HAZARD_ANOMALY])
+_HAZARD_KNOWN, _HAZARD_VOID = _class_map(_HAZARD_VALUES, []), _class_map(_HAZARD_VALUES, [14])
 # Name, split, number of frames, folder of the download and name inside it, label map, measured as.
 _HAZARD_SPLITS = (
     ("train", "train", 5125, "train", "training", _HAZARD_KNOWN, CLOSED_SET),
     ("validation", "validation", 1031, "train", "validation", _HAZARD_KNOWN, CLOSED_SET),
-    ("test", "test", 1500, "test", "test", _anomaly_map(_HAZARD_VALUES, [_HAZARD_ANOMALY]), ANOMALY),
+    ("test", "test", 1500, "test", "test", _anomaly_map(_HAZARD_VALUES, [14]), ANOMALY),
     ("test_closed_set", "test", 1500, "test", "test", _HAZARD_VOID, CLOSED_SET),
 )
 
-STREET_HAZARDS = tuple(
+BENCHMARKS += (
     DatasetSpec(
         f"street_hazards_{name}", kind,
         FolderPairs(
-            f"{folder}/images/{inner}",
-            f"{folder}/annotations/{inner}",
-            recursive=True,
+            f"{folder}/images/{inner}", f"{folder}/annotations/{inner}", recursive=True,
             # As the benchmark's code writes them, and as converted copies have them.
             lists=(f"{inner}.odgt", f"{split}/{split}.odgt"),
         ),
@@ -355,7 +343,7 @@ STREET_HAZARDS = tuple(
 
 # ---- ADE20K, the 150 classes of the 2016 scene parsing challenge (Zhou et al., CVPR 2017) ----
 
-ADE20K = tuple(
+BENCHMARKS += (
     DatasetSpec(
         f"ade20k_{split}", CLOSED_SET, FolderPairs(f"images/{folder}", f"annotations/{folder}"),
         # Where Detectron2 and MMSegmentation expect the unpacked archive.
@@ -386,7 +374,7 @@ _STUFF = (
     "wood"
 ).split()
 
-COCO_STUFF = tuple(
+BENCHMARKS += (
     DatasetSpec(
         f"coco_stuff10k_{split}", CLOSED_SET,
         FolderPairs(f"images/{folder}", f"annotations/{folder}", label_suffix=COCO_STUFF_SUFFIX),
@@ -397,21 +385,3 @@ COCO_STUFF = tuple(
     )
     for split, folder, count in COCO_STUFF_SPLITS
 )
-
-BENCHMARKS: tuple[DatasetSpec, ...] = (
-    *CAMVID,
-    *CITYSCAPES,
-    *SEGMENT_ME_IF_YOU_CAN,
-    *LOST_AND_FOUND,
-    *FISHYSCAPES,
-    ROAD_ANOMALY,
-    *STREET_HAZARDS,
-    *ADE20K,
-    *COCO_STUFF,
-)
-
-
-def register_benchmarks() -> None:
-    """Register the table with Detectron2's catalogs; touches no files."""
-    for spec in BENCHMARKS:
-        register(spec)

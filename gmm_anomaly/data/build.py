@@ -24,16 +24,14 @@ from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from .atomic import replacing
-from .label_rule import ANOMALY, LabelRule, is_closed_set
 from .mapper import SegmentationMapper
 from .pairing import Record, has_label
-from .reading import read_label
+from .reading import ANOMALY, CLOSED_SET, LabelRule, read_label
 from .registration import get_records, require_known
 from .stream import ClassBalancedSampler, TrainingStream
 
 logger = logging.getLogger(__name__)
 
-SAMPLERS = ("TrainingSampler", "ClassBalancedSampler")
 # Seconds that a worker goes on after SIGTERM, for the process that it works for to finish its step.
 GRACE = 30
 
@@ -150,28 +148,26 @@ def train_records(cfg: CfgNode) -> dict[str, list[Record]]:
     by_name = {}
     for name in cfg.DATASETS.TRAIN:
         by_name[name] = [record | {"dataset_name": name} for record in get_records(name)]
-        for record in by_name[name]:
-            if not has_label(record):
-                raise ValueError(
-                    f"DATASETS.TRAIN: {name} has images without labels, for example {record['file_name']}; "
-                    "train on a split whose labels are public"
-                )
+        without = next((record for record in by_name[name] if not has_label(record)), None)
+        if without:
+            raise ValueError(
+                f"DATASETS.TRAIN: {name} has images without labels, for example {without['file_name']}; "
+                "train on a split whose labels are public"
+            )
     return by_name
 
 
 def _sampler_maker(cfg: CfgNode, by_name: dict[str, list[Record]]) -> Callable[[int], Sampler]:
     name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name not in SAMPLERS:
-        raise ValueError(f"DATALOADER.SAMPLER_TRAIN: expected one of {', '.join(SAMPLERS)}, found {name!r}")
     if name == "TrainingSampler":
         return partial(TrainingSampler, sum(map(len, by_name.values())), True)
+    if name != "ClassBalancedSampler":
+        known = "TrainingSampler, ClassBalancedSampler"
+        raise ValueError(f"DATALOADER.SAMPLER_TRAIN: expected one of {known}, found {name!r}")
     metadata = [MetadataCatalog.get(dataset) for dataset in by_name]
-    counts = np.concatenate(
-        [
-            class_pixel_counts(records, LabelRule.from_metadata(of_set), cfg.OUTPUT_DIR)
-            for of_set, records in zip(metadata, by_name.values(), strict=True)
-        ]
-    )
+    rules = map(LabelRule.from_metadata, metadata)
+    parts = zip(by_name.values(), rules, strict=True)
+    counts = np.concatenate([class_pixel_counts(*part, cfg.OUTPUT_DIR) for part in parts])
     absent = [metadata[0].stuff_classes[index] for index in np.flatnonzero(counts.sum(axis=0) == 0)]
     if absent:
         logger.warning("no image of %s has the classes %s", ", ".join(by_name), ", ".join(absent))
@@ -179,21 +175,10 @@ def _sampler_maker(cfg: CfgNode, by_name: dict[str, list[Record]]) -> Callable[[
 
 
 def class_pixel_counts(records: Sequence[Record], rule: LabelRule, folder: str | Path) -> np.ndarray:
-    """Pixel counts per image and class; rank 0 counts them, the other ranks receive them.
+    """(N, C) int64 pixel counts per record and class; rank 0 counts them, the other ranks receive them.
 
     They are kept in ``folder``/NAME.class_index.npz, where NAME is the data set's, and counted again when the
-    list of labels or the label map changes.
-
-    Args:
-        records: of the data set, all with labels.
-        rule: how its labels are read.
-        folder: made if it is not there.
-
-    Returns:
-        (N, C) int64, in the order of ``records``.
-
-    Raises:
-        ValueError, FileNotFoundError: a label cannot be read, see ``read_label``.
+    list of labels or the label map changes. Errors as ``read_label``.
     """
 
     def count(record: Record) -> np.ndarray:
@@ -225,16 +210,16 @@ def check_num_classes(cfg: CfgNode) -> None:
     expected = cfg.MODEL.CLASSIFIER.NUM_CLASSES
     first: list[str] | None = None
     for key, names in (("DATASETS.TRAIN", cfg.DATASETS.TRAIN), ("DATASETS.TEST", cfg.DATASETS.TEST)):
+        training = key == "DATASETS.TRAIN"
         for name in names:
             try:
                 require_known(name)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
             metadata = MetadataCatalog.get(name)
-            training = key == "DATASETS.TRAIN"
             if training and metadata.get("evaluator_type") == ANOMALY:
                 raise ValueError(f"{key}: {name} is an anomaly set, it has no classes to train on")
-            if not training and not is_closed_set(metadata):
+            if not training and metadata.get("evaluator_type") not in (CLOSED_SET, "sem_seg"):
                 continue
             classes = list(metadata.get("stuff_classes") or ())
             if len(classes) != expected:

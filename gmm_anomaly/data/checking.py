@@ -32,7 +32,6 @@ class DatasetCheck:
         state: PRESENT, WRONG_COUNT, WRONG_LAYOUT, MISSING or (deep checks) BAD_FILES.
         root: where it was looked for; None for data that need no files.
         expected: frames of the complete data set; None: any number.
-        hint: what to download and where to put it.
         count, labelled: frames found, and how many of them have labels.
         message: what is wrong and what to do; "" if nothing is.
         bad_files: one line for each file that cannot be used (deep checks).
@@ -42,20 +41,10 @@ class DatasetCheck:
     state: str
     root: str | None
     expected: int | None
-    hint: str
     count: int = 0
     labelled: int = 0
     message: str = ""
     bad_files: list[str] = field(default_factory=list)
-
-    def line(self, width: int) -> str:
-        """Name (padded to ``width`` characters), state and number of frames."""
-        frames = f"{self.count} frames" if self.count else ""
-        if self.state == WRONG_COUNT:
-            frames = f"{self.count} of {self.expected} frames"
-        if self.count != self.labelled:
-            frames += f", {self.labelled} with labels"
-        return f"{self.name:<{width}}  {self.state:<12}  {frames}".rstrip()
 
 
 def check_dataset(name: str, *, deep: bool = False) -> DatasetCheck:
@@ -66,9 +55,9 @@ def check_dataset(name: str, *, deep: bool = False) -> DatasetCheck:
     """
     spec = registered_specs()[name]
     root = None if spec.root is None else str(spec.root.path())
-    check = DatasetCheck(name, PRESENT, root, spec.expected_count, spec.hint())
+    check = DatasetCheck(name, PRESENT, root, spec.expected_count)
     try:
-        records = load_records(spec, warn=False)
+        records = load_records(spec)
     except (OSError, ValueError) as error:
         check.state = MISSING if isinstance(error, MissingDataError) else WRONG_LAYOUT
         check.message = str(error)
@@ -93,7 +82,7 @@ def check_dataset(name: str, *, deep: bool = False) -> DatasetCheck:
         check.message = f"{name}: {len(check.bad_files)} of {len(records)} frames cannot be used"
     elif spec.expected_count not in (None, len(records)):
         check.state = WRONG_COUNT
-        check.message = f"{name}: {len(records)} frames in {root}, not {spec.expected_count}. {check.hint}"
+        check.message = f"{name}: {len(records)} frames in {root}, not {spec.expected_count}. {spec.hint()}"
     return check
 
 
@@ -103,7 +92,12 @@ def render(checks: Sequence[DatasetCheck]) -> str:
     lines = []
     advice: dict[str, list[str]] = {}
     for check in checks:
-        lines += [check.line(width), *(f"  {text}" for text in check.bad_files)]
+        total = f" of {check.expected}" if check.state == WRONG_COUNT else ""
+        frames = f"{check.count}{total} frames" if check.count else ""
+        if check.count != check.labelled:
+            frames += f", {check.labelled} with labels"
+        lines.append(f"{check.name:<{width}}  {check.state:<12}  {frames}".rstrip())
+        lines += [f"  {text}" for text in check.bad_files]
         if check.state != PRESENT:
             # Splits of one data set lack the same folder for the same reason.
             advice.setdefault(check.message.removeprefix(f"{check.name}: "), []).append(check.name)

@@ -73,14 +73,8 @@ def list_files(
     recursive: bool = False,
     exclude: Container[Path] = (),
 ) -> dict[str, Path]:
-    """Files of ``folder`` by key: their path in the folder without ``suffix`` and extension, sorted.
-
-    Args:
-        folder: an existing folder; links in it are followed.
-        suffix: what the stem must end with, for example "_leftImg8bit"; other files are passed over.
-        extensions: lower case, with the dot.
-        recursive: look into subfolders as well.
-        exclude: files to pass over.
+    """Files of ``folder`` by key: their path in the folder without ``suffix`` and extension, sorted. Links
+    are followed; files whose stems lack the suffix, and those to ``exclude``, are passed over.
 
     Raises:
         LayoutError: no such folder, or two files with the same key.
@@ -99,9 +93,7 @@ def list_files(
                 continue
             key = (path.parent.relative_to(folder) / stem.removesuffix(suffix)).as_posix()
             if key in found:
-                raise LayoutError(
-                    f"two files stand for one frame: {found[key]} and {path}; remove one of them"
-                )
+                raise LayoutError(f"two files stand for one frame: {found[key]} and {path}; remove one")
             found[key] = path
     return dict(sorted(found.items()))
 
@@ -113,11 +105,9 @@ def pair(
     every_image_labelled: bool = True,
     short_ids: bool = False,
 ) -> list[Record]:
-    """Records of the images, with the label of the same key.
+    """Records of the images, with the label of the same key (None: all are withheld).
 
     Args:
-        images: by key, from ``list_files``.
-        labels: by key; None where labels are withheld.
         every_image_labelled: whether an image without a label is an error. A label without an image always
             is.
         short_ids: ``image_id`` leaves the subfolders out, because the stems alone are unique.
@@ -187,24 +177,16 @@ class FolderPairs:
         for name in self.lists:
             if (root / name).is_file():
                 return listed_pairs(root / name)
-        labels = None
+        deep, labels = self.recursive, None
         if self.labels is not None:
-            labels = list_files(
-                root / self.labels,
-                suffix=self.label_suffix,
-                extensions=LABEL_EXTENSIONS,
-                recursive=self.recursive,
-            )
-        images = list_files(
-            root / self.images,
-            suffix=self.image_suffix,
-            recursive=self.recursive,
-            # Both kinds may lie in one folder.
-            exclude=set((labels or {}).values()),
-        )
-        images = {key: path for key, path in images.items() if re.fullmatch(self.frames, key)}
-        if labels is not None:
-            labels = {key: path for key, path in labels.items() if re.fullmatch(self.frames, key)}
+            folder, kinds = root / self.labels, LABEL_EXTENSIONS
+            labels = list_files(folder, suffix=self.label_suffix, extensions=kinds, recursive=deep)
+        # Both kinds may lie in one folder.
+        others = set((labels or {}).values())
+        images = list_files(root / self.images, suffix=self.image_suffix, recursive=deep, exclude=others)
+        for files in (images, labels or {}):
+            for key in [key for key in files if not re.fullmatch(self.frames, key)]:
+                del files[key]
         return pair(images, labels, every_image_labelled=self.every_image_labelled, short_ids=self.short_ids)
 
 

@@ -48,18 +48,8 @@ PREPARED_VALUES = {
 
 
 def convert_labels(original: np.ndarray, where: str) -> np.ndarray:
-    """Category ids 0 .. 182 of the original annotations to 0 unlabelled, 1 .. 171 the classes.
-
-    Args:
-        original: (H, W) integers.
-        where: the file, for the message.
-
-    Returns:
-        (H, W) uint8.
-
-    Raises:
-        ValueError: an id that COCO-Stuff does not have.
-    """
+    """Category ids 0 .. 182 of the original annotations, (H, W) integers, to (H, W) uint8: 0 unlabelled,
+    1 .. 171 the classes. Raises ValueError, with the file ``where``, for an id that COCO-Stuff lacks."""
     bad = sorted(set(np.unique(original).tolist()) - set(PREPARED_VALUES))
     if bad:
         raise ValueError(f"{where}: the ids {bad} are not COCO-Stuff's; is this version 1.1?")
@@ -68,16 +58,8 @@ def convert_labels(original: np.ndarray, where: str) -> np.ndarray:
     return cv2.LUT(np.ascontiguousarray(original, np.uint8), table)
 
 
-def prepare_coco_stuff(root: Path) -> int:
-    """Make ``images/{train,test}2014`` and ``annotations/{train,test}2014`` under ``root``.
-
-    Returns:
-        How many labels were made.
-
-    Raises:
-        LayoutError: a list, an image or an annotation is not there. ValueError: an annotation that cannot be.
-        ImportError: scipy, which reads Matlab files, is not installed.
-    """
+def _prepare_coco_stuff(root: Path) -> int:
+    """Makes ``images/{train,test}2014`` and ``annotations/{train,test}2014``; returns how many labels."""
     made = 0
     for split, folder, _ in COCO_STUFF_SPLITS:
         listed = root / "imageLists" / f"{split}.txt"
@@ -119,33 +101,8 @@ def _convert(name: str, label: Path) -> bool:
 # ---- Fishyscapes Static: a Cityscapes validation frame plus the benchmark's signed overlay ----
 
 
-def static_image(base: np.ndarray, overlay: np.ndarray) -> np.ndarray:
-    """Frame of Fishyscapes Static.
-
-    Args:
-        base: (H, W, 3) uint8 RGB, the Cityscapes frame.
-        overlay: (H, W, 3) numbers, what is added to it; fractions are cut off, as the benchmark's code does.
-
-    Returns:
-        (H, W, 3) uint8: the sum, clipped to 0 .. 255.
-    """
-    return np.clip(base.astype(np.int32) + overlay.astype(np.int32), 0, 255).astype(np.uint8)
-
-
-def prepare_static(root: Path, cityscapes: Path) -> int:
-    """Make ``root/images/NUMBER_FRAME.png`` for every label in ``root``.
-
-    Args:
-        root: folder of the unpacked download.
-        cityscapes: folder that holds ``leftImg8bit/val``.
-
-    Returns:
-        How many images were made.
-
-    Raises:
-        LayoutError: no labels, no or several overlays for one, or no Cityscapes frame.
-        ValueError: a damaged file, or one of another size.
-    """
+def _prepare_static(root: Path, cityscapes: Path) -> int:
+    """Makes ``root/images/NUMBER_FRAME.png`` for every label in ``root``; returns how many."""
     labels = fishyscapes_labels(root)
     if not labels:
         raise LayoutError(f"no *_labels.png in {root}; unpack the download there, or give it with --archive")
@@ -162,13 +119,14 @@ def prepare_static(root: Path, cityscapes: Path) -> int:
         if not base.is_file():
             raise LayoutError(f"no Cityscapes frame {base}; {CITYSCAPES_ROOT.advice()}")
         pixels = read_image({"file_name": str(base)}, "RGB")
-        _save(target, static_image(pixels, read_overlay(overlays[0], pixels.shape)))
+        # Fractions are cut off, as the benchmark's code does.
+        total = pixels.astype(np.int32) + _read_overlay(overlays[0], pixels.shape).astype(np.int32)
+        _save(target, np.clip(total, 0, 255).astype(np.uint8))
         made += 1
     return made
 
 
-def read_overlay(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers of a ``*_rgb.npz``. Raises ValueError, by name, for anything else or another shape."""
+def _read_overlay(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as stored:
             overlay = stored["rgb"]
@@ -182,12 +140,8 @@ def read_overlay(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return overlay
 
 
-def unpack_flat(archive: Path, folder: Path, endings: tuple[str, ...]) -> None:
-    """Unpack the files of a zip archive whose names have one of the endings, without the archive's folders.
-
-    Raises:
-        FileNotFoundError: no such archive. ValueError: not a zip file, or a damaged one.
-    """
+def _unpack_flat(archive: Path, folder: Path, endings: tuple[str, ...]) -> None:
+    """Unpacks the files whose names have one of the endings, without the archive's folders."""
     try:
         with zipfile.ZipFile(archive) as stored:
             for member in tqdm(stored.infolist(), desc=f"unpacking {archive.name}", unit="file"):
@@ -202,26 +156,19 @@ def unpack_flat(archive: Path, folder: Path, endings: tuple[str, ...]) -> None:
 # ---- LostAndFound: label maps of 0 known, 1 anomaly and 255 void, for programs that map no labelIds ----
 
 
-def prepare_lost_and_found(root: Path) -> int:
-    """Make ``root/labels_masks/SPLIT/SCENE/FRAME_labels_semantic.png``, as the tracks of SegmentMeIfYouCan
-    name theirs, for the splits that are there.
-
-    Returns:
-        How many label maps were made.
-
-    Raises:
-        LayoutError: both splits, an image or a label are not there. ValueError: a damaged file.
-    """
+def _prepare_lost_and_found(root: Path) -> int:
+    """Makes ``root/labels_masks/SPLIT/SCENE/FRAME_labels_semantic.png``, as the tracks of SegmentMeIfYouCan
+    name theirs, for the splits that are there; returns how many."""
     rule = LOST_AND_FOUND[0].rule()
 
     def make(record: Record) -> bool:
         image = Path(record["file_name"])
         folder = root / "labels_masks" / image.parent.relative_to(root / "leftImg8bit")
         target = folder / f"{record['image_id']}_labels_semantic.png"
-        if not target.is_file():
-            _save(target, read_label(record, rule))
-            return True
-        return False
+        if target.is_file():
+            return False
+        _save(target, read_label(record, rule))
+        return True
 
     layouts = [lost_and_found_pairs(split) for split in LOST_AND_FOUND_COUNTS]
     there = [layout for layout in layouts if (root / layout.images).is_dir()]
@@ -256,14 +203,14 @@ def main(data_set: str, arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if data_set == "coco_stuff10k":
-            made = prepare_coco_stuff(COCO_STUFF_ROOT.require())
+            made = _prepare_coco_stuff(COCO_STUFF_ROOT.require())
         elif data_set == "lost_and_found":
-            made = prepare_lost_and_found(LOST_AND_FOUND_ROOT.require())
+            made = _prepare_lost_and_found(LOST_AND_FOUND_ROOT.require())
         else:
             place = STATIC_ROOTS[options.version]
             if options.archive:
-                unpack_flat(options.archive, place.path(), ("_labels.png", "rgb.npz"))
-            made = prepare_static(place.require(), CITYSCAPES_ROOT.path())
+                _unpack_flat(options.archive, place.path(), ("_labels.png", "rgb.npz"))
+            made = _prepare_static(place.require(), CITYSCAPES_ROOT.path())
         print(f"{made} files made")
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

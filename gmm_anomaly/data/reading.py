@@ -1,22 +1,31 @@
-"""Reading images and labels of catalog records, whether they lie in files or are rendered."""
+"""Reading images and labels of catalog records, whether they lie in files or are rendered, and what the
+values of labels mean: train ids (closed sets) or {0, 1, 255} (anomaly sets)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from .label_rule import LabelRule
 from .streets import render_street
 
 IMAGE_FORMATS = ("RGB", "BGR")
 
+IGNORE_LABEL = 255
+CLOSED_SET = "closed_set"
+ANOMALY = "anomaly"
+# Stands for "not allowed" in the look-up table, so that one comparison finds it; no class may have this id.
+_REFUSED = 254
 _ORIENTATION_TAG = 274
+# Image and label of a frame are asked for one after the other, in several threads at once in deep checks.
+_render = lru_cache(maxsize=8)(render_street)
 
 
 def require_format(format: str) -> None:
@@ -26,16 +35,8 @@ def require_format(format: str) -> None:
 
 
 @contextmanager
-def open_image(path: str | Path, kind: str) -> Iterator[Image.Image]:
-    """An image file whose header is read; what is done with it inside has the same errors.
-
-    Args:
-        kind: what it is to the caller, "image" or "label", for messages.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no image, a corrupt or cut off one, or one larger than Pillow's limit.
-    """
+def _open_image(path: str | Path, kind: str) -> Iterator[Image.Image]:
+    """An "image" or "label" file; what is done with it inside has the same errors, which name it."""
     try:
         with Image.open(path) as image:
             yield image
@@ -63,15 +64,15 @@ def upright_rgb(image: Image.Image) -> np.ndarray:
     """
     if image.mode == "F":
         raise ValueError("its floating point pixels have no fixed range; images have 8 or 16 bits a channel")
-    if orientation(image) != 1:
+    if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
-    if is_16_bits(image):
+    if _is_16_bits(image):
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     return np.asarray(image.convert("RGB"))
 
 
-def orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; 1, as stored, where there is none or the EXIF block cannot be read."""
     try:
         return image.getexif().get(_ORIENTATION_TAG, 1)
@@ -79,8 +80,8 @@ def orientation(image: Image.Image) -> int:
         return 1
 
 
-def is_16_bits(image: Image.Image) -> bool:
-    """Whether the image is grey of 16 bits (which older versions of Pillow call mode "I")."""
+def _is_16_bits(image: Image.Image) -> bool:
+    # Older versions of Pillow call it mode "I".
     return image.mode.startswith("I;16") or image.mode == "I"
 
 
@@ -101,17 +102,19 @@ def read_image(record: Mapping[str, Any], format: str) -> np.ndarray:
     if "render" in record:
         image = _render(**record["render"])[0]
     else:
-        with open_image(record["file_name"], "image") as stored:
+        with _open_image(record["file_name"], "image") as stored:
             image = upright_rgb(stored)
     return np.array(image if format == "RGB" else image[:, :, ::-1], order="C")
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of an image file, upright. Errors as ``read_image``."""
-    with open_image(path, "image") as image:
+def image_size(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of a record's image, upright. Errors as ``read_image``."""
+    if "render" in record:
+        return record["render"]["height"], record["render"]["width"]
+    with _open_image(record["file_name"], "image") as image:
         width, height = image.size
         # Orientations that exchange height and width.
-        return (width, height) if orientation(image) in (5, 6, 7, 8) else (height, width)
+        return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
 
 
 def read_label(
@@ -146,7 +149,7 @@ def read_label(
     path = record["sem_seg_file_name"]
     label = rule.apply(read_raw_label(path), path)
     if size is None and Path(image).is_file():
-        size = image_size(image)
+        size = image_size(record)
     if size is not None and size != label.shape:
         raise ValueError(
             f"the label {path} is {label.shape[1]} x {label.shape[0]} (width x height), its image {image} is "
@@ -160,11 +163,11 @@ def read_raw_label(path: str | Path) -> np.ndarray:
 
     16 bits are taken where every value fits into 8. Errors as ``read_label``.
     """
-    with open_image(path, "label") as image:
+    with _open_image(path, "label") as image:
         values = np.asarray(image)
         with open(path, "rb") as file:  # byte 24 of a PNG, in its IHDR chunk
             depth = file.read(25)[24] if image.format == "PNG" else 0
-        turn, wide = orientation(image), is_16_bits(image)
+        turn, wide = _orientation(image), _is_16_bits(image)
     found = f"{image.format} of mode {image.mode}, {depth} bits"
     # Pillow stretches the values of 1-, 2- and 4-bit grey images over 0 .. 255.
     if not depth or not (wide or image.mode == "P" or (image.mode == "L" and depth == 8)):
@@ -185,10 +188,86 @@ def read_raw_label(path: str | Path) -> np.ndarray:
     return values.astype(np.uint8, copy=False)
 
 
-# Image and label of a frame are asked for one after the other, in several threads at once in deep checks.
-@lru_cache(maxsize=8)
-def _render(seed: int, index: int, height: int, width: int, anomalies: bool) -> tuple[np.ndarray, np.ndarray]:
-    image, label = render_street(seed, index, height=height, width=width, anomalies=anomalies)
-    for array in (image, label):
-        array.setflags(write=False)
-    return image, label
+@dataclass(frozen=True)
+class LabelRule:
+    """How the labels of one data set are read. Picklable, so that spawned workers need no catalog.
+
+    Args:
+        dataset: name, for messages.
+        mapping: (raw value, target) for every allowed raw value.
+        num_classes: train ids are below it; 2 for anomaly sets.
+    """
+
+    dataset: str
+    mapping: tuple[tuple[int, int], ...]
+    num_classes: int
+
+    @classmethod
+    def from_metadata(cls, metadata: Any) -> LabelRule:
+        """Rule of a Detectron2 ``Metadata``: the project's own, or any with ``stuff_classes``.
+
+        Without a ``label_map`` raw values are train ids, and ``ignore_label`` (255 if there is none) is
+        ignored.
+
+        Raises:
+            ValueError: the metadata give neither classes nor a label map, or a label map that cannot be.
+        """
+        anomaly = metadata.get("evaluator_type") == ANOMALY
+        count = 2 if anomaly else len(metadata.get("stuff_classes") or ())
+        if not count:
+            raise ValueError(
+                f"{metadata.name}: its metadata have no stuff_classes, so its labels cannot be read"
+            )
+        identity = {value: value for value in range(count)}
+        ignored = {metadata.get("ignore_label", IGNORE_LABEL): IGNORE_LABEL}
+        label_map = metadata.get("label_map") or identity | ignored
+        return cls.build(metadata.name, label_map, num_classes=count)
+
+    @classmethod
+    def build(cls, dataset: str, label_map: Mapping[int, int], *, num_classes: int) -> LabelRule:
+        """Check ``label_map`` and add the ignore label 255 where it is not mapped."""
+        if not 0 < num_classes < _REFUSED:
+            raise ValueError(f"{dataset}: expected 1 to {_REFUSED - 1} classes, found {num_classes}")
+        for raw, target in label_map.items():
+            if not isinstance(raw, int | np.integer) or not 0 <= raw <= 255:
+                raise ValueError(
+                    f"{dataset}: label_map has the raw value {raw!r}; expected integers in 0 .. 255"
+                )
+            if not isinstance(target, int | np.integer) or not (
+                0 <= target < num_classes or target == IGNORE_LABEL
+            ):
+                raise ValueError(
+                    f"{dataset}: label_map maps {raw} to {target!r}; expected 0 .. {num_classes - 1} or "
+                    f"{IGNORE_LABEL}"
+                )
+        pairs = {IGNORE_LABEL: IGNORE_LABEL} | {int(raw): int(target) for raw, target in label_map.items()}
+        return cls(dataset, tuple(sorted(pairs.items())), num_classes)
+
+    def apply(self, raw: np.ndarray, where: str) -> np.ndarray:
+        """Map a label image.
+
+        Args:
+            raw: (H, W) uint8, as stored.
+            where: the file, for the message.
+
+        Returns:
+            (H, W) uint8, a new array.
+
+        Raises:
+            ValueError: a value that is not allowed; says which, where and how many pixels.
+        """
+        values = [value for value, _ in self.mapping]
+        table = np.full(256, _REFUSED, np.uint8)
+        table[values] = [target for _, target in self.mapping]
+        mapped = cv2.LUT(raw, table)
+        if (mapped == _REFUSED).any():
+            counts = np.bincount(raw.ravel(), minlength=256)
+            counts[values] = 0
+            bad = ", ".join(f"{value} ({counts[value]} pixels)" for value in np.flatnonzero(counts))
+            runs = np.split(values, np.flatnonzero(np.diff(values) != 1) + 1)
+            allowed = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+            raise ValueError(
+                f"{where}: label value {bad} is outside the classes of {self.dataset}; allowed: {allowed}. "
+                "Correct the file, or give the value a meaning in the data set's label_map"
+            )
+        return mapped

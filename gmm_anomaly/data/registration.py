@@ -15,10 +15,8 @@ from detectron2.utils.logger import log_first_n
 
 from gmm_anomaly.metrics import PROTOCOLS
 
-from .label_rule import ANOMALY, CLOSED_SET, IGNORE_LABEL, LabelRule
 from .pairing import DataRoot, FolderPairs, LayoutError, MissingDataError, Record, make_record
-
-COMPONENT_TRACKS = (None, "anomaly", "obstacle")
+from .reading import ANOMALY, CLOSED_SET, IGNORE_LABEL, LabelRule
 
 PairFiles = Callable[[Path, "Path | None"], Iterable["tuple[str | Path, str | Path | None]"]]
 
@@ -54,14 +52,10 @@ class DatasetSpec:
 
     def metadata(self) -> dict[str, Any]:
         """What Detectron2's ``MetadataCatalog`` says of the data set."""
-        values = {
-            "evaluator_type": self.evaluator_type,
-            "ignore_label": IGNORE_LABEL,
-            "label_map": None if self.label_map is None else dict(self.label_map),
-            "expected_count": self.expected_count,
-            "protocol": self.protocol,
-            "component_track": self.component_track,
-        }
+        kept = ("evaluator_type", "expected_count", "protocol", "component_track")
+        values: dict[str, Any] = {key: getattr(self, key) for key in kept}
+        values["ignore_label"] = IGNORE_LABEL
+        values["label_map"] = None if self.label_map is None else dict(self.label_map)
         if self.classes:
             values["stuff_classes"] = list(self.classes)
         if self.colors is not None:
@@ -112,11 +106,8 @@ def register(spec: DatasetSpec, *, overwrite: bool = False) -> None:
     MetadataCatalog.get(spec.name).set(**spec.metadata())
 
 
-def load_records(spec: DatasetSpec, *, warn: bool = True) -> list[Record]:
+def load_records(spec: DatasetSpec) -> list[Record]:
     """List the frames of a data set; opens no image.
-
-    Args:
-        warn: log a warning, once, if the number of frames is not the expected one.
 
     Raises:
         MissingDataError: there is no root folder; says what to download and where to put it.
@@ -125,7 +116,7 @@ def load_records(spec: DatasetSpec, *, warn: bool = True) -> list[Record]:
     """
     root = Path() if spec.root is None else spec.root.path()
     try:
-        if spec.root is not None and not root.is_dir():
+        if not root.is_dir():
             raise MissingDataError(f"there is no folder {root}")
         records = spec.layout(root)
         if not records:
@@ -135,13 +126,6 @@ def load_records(spec: DatasetSpec, *, warn: bool = True) -> list[Record]:
             raise LayoutError(f"{len(records)} frames, but only {different} different names")
     except (LayoutError, MissingDataError) as error:
         raise type(error)(f"{spec.name}: {error}. {spec.hint()}".strip()) from None
-    if warn and spec.expected_count not in (None, len(records)):
-        log_first_n(
-            logging.WARNING,
-            f"{spec.name}: {len(records)} of {spec.expected_count} frames in {root}; its numbers are not the "
-            "benchmark's",
-            key="message",
-        )
     return records
 
 
@@ -151,7 +135,8 @@ def registered_specs() -> dict[str, DatasetSpec]:
 
 
 def get_records(name: str) -> list[Record]:
-    """Records of a data set in Detectron2's catalog, whoever registered it.
+    """Records of a data set in Detectron2's catalog, whoever registered it; a number of frames other than the
+    complete data set's is a warning, once.
 
     Raises:
         ValueError: no data set of this name, or one without images. Others as ``load_records``.
@@ -160,6 +145,10 @@ def get_records(name: str) -> list[Record]:
     records = DatasetCatalog.get(name)
     if not records:
         raise ValueError(f"{name}: the data set has no images")
+    expected = MetadataCatalog.get(name).get("expected_count")
+    if expected not in (None, len(records)):
+        text = f"{name}: {len(records)} of {expected} frames; its numbers are not the benchmark's"
+        log_first_n(logging.WARNING, text, key="message")
     return records
 
 
@@ -174,7 +163,7 @@ def require_known(name: str) -> None:
 
 @dataclass(frozen=True)
 class _OwnLayout:
-    """Images and labels in two folders given as paths."""
+    """Images and labels in two folders given as paths, which are looked up where the process then is."""
 
     label_root: str | None
     image_suffix: str
@@ -233,17 +222,11 @@ def register_segmentation_dataset(
         ValueError: the name is taken by another data set, or ``label_map`` or ``colors`` do not fit the
             classes.
     """
-    spec = DatasetSpec(
-        name,
-        CLOSED_SET,
-        _OwnLayout(None if label_root is None else str(label_root), image_suffix, label_suffix, pair_files),
-        DataRoot((str(image_root),)),
-        classes=tuple(classes),
-        colors=None if colors is None else tuple((int(r), int(g), int(b)) for r, g, b in colors),
-        label_map=_pairs(label_map),
-        expected_count=expected_count,
-    )
-    register(spec, overwrite=overwrite)
+    rgb = None if colors is None else tuple((int(r), int(g), int(b)) for r, g, b in colors)
+    _register_own(
+        name, CLOSED_SET, image_root, label_root, image_suffix, label_suffix, pair_files, label_map,
+        overwrite=overwrite, classes=tuple(classes), colors=rgb, expected_count=expected_count,
+    )  # fmt: skip
 
 
 def register_anomaly_dataset(
@@ -275,22 +258,24 @@ def register_anomaly_dataset(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"{name}: protocol must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
-    if component_track not in COMPONENT_TRACKS:
+    if component_track not in (None, "anomaly", "obstacle"):
         raise ValueError(
             f"{name}: component_track must be 'anomaly', 'obstacle' or None, found {component_track!r}"
         )
-    spec = DatasetSpec(
-        name,
-        ANOMALY,
-        _OwnLayout(None if label_root is None else str(label_root), image_suffix, label_suffix, pair_files),
-        DataRoot((str(image_root),)),
-        label_map=_pairs(label_map),
-        expected_count=expected_count,
-        protocol=protocol,
+    _register_own(
+        name, ANOMALY, image_root, label_root, image_suffix, label_suffix, pair_files, label_map,
+        overwrite=overwrite, expected_count=expected_count, protocol=protocol,
         component_track=component_track,
-    )
-    register(spec, overwrite=overwrite)
+    )  # fmt: skip
 
 
-def _pairs(label_map: Mapping[int, int] | None) -> tuple[tuple[int, int], ...] | None:
-    return None if label_map is None else tuple(sorted(label_map.items(), key=str))
+def _register_own(
+    name: str, kind: str, image_root: str | Path, label_root: str | Path | None, image_suffix: str,
+    label_suffix: str, pair_files: PairFiles | None, label_map: Mapping[int, int] | None, *, overwrite: bool,
+    **more: Any,
+) -> None:  # fmt: skip
+    labels = None if label_root is None else str(label_root)
+    layout = _OwnLayout(labels, image_suffix, label_suffix, pair_files)
+    pairs = None if label_map is None else tuple(sorted(label_map.items(), key=str))
+    root = DataRoot((str(image_root),))
+    register(DatasetSpec(name, kind, layout, root, label_map=pairs, **more), overwrite=overwrite)

@@ -21,8 +21,6 @@ from torch.utils.data import IterableDataset, Sampler, get_worker_info
 from .pairing import Record
 from .reading import image_size
 
-# Of the numbers that seed an image's augmentation; the steps of a training have another.
-IMAGES = 0
 # A place in the stream of this rank, and the index of the record there.
 Place = tuple[int, int]
 
@@ -30,8 +28,7 @@ Place = tuple[int, int]
 class TrainingStream(IterableDataset[list[dict[str, Any]]]):
     """Batches of training inputs, shared out over a loader's workers.
 
-    Batch ``k`` depends on the seed and ``k`` alone: its images on the sampler's seed, the augmentation of
-    each on the seed and its place in the stream. So neither the number of workers nor what was read before
+    Batch ``k`` depends on the seed and ``k`` alone. So neither the number of workers nor what was read before
     matters, and a run that begins at batch ``k`` continues one that stopped there. Without grouping, the
     ranks together have the images and augmentations of one process with the whole batch.
 
@@ -76,7 +73,8 @@ class TrainingStream(IterableDataset[list[dict[str, Any]]]):
             yield [self._input(*place) for place in batch]
 
     def _input(self, position: int, index: int) -> dict[str, Any]:
-        with seeded(self.seed, IMAGES, position * self._ranks + self._rank):
+        # The second number is another one for the steps of a training.
+        with seeded(self.seed, 0, position * self._ranks + self._rank):
             return self.mapper(self.records[index])
 
     def _batches(self, places: Iterator[Place]) -> Iterator[list[Place]]:
@@ -90,10 +88,7 @@ class TrainingStream(IterableDataset[list[dict[str, Any]]]):
                 group.clear()
 
     def _is_wide(self, index: int) -> bool:
-        record = self.records[index]
-        if "render" in record:
-            return bool(record["render"]["width"] > record["render"]["height"])
-        height, width = image_size(record["file_name"])
+        height, width = image_size(self.records[index])
         return width > height
 
 
@@ -128,8 +123,7 @@ class ClassBalancedSampler(Sampler):
         yield from itertools.islice(self._stream(), self._rank, None, self._ranks)
 
     def _stream(self) -> Iterator[int]:
-        generator = torch.Generator()
-        generator.manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(self._seed)
         while True:
             classes = torch.randint(len(self._images), (self._block,), generator=generator).tolist()
             places = torch.rand(self._block, generator=generator, dtype=torch.float64).tolist()

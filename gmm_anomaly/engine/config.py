@@ -18,7 +18,6 @@ from gmm_anomaly.compat import add_upstream_keys
 from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.data import check_num_classes, configure_synthetic
 from gmm_anomaly.evaluation.anomaly import check_component_track
-from gmm_anomaly.evaluation.postprocessing import check_postprocesses
 from gmm_anomaly.modeling.norm import usable_norm
 from gmm_anomaly.modeling.registry import look_up
 from gmm_anomaly.modeling.scoring import score_names
@@ -31,6 +30,8 @@ from gmm_anomaly.scores import (
     MAX_LOGIT_MOMENTS,
     get_scores,
 )
+
+from .evaluation import check_postprocesses
 
 logger = logging.getLogger(__name__)
 
@@ -202,12 +203,13 @@ def _inside(file: Path) -> str:
 
 
 def _merge(cfg: CfgNode, given: Mapping[Any, Any], prefix: str = "") -> None:
+    keys = dict(_items(cfg))
     for name, value in given.items():
         key = f"{prefix}{name}"
-        known = _get(cfg, key)
+        known = keys.get(key)
         if isinstance(known, CfgNode) and isinstance(value, Mapping):
             _merge(cfg, value, f"{key}.")
-        elif prefix and (node := _get(cfg, prefix[:-1])).is_new_allowed():
+        elif prefix and (node := keys[prefix[:-1]]).is_new_allowed():
             node[name] = value
         elif key == "VERSION" and value != known:
             raise ConfigError(f"VERSION: expected {known}, found {value!r}")
@@ -216,11 +218,12 @@ def _merge(cfg: CfgNode, given: Mapping[Any, Any], prefix: str = "") -> None:
 
 
 def _merge_value(cfg: CfgNode, key: str, value: Any) -> None:
-    known = _get(cfg, key)
-    if known is _NOTHING:
-        nearest = get_close_matches(key, dict(_items(cfg)), n=1)
+    keys = dict(_items(cfg))
+    if key not in keys:
+        nearest = get_close_matches(key, keys, n=1)
         meant = f"; did you mean {nearest[0]}?" if nearest else ""
         raise ConfigError(f"there is no config key {key}{meant}")
+    known = keys[key]
     if isinstance(known, CfgNode):
         raise ConfigError(f"{key} is a section; give its keys, such as {key}.{next(iter(known), '')}")
     try:
@@ -229,20 +232,6 @@ def _merge_value(cfg: CfgNode, key: str, value: Any) -> None:
         raise ConfigError(
             f"{key}: expected {type(known).__name__} such as {known!r}, found {value!r}"
         ) from error
-
-
-# None is a value, of SOLVER.WEIGHT_DECAY_BIAS.
-_NOTHING = object()
-
-
-def _get(cfg: CfgNode, key: str) -> Any:
-    """The value of a dotted key, or ``_NOTHING``."""
-    value: Any = cfg
-    for part in key.split("."):
-        if not isinstance(value, CfgNode) or part not in value:
-            return _NOTHING
-        value = value[part]
-    return value
 
 
 def _items(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:

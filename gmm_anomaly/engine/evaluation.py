@@ -15,12 +15,35 @@ from detectron2.utils import comm
 from torch import nn
 
 from gmm_anomaly.data import build_test_loader
+from gmm_anomaly.data.registration import require_known
 from gmm_anomaly.evaluation import AnomalyEvaluator, ClosedSetEvaluator, format_results, write_results
-from gmm_anomaly.evaluation.postprocessing import reported_scores
 from gmm_anomaly.evaluation.records import EVALUATOR_TYPES
 from gmm_anomaly.modeling.norm import share_statistics
+from gmm_anomaly.modeling.scoring import score_names
+from gmm_anomaly.postprocess import chain_name, get_postprocesses
 
 logger = logging.getLogger(__name__)
+
+
+def reported_scores(cfg: CfgNode, dataset_name: str) -> list[str]:
+    """Names of the scores reported on a data set: the model's, then each after the post-processes."""
+    names = score_names(cfg)
+    chain = cfg.TEST.POSTPROCESS_OVERRIDES.get(dataset_name, cfg.TEST.POSTPROCESS)
+    return names + [chain_name(name, chain) for name in names] if chain else names
+
+
+def check_postprocesses(cfg: CfgNode) -> None:
+    """Raise ValueError for an unknown post-process, or a data set of the overrides that is not registered."""
+    get_postprocesses(cfg.TEST.POSTPROCESS)
+    for name, chain in cfg.TEST.POSTPROCESS_OVERRIDES.items():
+        key = f"TEST.POSTPROCESS_OVERRIDES.{name}"
+        try:
+            require_known(name)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+        if isinstance(chain, str):
+            raise ValueError(f"{key}: expected a list of post-processes, found {chain!r}")
+        get_postprocesses(chain, key=key)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -101,12 +101,8 @@ def _join(job: Job, args: Namespace, here: int, everywhere: int, *, on_gpu: bool
 
 
 def _check_device(device: str, here: int, everywhere: int, *, asked: bool) -> None:
-    """Raise ValueError unless each process can have a GPU of its own, if it wants one.
-
-    Args:
-        here, everywhere: processes on this machine and in all. asked: whether somebody asked for GPUs, and
-            not the config's default alone: for that the CPU does where there is none.
-    """
+    """Raise ValueError unless each of the processes ``here`` can have a GPU of its own, if it wants one.
+    Unless somebody ``asked`` for GPUs, beside the config's default, the CPU does where there is none."""
     if not device.startswith("cuda"):
         return
     if everywhere > 1 and device != "cuda":
@@ -125,10 +121,8 @@ def _check_device(device: str, here: int, everywhere: int, *, asked: bool) -> No
 
 @contextmanager
 def held_log(name: str) -> Iterator[None]:
-    """Hold back what is logged under ``name`` inside, and pass it on at the end.
-
-    A config is read before its ``OUTPUT_DIR`` is known; its lines belong into the log in there.
-    """
+    """Hold back what is logged under ``name`` inside, and pass it on at the end: a config is read before its
+    ``OUTPUT_DIR`` is known, and its lines belong into the log in there."""
     logger = logging.getLogger(name)
     holder = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
     logger.addHandler(holder)

@@ -118,7 +118,6 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         cfg, model = self.cfg, self.segmentor
-        bank = getattr(model, "bank", None)
         self._checkpoints = CheckpointHook(
             self.checkpointer,
             self.interruption,
@@ -128,7 +127,7 @@ class Trainer(DefaultTrainer):
         return [
             hooks.IterationTimer(),
             self.seeds,
-            *([] if bank is None else [EMHook.from_config(cfg, bank)]),
+            *([EMHook.from_config(cfg, model.bank)] if getattr(model, "bank", None) else []),
             PrototypeHook(model),
             *health_hooks(cfg, model),
             hooks.LRScheduler(),

@@ -1,7 +1,7 @@
 """Evaluation of anomaly scores: pixel metrics of several scores in one pass, component metrics after it.
 
 For reports ``output_dir/curves/<data set>.json`` is written, in one line of strict JSON:
-{"dataset", "protocol", "precision", "track", "scores": {score: {"AP", "AUROC", "curve": {"recall",
+{"dataset", "protocol", "track", "scores": {score: {"AP", "AUROC", "curve": {"recall",
 "precision", "fpr"}, "histogram": {"edges", "known", "anomalous", "known_outside", "anomalous_outside"},
 "components_by_size": [...]}}, "frames": {"score", "AP": {image id: AP or null}, "drawn": [image id, ...]}}
 The rows of ``curve`` are points of the protocol's own pooled curve; the true positive rate is the recall.
@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 
 from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
 from gmm_anomaly.metrics.curves import OperatingPoints
 from gmm_anomaly.metrics.runs import Runs
 
-from .files import KeptScores, save_array, save_json
-from .overlays import anomaly_overlay, range_sample, shared_range
+from .files import KeptScores, anomaly_overlay, range_sample, save_array, save_json, shared_range
 from .records import RecordEvaluator
 from .results import ANOMALY, COMPONENTS, TaskResult, component_task, pixel_task
 
@@ -60,8 +60,8 @@ class AnomalyEvaluator(RecordEvaluator):
         component_track: ``"anomaly"`` or ``"obstacle"`` for the component metrics of SegmentMeIfYouCan with
             the sizes of that track, ``"none"`` for none; None: the data set's own.
         precision: what scores are rounded to before anything is counted, ``"float16"`` or ``"float32"``.
-            None: float16 under the ``smiyc`` protocols and with component metrics, because that is what the
-            benchmark stores; else float32.
+            None: float16 under the ``smiyc`` protocols, because that is what the benchmark stores; under the
+            others scores are ranked as they are.
         distributed: merge over the ranks.
         output_dir: folder for score maps, overlays and what reports draw.
         save_scores: write every map to ``output_dir/scores/<data set>/<score>/<image id>.npy`` (float16).
@@ -101,8 +101,8 @@ class AnomalyEvaluator(RecordEvaluator):
         check_component_track(track, "component_track")
         self.track = None if track == "none" else track
         self.protocol = protocol or metadata.get("protocol") or "pooled"
-        stored_as_half = self.track is not None or self.protocol.startswith("smiyc")
-        self.precision = precision or ("float16" if stored_as_half else "float32")
+        self.smiyc = self.protocol.startswith("smiyc")
+        self.precision = precision or ("float16" if self.smiyc else None)
         self.scores, self.save_scores = list(scores), save_scores
         self._num_best_worst = num_best_worst
         self._kept = KeptScores(memory_budget, output_dir)
@@ -124,7 +124,7 @@ class AnomalyEvaluator(RecordEvaluator):
                 self._pixels[name].update(score, label, image_id)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{self.records.name}, score {name!r}: {error}") from error
-            rounded = _rounded(score, self.precision)
+            rounded = _rounded(score, self.precision or np.result_type(score, np.float16))
             drawn = False
             if name == self.scores[0] and self.output_dir is not None:
                 self._average_precision[index] = frame_average_precision(rounded, label)
@@ -170,7 +170,13 @@ class AnomalyEvaluator(RecordEvaluator):
                     computed = merged.compute()
                     results[f"{ANOMALY}/{self.protocol}/{name}"] = pixel_task(computed)
                     if self.output_dir is not None:
-                        curves[name] = _curves(merged, computed)
+                        curve = merged.curve(POINTS)
+                        curves[name] = {
+                            "AP": computed["AP"],
+                            "AUROC": computed["AUROC"],
+                            "curve": {key: curve[key] for key in ("recall", "precision", "fpr")},
+                            "histogram": merged.histogram(BINS),
+                        }
             thresholds = self._share([result["best_f1_threshold"] for result in results.values()])[0]
             if self.track is not None:
                 at = dict(zip(self.scores, thresholds, strict=True))
@@ -193,9 +199,12 @@ class AnomalyEvaluator(RecordEvaluator):
 
         Where there are ``curves`` of a score, its components by size are added to them.
         """
-        make = COMPONENT_TRACKS[track]
+        make, above = COMPONENT_TRACKS[track], "score > threshold" if self.smiyc else "score >= threshold"
         # Without one valid pixel there is no threshold, and nothing to compare.
-        metrics = {name: make(0.0 if math.isnan(at) else at) for name, at in thresholds.items()}
+        metrics = {
+            name: make(0.0 if math.isnan(at) else at, inclusive=not self.smiyc)
+            for name, at in thresholds.items()
+        }
         for index in sorted(self._seen):
             label = self.records.label(index)
             for name, metric in metrics.items():
@@ -206,7 +215,10 @@ class AnomalyEvaluator(RecordEvaluator):
             if merged is not None:
                 if name in curves:
                     curves[name]["components_by_size"] = merged.by_size()
-                computed = merged.compute() | {"threshold_from": f"best F1, {self.protocol}"}
+                computed = merged.compute()
+                computed |= {"threshold_from": f"best F1, {self.protocol}", "predicted": above}
+                if self.smiyc and not computed["predictions"]:
+                    computed["note"] += f"; predicted is {above}, as in the benchmark's code"
                 results[f"{COMPONENTS}/{track}_track/{name}"] = component_task(computed, track)
         return results
 
@@ -226,7 +238,6 @@ class AnomalyEvaluator(RecordEvaluator):
             document = {
                 "dataset": name,
                 "protocol": self.protocol,
-                "precision": self.precision,
                 "track": self.track,
                 "scores": curves,
                 "frames": {
@@ -251,26 +262,18 @@ def frame_average_precision(score: np.ndarray, label: np.ndarray) -> float:
     return OperatingPoints(Runs.sorted(negative), Runs.from_scores(positive)).average_precision
 
 
-def _curves(metrics: PixelMetrics, computed: Mapping[str, Any]) -> dict[str, Any]:
-    """Curves and histogram of one score, beside the numbers by which they are known."""
-    curve = metrics.curve(POINTS)
-    return {
-        "AP": computed["AP"],
-        "AUROC": computed["AUROC"],
-        "curve": {key: curve[key] for key in ("recall", "precision", "fpr")},
-        "histogram": metrics.histogram(BINS),
-    }
-
-
 def _score_map(output: Mapping[str, Any], name: str, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """One score map of a model's output as float32 on the CPU, of the label's size."""
+    """One score map of a model's output on the CPU, of the label's size."""
     maps = output.get("anomaly_scores", {})
     if name not in maps:
         raise ValueError(
             f"{where}: the model's output has no score {name!r}, only {', '.join(sorted(maps)) or 'none'}; "
             'it must give "anomaly_scores" {name: (H, W)}'
         )
-    score = torch.as_tensor(maps[name]).detach().float().cpu().numpy()
+    score = maps[name]
+    if isinstance(score, torch.Tensor):  # numpy has no bfloat16
+        score = (score.float() if score.dtype == torch.bfloat16 else score).detach().cpu().numpy()
+    score = np.asarray(score)
     if score.shape != shape:
         found, wanted = (" x ".join(map(str, size)) for size in (score.shape, shape))
         raise ValueError(
@@ -280,7 +283,7 @@ def _score_map(output: Mapping[str, Any], name: str, shape: tuple[int, ...], whe
     return score
 
 
-def _rounded(score: np.ndarray, dtype: str) -> np.ndarray:
+def _rounded(score: np.ndarray, dtype: DTypeLike) -> np.ndarray:
     """Values beyond the type's range become infinite, as the pixel metrics round (and note) them."""
     with np.errstate(over="ignore"):
-        return score.astype(dtype)
+        return score.astype(dtype, copy=False)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from gmm_anomaly.data import build_test_loader
 from gmm_anomaly.data.atomic import replacing
-from gmm_anomaly.data.label_rule import CLOSED_SET, IGNORE_LABEL
+from gmm_anomaly.data.reading import CLOSED_SET, IGNORE_LABEL
 
 from .command import load_model, model_config
 from .records import EVALUATOR_TYPES, EvaluatedRecords
@@ -36,12 +36,12 @@ MINIMUM_IOU = 0.25
 
 
 class QueryOverlap(NamedTuple):
-    """Overlap of each query's mask with a region, over a data set.
+    """Overlap of each query's mask with a region, over the images of a data set that have the region.
 
     Attributes:
-        mean_iou: (Q,) float64, mean over the images that have the region.
+        mean_iou: (Q,) float64.
         class_probability: (Q, C + 1) float64, mean over the same images; the last is "no object".
-        images: how many images have the region.
+        images: how many there are.
     """
 
     mean_iou: Tensor
@@ -49,35 +49,12 @@ class QueryOverlap(NamedTuple):
     images: int
 
     def ranking(self) -> list[int]:
-        """All queries, best first; equals in their order."""
         return self.mean_iou.argsort(descending=True, stable=True).tolist()
 
     def chosen(self, *, minimum_iou: float = MINIMUM_IOU, at_least: int = 0) -> list[int]:
         """Queries of at least ``minimum_iou``, best first, and the next best up to ``at_least`` in all."""
         enough = int((self.mean_iou >= minimum_iou).sum())
         return self.ranking()[: max(enough, at_least)]
-
-
-def query_iou(
-    mask_logits: Tensor, region: Tensor, valid: Tensor, threshold: float = MASK_THRESHOLD
-) -> Tensor:
-    """IoU of each query's mask with a region, pixels that are not valid left out of both.
-
-    Maskomaly's released code subtracts the image's whole void area from the union, whether or not the mask
-    covers it, so that unions may come out too small or negative; here only void under the mask is left out.
-
-    Args:
-        mask_logits: (Q, H, W) float.
-        region, valid: (H, W) bool.
-        threshold: masks (sigmoid) above it count.
-
-    Returns:
-        (Q,) float64 in [0, 1]; NaN where the region and the mask are empty.
-    """
-    covered = (mask_logits > math.log(threshold / (1 - threshold))) & valid
-    wanted = region & valid
-    both = (covered & wanted).flatten(1).sum(1).double()
-    return both / ((covered | wanted).flatten(1).sum(1).double())
 
 
 @torch.no_grad()
@@ -91,6 +68,9 @@ def measure_overlap(
 ) -> QueryOverlap:
     """Run a mask model over a data set and measure its queries.
 
+    Maskomaly's released code subtracts the image's whole void area from the union, whether or not the mask
+    covers it, so that unions may come out too small or negative; here only void under the mask is left out.
+
     Args:
         model: gives ``mask_logits`` (Q, H, W) and ``class_logits`` (Q, C + 1) for each image; is put into
             evaluation mode.
@@ -103,9 +83,7 @@ def measure_overlap(
         ValueError: no image has the region. An image without it says nothing about which query covers it.
     """
     model.eval()
-    total: Tensor | None = None
-    probability: Tensor | None = None
-    images = 0
+    found: list[tuple[Tensor, Tensor]] = []
     for batch in batches:
         for item, result in zip(batch, model(batch), strict=True):
             label = records.label(records.find(item))
@@ -113,19 +91,18 @@ def measure_overlap(
             if not region.any():
                 continue
             masks = result["mask_logits"]
-            on_device = [
-                torch.from_numpy(found).to(masks.device) for found in (region, label != IGNORE_LABEL)
-            ]
-            iou = query_iou(masks, *on_device, threshold).cpu()
-            share = result["class_logits"].double().softmax(dim=-1).cpu()
-            total = iou if total is None else total + iou
-            probability = share if probability is None else probability + share
-            images += 1
-    if total is None or probability is None:
+            wanted, valid = (
+                torch.from_numpy(part).to(masks.device) for part in (region, label != IGNORE_LABEL)
+            )
+            covered = (masks > math.log(threshold / (1 - threshold))) & valid
+            both, either = (part.flatten(1).sum(1).double() for part in (covered & wanted, covered | wanted))
+            found.append(((both / either).cpu(), result["class_logits"].double().softmax(dim=-1).cpu()))
+    if not found:
         raise ValueError(
             f"{records.name}: none of its {len(records)} images has a pixel of the region looked for"
         )
-    return QueryOverlap(total / images, probability / images, images)
+    iou, probability = (torch.stack(part).mean(dim=0) for part in zip(*found, strict=True))
+    return QueryOverlap(iou, probability, len(found))
 
 
 def query_table(overlap: QueryOverlap, taken: Sequence[int], class_names: Sequence[str]) -> str:
@@ -150,11 +127,8 @@ def known_class_names(cfg: CfgNode, labels: Mapping[int, str]) -> list[str]:
 
 
 def query_config(args: argparse.Namespace, cfg: CfgNode, queries: Mapping[str, Sequence[int]]) -> str:
-    """Text of a config on top of the given one, with query sets, the weights they hold for, and overrides.
-
-    Args:
-        args: what the command was given. cfg: the config that it made of them.
-        queries: by the name of their key in ``MODEL.MASK2FORMER``.
+    """Text of a config on top of the given one, with the query sets (by their key in ``MODEL.MASK2FORMER``),
+    the weights they hold for, and overrides.
     """
     # What makes the model; which images were looked at is another matter.
     overridden = [key for key in args.opts[::2] if key.startswith(("MODEL.", "INPUT."))]

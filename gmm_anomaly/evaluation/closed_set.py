@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gmm_anomaly.metrics import CalibrationMetrics, ConfusionMetrics
 
-from .overlays import closed_set_overlay
+from .files import closed_set_overlay
 from .records import RecordEvaluator
 from .results import CLOSED_SET, TaskResult
 

@@ -14,8 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from gmm_anomaly.data.label_rule import ANOMALY, CLOSED_SET
-from gmm_anomaly.data.reading import read_image, read_label
+from gmm_anomaly.data.reading import ANOMALY, CLOSED_SET, read_image, read_label
 from gmm_anomaly.data.registration import get_records
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ class EvaluatedRecords:
             )
         if not self.records:
             raise ValueError(
-                f"{dataset_name}: the data set has no image; gmm-anomaly check-data says what is missing"
+                f"{dataset_name}: the data set has no image; gmm-anomaly datasets says what is missing"
             )
         # A label names a file, or is rendered.
         withheld = [one for one in self.records if "sem_seg_file_name" not in one and "render" not in one]

@@ -23,9 +23,6 @@ RESULTS_FILE = "results.json"
 ANOMALY, COMPONENTS, CLOSED_SET = "anomaly", "components", "sem_seg"
 UNITS = {ANOMALY: "fraction", COMPONENTS: "fraction", CLOSED_SET: "percent"}
 
-# {data set: {task: {metric: number}}}, as Detectron2 nests what its evaluators return.
-Results = Mapping[str, Mapping[str, Mapping[str, float]]]
-
 _ROWS_PER_COLUMN = 20
 _TEXTS = ("data set", "score", "protocol", "track", "class", "threshold from")  # columns without numbers
 
@@ -41,6 +38,10 @@ class TaskResult(dict[str, float]):
     def __init__(self, numbers: Mapping[str, float], details: Mapping[str, Any] | None = None) -> None:
         super().__init__(numbers)
         self.details = dict(details or {})
+
+
+# {data set: {task: {metric: number}}}, as Detectron2 nests what its evaluators return.
+Results = Mapping[str, Mapping[str, TaskResult]]
 
 
 def pixel_task(computed: Mapping[str, Any]) -> TaskResult:
@@ -97,37 +98,25 @@ def write_results(results: Results, output_dir: str | Path, **context: Any) -> P
 
 def results_document(results: Results, **context: Any) -> dict[str, Any]:
     """The content of ``results.json`` (see :func:`write_results`) before NaN and infinities are replaced."""
-    return {
-        **context,
-        "datasets": {name: _nested(tasks) for name, tasks in results.items()},
-        "units": UNITS,
-        "versions": _versions(),
-    }
-
-
-def _nested(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for task, result in tasks.items():
-        details = _details(result)
-        kind, *rest = task.split("/", 2)
-        if kind in (ANOMALY, COMPONENTS) and len(rest) == 2:
-            rule, score = rest
-            rule_name = "protocol" if kind == ANOMALY else "track"
-            nested.setdefault(kind, {})[score] = {rule_name: rule, **result, **details}
-        else:
-            nested[task] = {**result, **details}
-    return nested
-
-
-def _details(result: Mapping[str, float]) -> Mapping[str, Any]:
-    return result.details if isinstance(result, TaskResult) else {}
-
-
-def _versions() -> dict[str, str]:
     versions = {"gmm_anomaly": gmm_anomaly.__version__, "python": platform.python_version()}
     for module in ("torch", "numpy", "cv2", "detectron2"):
         versions[module] = str(getattr(import_module(module), "__version__", "unknown"))
-    return versions
+    datasets = {name: _nested(tasks) for name, tasks in results.items()}
+    return {**context, "datasets": datasets, "units": UNITS, "versions": versions}
+
+
+def _nested(tasks: Mapping[str, TaskResult]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for task, result in tasks.items():
+        kind, *rest = task.split("/", 2)
+        content = {**result, **result.details}
+        if rest:
+            rule, score = rest
+            rule_name = "protocol" if kind == ANOMALY else "track"
+            nested.setdefault(kind, {})[score] = {rule_name: rule} | content
+        else:
+            nested[task] = content
+    return nested
 
 
 def _closed_set_table(results: Results) -> str:
@@ -170,12 +159,12 @@ def _component_table(results: Results) -> str:
     for name, track, score, result in _by_score(results, COMPONENTS):
         cells = [_number(result.get(column), 4) for column in columns]
         threshold = f"{result.get('threshold', math.nan):.6g}"
-        rows.append([name, score, track, *cells, threshold, _details(result).get("threshold_from", "")])
+        rows.append([name, score, track, *cells, threshold, result.details.get("threshold_from", "")])
     headers = ["data set", "score", "track", *columns, "threshold", "threshold from"]
     return _table("Components, fractions", headers, rows)
 
 
-def _by_score(results: Results, kind: str) -> list[tuple[str, str, str, Mapping[str, float]]]:
+def _by_score(results: Results, kind: str) -> list[tuple[str, str, str, TaskResult]]:
     """Data set, rule, score and result of every task of a kind."""
     tasks = [(name, *task.split("/", 2), found) for name, by in results.items() for task, found in by.items()
              if task.startswith(f"{kind}/")]  # fmt: skip

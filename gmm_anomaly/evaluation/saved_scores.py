@@ -48,7 +48,8 @@ def evaluate_saved_scores(
             A map belongs to the image whose ``image_id`` or file stem is its own relative path or stem.
         dataset_name, protocol, component_track: as for ``AnomalyEvaluator``.
         method: name of the score in the results, by default the folder's.
-        precision: as for ``AnomalyEvaluator``; None is float32 for PNG, whose pixels float16 cannot hold.
+        precision: as for ``AnomalyEvaluator``; under the ``smiyc`` protocols None is float32 for PNG, whose
+            pixels float16 cannot hold.
         suffix: what the maps' stems end with beyond the image's name, for example "_anomaly".
         key: name of the array in ``.npz`` and HDF5 files.
         resize: bring maps of another size to the label's by bilinear interpolation; without it they are an
@@ -67,7 +68,8 @@ def evaluate_saved_scores(
     name = method or root.resolve().name
     records = EvaluatedRecords(dataset_name, "anomaly")
     files = match_files(root, records, suffix)
-    if any(path.suffix.lower() == ".png" for path in files):
+    protocol = protocol or records.metadata.get("protocol") or "pooled"
+    if protocol.startswith("smiyc") and any(path.suffix.lower() == ".png" for path in files):
         precision = precision or "float32"
     evaluator = AnomalyEvaluator(
         dataset_name,
@@ -83,7 +85,8 @@ def evaluate_saved_scores(
         score = found.values
         shape = records.label(index).shape if resize else score.shape
         if score.shape != shape:
-            score = cv2.resize(score.astype(np.float32), shape[::-1], interpolation=cv2.INTER_LINEAR)
+            score = score.astype(np.result_type(score, np.float32))
+            score = cv2.resize(score, shape[::-1], interpolation=cv2.INTER_LINEAR)
             resized += 1
         ranks_only += found.ranks_only
         try:

@@ -18,7 +18,7 @@ class ScoreMap(NamedTuple):
     """A map as a program saved it.
 
     Attributes:
-        values: (H, W) float16, float32 or float64, higher = more anomalous.
+        values: (H, W) floats or integers as they were saved, higher = more anomalous.
         ranks_only: the numbers have no unit: only their order means something (PNG without a scale).
     """
 
@@ -38,15 +38,10 @@ def read_score_map(path: Path, key: str | None = None) -> ScoreMap:
     scale + offset (scale above 0); without them the pixels are taken as they are, which keeps the ranks.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file cannot be decoded, or holds something else; the message names it.
+        ValueError: the file is not there, cannot be decoded, or holds something else; the message names it.
         ImportError: an HDF5 file, and h5py is not installed.
     """
     suffix = path.suffix.lower()
-    if suffix not in SCORE_EXTENSIONS:
-        raise ValueError(f"{path}: score maps are {', '.join(SCORE_EXTENSIONS)} files")
-    if not path.is_file():
-        raise FileNotFoundError(f"no score map {path}")
     h5py = require_h5py() if suffix in (".hdf5", ".h5") else None
     ranks_only = False
     try:
@@ -75,8 +70,6 @@ def read_score_map(path: Path, key: str | None = None) -> ScoreMap:
         raise ScoreFileError(f"{path}: a score map must be (H, W), found shape {found.shape}")
     if values.dtype.kind not in "fiu":
         raise ScoreFileError(f"{path}: scores must be real numbers, found {values.dtype}")
-    if values.dtype.kind != "f":
-        values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
     return ScoreMap(values, ranks_only)
 
 

@@ -29,7 +29,7 @@ from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.modeling.scoring import score_names
 
 from .command import load_model, model_config
-from .files import file_digest, remove_partial, save_json
+from .files import file_digest, save_json
 from .score_files import HDF5_KEY, require_h5py
 
 logger = logging.getLogger(__name__)
@@ -114,9 +114,8 @@ class Submission:
         found = []
         for record in records:
             name = Path(str(record["file_name"])).stem.removesuffix(_IMAGE_SUFFIX)
-            shape = record.get("render")
-            size = (shape["height"], shape["width"]) if shape else image_size(str(record["file_name"]))
-            found.append(Frame(record, size, self.folder / (folder or known[0]) / f"{name}.hdf5"))
+            path = self.folder / (folder or known[0]) / f"{name}.hdf5"
+            found.append(Frame(record, image_size(record), path))
         return found
 
     def begin(self, frames: Sequence[Frame], *, overwrite: bool = False) -> None:
@@ -164,11 +163,12 @@ class Submission:
             ``highest`` of the scores written now, and ``bytes`` of all files.
 
         Raises:
-            ValueError: a score map of another size than its image, with NaN, or beyond float16.
+            ValueError: a score map with NaN, or beyond float16.
             OSError: a file that was written does not hold what it should.
         """
         for folder in {frame.target.parent for frame in frames}:
-            remove_partial(folder)
+            for left in folder.glob(".*.partial"):  # by a killed run
+                left.unlink(missing_ok=True)
         missing = [frame for frame in frames if stored_score(frame) is None]
         for frame in missing:
             if frame.target.exists():
@@ -194,26 +194,17 @@ class Submission:
         return counts | {"lowest": lowest, "highest": highest, "bytes": size}
 
     def _stored(self, score: np.ndarray, frame: Frame) -> np.ndarray:
-        image = frame.target.stem
-        if score.shape != frame.size:
-            raise ValueError(
-                f"{image}: the score map is {score.shape}, the image {frame.size} (height, width)"
-            )
         values = (score.astype(np.float64) - self.offset) / self.scale
         if np.isnan(values).any():
-            raise ValueError(f"{image}: {int(np.isnan(values).sum())} scores are NaN")
+            raise ValueError(f"{frame.target.stem}: {int(np.isnan(values).sum())} scores are NaN")
         finite = values[np.isfinite(values)]
         if finite.size and np.abs(finite).max() > np.finfo(np.float16).max:
             raise ValueError(
-                f"{image}: scores reach {finite.min():.6g} to {finite.max():.6g}, float16 ends at "
-                "65504; give --offset and --scale, constants of the whole submission, so that (score - "
+                f"{frame.target.stem}: scores reach {finite.min():.6g} to {finite.max():.6g}, float16 ends "
+                "at 65504; give --offset and --scale, constants of the whole submission, so that (score - "
                 "offset) / scale fits"
             )
         return values.astype(np.float16)
-
-    def finish(self, report: Mapping[str, Any]) -> None:
-        """Record in the manifest that every file is there and whole."""
-        save_json(self.manifest, {"identity": self.identity, "complete": True, **report})
 
 
 def stored_score(frame: Frame) -> np.ndarray | None:
@@ -271,7 +262,8 @@ def run(args: argparse.Namespace) -> None:
         name: submission.write(group, predict, progress=name) | {"folder": group[0].target.parent.name}
         for name, group in frames.items()
     }
-    submission.finish({"weights": cfg.MODEL.WEIGHTS, "datasets": report})
+    done = {"identity": submission.identity, "complete": True, "weights": cfg.MODEL.WEIGHTS}
+    save_json(submission.manifest, done | {"datasets": report})
     rows = [{"data set": name, **found} for name, found in report.items()]
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".5g"))
     print(

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 State = dict[str, Any]
 Self = TypeVar("Self", bound="Metric")
 
-FORMAT = 1
+FORMAT = 2
 _HALF_INF = 0x7C00
 
 
@@ -97,12 +97,15 @@ def plain(state: Mapping[str, Any], key: str) -> Any:
 
 
 def as_scores(score: Any, image: str) -> np.ndarray:
-    """What ``numpy.asarray`` takes as an array of real numbers; TypeError for others, ValueError for NaN."""
+    """An array of floats without NaN; integers become the smallest floats that hold them, float64 the widest.
+
+    Raises:
+        TypeError: no real numbers. ValueError: NaN.
+    """
     array = np.asarray(score)
-    if array.dtype.kind in "bui":
-        array = array.astype(np.float64)
-    elif array.dtype.kind != "f":
-        raise TypeError(f"{image}: scores must be float16, float32 or float64, found {array.dtype}")
+    if array.dtype.kind not in "buif":
+        raise TypeError(f"{image}: scores must be real numbers, found {array.dtype}")
+    array = array.astype(np.result_type(array, np.float16), copy=False)
     if array.dtype == np.float16:  # numpy's own test converts each value first
         missing = np.count_nonzero(_half_magnitudes(array) > _HALF_INF)
     else:

@@ -104,10 +104,10 @@ def _sums(index: np.ndarray, values: np.ndarray, length: int) -> np.ndarray:
 class ComponentMetrics(Metric):
     """Component metrics over a data set, at one threshold on the score.
 
-    A pixel is predicted anomalous where score > threshold, compared exactly whatever the score's dtype.
-    (Under numpy 1 the reference code rounded the threshold to float16 against float16 scores; under numpy 2
-    it compares exactly, as here.) The benchmark takes the best-F1 threshold of the pixel metrics on the same
-    frames.
+    A pixel is predicted anomalous where score > threshold, as in the benchmark's code, or with ``inclusive``
+    where score ≥ threshold; compared exactly whatever the score's dtype. (Under numpy 1 the reference code
+    rounded the threshold to float16 against float16 scores; under numpy 2 it compares exactly, as here.) The
+    benchmark takes the best-F1 threshold of the pixel metrics on the same frames.
 
     Per component two whole numbers are kept, so the result depends neither on the order of the frames nor on
     how they were spread over processes.
@@ -116,12 +116,15 @@ class ComponentMetrics(Metric):
         min_prediction_size: predicted components with fewer pixels are dropped.
         min_anomaly_size: anomalies with fewer pixels become void.
         threshold: on the score; may be infinite.
+        inclusive: scores equal to the threshold are predicted too, as for the best F1 of the pixel metrics.
     """
 
-    SETTINGS = ("min_prediction_size", "min_anomaly_size", "threshold")
+    SETTINGS = ("min_prediction_size", "min_anomaly_size", "threshold", "inclusive")
     COUNTS = ("frames",)
 
-    def __init__(self, min_prediction_size: int, min_anomaly_size: int, threshold: float) -> None:
+    def __init__(
+        self, min_prediction_size: int, min_anomaly_size: int, threshold: float, inclusive: bool = False
+    ) -> None:
         if min_prediction_size < 0 or min_anomaly_size < 0:
             raise ValueError(
                 "min_prediction_size and min_anomaly_size are numbers of pixels, found "
@@ -130,26 +133,26 @@ class ComponentMetrics(Metric):
         if math.isnan(threshold):
             raise ValueError("threshold is NaN; take best_f1_threshold of pixel metrics that saw a pixel")
         self.min_prediction_size, self.min_anomaly_size = int(min_prediction_size), int(min_anomaly_size)
-        self.threshold = float(threshold)
+        self.threshold, self.inclusive = float(threshold), bool(inclusive)
         self.frames = 0
         self._anomalies: list[np.ndarray] = []
         self._predictions: list[np.ndarray] = []
 
     @classmethod
-    def anomaly_track(cls, threshold: float) -> ComponentMetrics:
+    def anomaly_track(cls, threshold: float, inclusive: bool = False) -> ComponentMetrics:
         """Sizes of RoadAnomaly21 and of Fishyscapes LostAndFound: 500 and 100 pixels."""
-        return cls(500, 100, threshold)
+        return cls(500, 100, threshold, inclusive)
 
     @classmethod
-    def obstacle_track(cls, threshold: float) -> ComponentMetrics:
+    def obstacle_track(cls, threshold: float, inclusive: bool = False) -> ComponentMetrics:
         """Sizes of RoadObstacle21 and of LostAndFound: 50 and 10 pixels."""
-        return cls(50, 10, threshold)
+        return cls(50, 10, threshold, inclusive)
 
     def update(self, score: Any, label: Any, name: str | None = None) -> FrameComponents:
         """Count one frame and return its components.
 
         Args:
-            score: (H, W) float, higher = more anomalous.
+            score: (H, W) floats or integers, higher = more anomalous.
             label: (H, W) integers or booleans: 0 known, 1 anomaly, 255 void.
             name: what to call the image in an error.
 
@@ -163,7 +166,9 @@ class ComponentMetrics(Metric):
         if scores.ndim != 2 or not scores.size:
             raise ValueError(f"{image}: score and label must be (H, W) and not empty, found {scores.shape}")
         anomaly_masks(labels, image)
-        predicted = scores > _round_down(self.threshold, scores.dtype)
+        level = _round_down(self.threshold, scores.dtype)
+        inclusive = self.inclusive and float(level) == self.threshold
+        predicted = scores >= level if inclusive else scores > level
         sizes = self.min_prediction_size, self.min_anomaly_size
         anomalies, predictions = frame_components(predicted, labels, *sizes)
         self._anomalies.append(anomalies)
@@ -199,9 +204,8 @@ class ComponentMetrics(Metric):
             Fractions ``sIoU_gt`` (mean over all anomalies), ``PPV`` (mean over all predicted components) and
             ``F1`` (mean over the 11 thresholds). ``tp``, ``fn``, ``fp``, ``f1``: dicts keyed "0.25", "0.30" …
             "0.75" by the threshold t: anomalies with sIoU ≥ t and with sIoU < t, predicted components with
-            PPV < t, and 2tp/(2tp+fn+fp). ``threshold``, ``min_prediction_size``, ``min_anomaly_size``,
-            ``frames``, ``anomalies``, ``predictions`` (numbers of components). ``note``: why a number is
-            undefined (NaN), or None.
+            PPV < t, and 2tp/(2tp+fn+fp). The settings. ``frames``, ``anomalies``, ``predictions`` (numbers of
+            components). ``note``: why a number is undefined (NaN), or None.
         """
         siou, ppv, _, _ = self._shares()
         tp = (siou[:, None] >= THRESHOLDS).sum(axis=0)

@@ -118,7 +118,7 @@ class OperatingPoints:
 
         Returns:
             float64 arrays of one length, thresholds descending: ``threshold``, ``precision``, ``recall``,
-            ``fpr``, ``tpr`` (the same as ``recall``). The first point is threshold +inf with nothing
+            ``fpr`` (``recall`` is the TPR). The first point is threshold +inf with nothing
             predicted and precision 1; the last threshold is the lowest score. Rates without pixels to count
             are NaN.
         """
@@ -141,7 +141,6 @@ class OperatingPoints:
             "precision": np.where(predicted > 0, tp / np.maximum(predicted, 1), 1.0),
             "recall": tpr,
             "fpr": fp / self.negatives if self.negatives else np.full(len(fp), math.nan),
-            "tpr": tpr.copy(),
         }
 
 
@@ -166,22 +165,23 @@ def score_histogram(
         raise ValueError(f"bins must be at least 1, found {bins}")
     sides = {"known": negative, "anomalous": positive}
     ends = [end for side in sides.values() for end in _finite_ends(side)]
-    edges = np.zeros(0, np.float32)
+    dtype = np.result_type(negative.values, positive.values)
+    edges = np.zeros(0, dtype)
     if ends:
         low, high = min(ends), max(ends)
         if low == high:
-            low, high = (float(np.nextafter(np.float32(low), way)) for way in (-np.inf, np.inf))
-        # float32 scores are compared with float32 edges, which needs no copy of the scores.
-        edges = np.linspace(low, high, bins + 1).astype(np.float32)
+            low, high = (float(np.nextafter(dtype.type(low), way)) for way in (-np.inf, np.inf))
+        # Scores are compared with edges of their own type, which needs no copy of the scores.
+        edges = np.linspace(low, high, bins + 1).astype(dtype)
         if half:  # a whole multiple of the coarsest spacing wide
             spacing = float(np.spacing(np.float16(max(abs(low), abs(high)))))
             start = np.floor(low / spacing) * spacing
             width = np.ceil((high - start) / bins / spacing) * spacing
-            edges = (start + width * np.arange(np.ceil((high - start) / width) + 1)).astype(np.float32)
+            edges = (start + width * np.arange(np.ceil((high - start) / width) + 1)).astype(dtype)
         edges = np.unique(edges)
     found = {"edges": edges.astype(np.float64)}
     for name, side in sides.items():
-        below, up_to = side.ranks(edges if len(edges) else np.array([-np.inf], np.float32))
+        below, up_to = side.ranks(edges if len(edges) else np.array([-np.inf], dtype))
         below[-1] = up_to[-1]  # without an edge, infinities lie below and above nothing
         found[name] = np.diff(below)
         found[f"{name}_outside"] = np.array([below[0], side.total - below[-1]], np.int64)
@@ -190,7 +190,7 @@ def score_histogram(
 
 def _finite_ends(side: Runs) -> list[float]:
     """The scores between which all finite ones but the outermost lie; empty without a finite score."""
-    below, up_to = side.ranks(np.array([-np.inf, np.inf], np.float32))
+    below, up_to = side.ranks(np.array([-np.inf, np.inf], side.values.dtype))
     first, last = int(up_to[0]), int(below[1]) - 1
     if last < first:
         return []

@@ -16,8 +16,7 @@ from gmm_anomaly.metrics.base import (
     to_precision,
 )
 from gmm_anomaly.metrics.curves import FprRule, OperatingPoints, score_histogram
-from gmm_anomaly.metrics.frame_bins import FrameBins
-from gmm_anomaly.metrics.runs import Runs
+from gmm_anomaly.metrics.runs import FrameBins, Runs
 from gmm_anomaly.metrics.score_counts import FloatCounts, HalfCounts
 
 PROTOCOLS: dict[str, str] = {
@@ -55,9 +54,11 @@ class PixelMetrics(Metric):
         precision: scores are rounded to it first, and equal scores are never ranked. ``"float16"`` needs 1 MB
             and is exact for scores stored as float16 (SegmentMeIfYouCan's files). ``"float32"`` is exact up
             to ``max_distinct`` different scores; beyond, AP, AUROC and FPR95 come with certified intervals (a
-            relative resolution of 2⁻¹³; ties stay exact).
-        max_distinct: how many different (score, label) pairs ``"float32"`` keeps. At 12 bytes each the
-            default takes 0.4 GB when full, and up to 1.5 GB for a moment when more are merged in.
+            relative resolution of 2⁻¹³; ties stay exact). None: as float32, but float64 scores and integers
+            are ranked as they are (the ``smiyc`` protocols round them to float32).
+        max_distinct: how many different (score, label) pairs are kept unless ``"float16"``. At 12 bytes each
+            (16 for float64) the default takes 0.4 GB when full, and up to 1.5 GB for a moment when more are
+            merged in.
     """
 
     SETTINGS = ("protocol", "precision", "max_distinct")
@@ -66,13 +67,13 @@ class PixelMetrics(Metric):
     def __init__(
         self,
         protocol: Literal["pooled", "fishyscapes", "smiyc", "smiyc_uniform", "per_image"] | str = "pooled",
-        precision: Literal["float32", "float16"] | str = "float32",
+        precision: Literal["float32", "float16"] | str | None = "float32",
         *,
         max_distinct: int = 2**25,
     ) -> None:
         if protocol not in PROTOCOLS:
             raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
-        if precision not in PRECISIONS:
+        if precision not in (*PRECISIONS, None):
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, found {precision!r}")
         if max_distinct < 1:
             raise ValueError(f"max_distinct must be at least 1, found {max_distinct}")
@@ -92,7 +93,7 @@ class PixelMetrics(Metric):
         """Count one image.
 
         Args:
-            score: (H, W) float16, float32 or float64, higher = more anomalous; infinities are allowed.
+            score: (H, W) floats or integers, higher = more anomalous; infinities are allowed.
             label: (H, W) integers or booleans: 0 known, 1 anomaly, 255 void.
             name: what to call the image in an error.
 
@@ -105,7 +106,9 @@ class PixelMetrics(Metric):
         labels = np.asarray(label)
         check_same_shape(scores, labels, "score and label", image)
         known, anomalous, void = anomaly_masks(labels, image)
-        scores, saturated = to_precision(scores, self.precision)
+        saturated, smiyc = 0, isinstance(self._store, FrameBins)
+        if self.precision is not None or smiyc:
+            scores, saturated = to_precision(scores, self.precision or "float32")
         negative, positive = scores[known], scores[anomalous]
         if self.protocol == "per_image" and negative.size and positive.size:
             points = OperatingPoints(Runs.sorted(negative), Runs.from_scores(positive))
@@ -134,10 +137,11 @@ class PixelMetrics(Metric):
         Returns:
             Fractions ``AP``, ``AUROC``, ``FPR95``, ``best_f1``; ``best_f1_threshold`` in units of the score
             (the highest threshold with the best F1 when predicting score ≥ threshold). ``protocol`` and
-            ``precision``. ``exact``: whether the numbers are the protocol's own for the rounded scores; where
-            they are not, ``AP_interval``, ``AUROC_interval`` and ``FPR95_interval`` hold the true values
-            (low, high), and ``best_f1`` is one that its threshold really reaches. Counts: ``images``,
-            ``anomaly_pixels``, ``known_pixels``, ``void_pixels`` and, for ``per_image``, ``images_used``.
+            ``precision`` (the scores' own if they were not rounded). ``exact``: whether the numbers are the
+            protocol's own for the rounded scores; where they are not, ``AP_interval``, ``AUROC_interval`` and
+            ``FPR95_interval`` hold the true values (low, high), and ``best_f1`` is one that its threshold
+            really reaches. Counts: ``images``, ``anomaly_pixels``, ``known_pixels``, ``void_pixels`` and, for
+            ``per_image``, ``images_used``.
             ``note``: why a number is undefined (NaN, or by a convention), what was lost, or None.
 
             Under ``per_image`` AP, AUROC and FPR95 are means over images, best F1 is over all pixels.
@@ -145,6 +149,7 @@ class PixelMetrics(Metric):
         points = OperatingPoints(*self._store.totals())
         per_image = self.protocol == "per_image"
         f1, threshold = points.best_f1()
+        precision = self.precision or "float32"
         result: dict[str, Any] = {
             "AP": self._mean("AP") if per_image else points.average_precision,
             "AUROC": self._mean("AUROC") if per_image else points.auroc,
@@ -152,7 +157,7 @@ class PixelMetrics(Metric):
             "best_f1": f1,
             "best_f1_threshold": threshold,
             "protocol": self.protocol,
-            "precision": self.precision,
+            "precision": self._store.dtype.name if isinstance(self._store, FloatCounts) else precision,
             "exact": True,
             "images": self.images,
             "anomaly_pixels": points.positives,
@@ -170,7 +175,7 @@ class PixelMetrics(Metric):
         if isinstance(self._store, FrameBins) and self._store.dropped:
             notes.append(f"{self._store.dropped} scores outside [-0.01, 1.01] were dropped")
         if self._saturated:
-            notes.append(f"{self._saturated} scores beyond {self.precision} became infinite")
+            notes.append(f"{self._saturated} scores beyond {precision} became infinite")
         result["note"] = "; ".join(note for note in notes if note) or None
         return result
 

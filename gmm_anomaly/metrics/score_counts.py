@@ -1,21 +1,21 @@
-"""Streaming counts of scores per label: float16 in a table, float32 exactly and then in bins."""
+"""Streaming counts of scores per label: float16 in a table, wider ones exactly and then in bins."""
 
 from __future__ import annotations
 
 import math
 import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from gmm_anomaly.metrics.base import State, array
+from gmm_anomaly.metrics.base import State, array, plain
 from gmm_anomaly.metrics.runs import Runs, count_half
 
 _LARGEST_BUFFER = 2**25  # scores
-_BITS = 22
+_BIN_SHIFT = 39  # of the 64 bits of a float64: sign, exponent and 13 bits behind it are left
 _CHUNK = 2**22  # runs binned at once, which bounds the working memory
 _SLACK = 1e-12  # wider than the rounding of the sums of an interval
 
@@ -61,12 +61,13 @@ class HalfCounts:
 
 
 class FloatCounts:
-    """Counts of float32 scores, exact while there are few enough different ones, then in 2²² bins.
+    """Counts of float32 scores, exact while there are few enough different ones, then in some 2²² bins.
 
     Pixels wait unsorted until there are ``max_distinct`` of them (4 bytes each), are then sorted and merged
     into runs (12 bytes for each different score of a label). Should the runs outgrow ``max_distinct``, they
-    are counted into bins (at most 120 MB), as is all that follows. Which of the two forms a state has depends
-    only on the pixels in it, not on their order, so shards merge to the same state however they were cut.
+    are counted into bins (at most 120 MB), as is all that follows. With the first image of float64 scores all
+    are kept as float64 (8 and 16 bytes). Which form a state has depends only on the images in it, not on
+    their order, so shards merge to the same state however they were cut.
 
     Args:
         max_distinct: how many different (score, label) pairs are kept exactly.
@@ -74,18 +75,20 @@ class FloatCounts:
 
     def __init__(self, max_distinct: int) -> None:
         self._max_distinct = max_distinct
+        self.dtype = np.dtype(np.float32)
         self._runs = (Runs.empty(), Runs.empty())
         self._bins: BinnedCounts | None = None
         self._clear()
 
     def _clear(self) -> None:
         size = (min(self._max_distinct, _LARGEST_BUFFER),)
-        self._waiting = [own_pages(size, np.float32) for _ in range(2)]
+        self._waiting = [own_pages(size, self.dtype) for _ in range(2)]
         self._used = [0, 0]
         self._sorted = False
 
     def add(self, negative: np.ndarray, positive: np.ndarray) -> None:
-        """Count one image: (N,) and (P,) float32 scores of known and anomalous pixels, which are copied."""
+        """Count one image: (N,) and (P,) scores of known and anomalous pixels, which are copied."""
+        self._widen(negative.dtype)
         for side, scores in enumerate((negative, positive)):
             start = 0
             while start < scores.size:
@@ -97,6 +100,7 @@ class FloatCounts:
                     self._collect()
 
     def merge(self, other: FloatCounts) -> None:
+        self._widen(other.dtype)
         self._collect()
         other._collect()
         if other._bins is not None:
@@ -104,24 +108,34 @@ class FloatCounts:
         else:
             self._add_runs(*other._runs)
 
+    def _widen(self, dtype: np.dtype) -> None:
+        if dtype.itemsize > self.dtype.itemsize:
+            self._collect()
+            self.dtype = dtype
+            self._clear()
+            self._runs = (self._runs[0].astype(dtype), self._runs[1].astype(dtype))
+            if self._bins is not None:
+                low, high = self._bins.low.astype(dtype), self._bins.high.astype(dtype)
+                self._bins = replace(self._bins, low=low, high=high)
+
     def state(self) -> State:
         self._collect()
+        state: State = {"binned": self._bins is not None, "dtype": self.dtype.name}
         if self._bins is not None:
-            return {"binned": True} | {
-                field.name: getattr(self._bins, field.name) for field in fields(self._bins)
-            }
-        state: State = {"binned": False}
+            return state | {field.name: getattr(self._bins, field.name) for field in fields(self._bins)}
         for side, runs in zip(("negative", "positive"), self._runs, strict=True):
             state |= {f"{side}_scores": runs.values, f"{side}_counts": runs.counts}
         return state
 
     def load(self, state: Mapping[str, Any]) -> None:
+        self.dtype = np.dtype(plain(state, "dtype"))
+        self._clear()
         if array(state, "binned"):
             counts = [array(state, name, np.int64) for name in ("bins", "negative", "positive")]
-            self._bins = BinnedCounts(*counts, *(array(state, name, np.float32) for name in ("low", "high")))
+            self._bins = BinnedCounts(*counts, *(array(state, name, self.dtype) for name in ("low", "high")))
             return
         negative, positive = (
-            Runs(array(state, f"{side}_scores", np.float32), array(state, f"{side}_counts", np.int64))
+            Runs(array(state, f"{side}_scores", self.dtype), array(state, f"{side}_counts", np.int64))
             for side in ("negative", "positive")
         )
         self._runs = (negative, positive)
@@ -156,6 +170,7 @@ class FloatCounts:
         return [scores[:used] for scores, used in zip(self._waiting, self._used, strict=True)]
 
     def _add_runs(self, negative: Runs, positive: Runs) -> None:
+        negative, positive = negative.astype(self.dtype), positive.astype(self.dtype)
         if self._bins is None:
             positives = Runs.merge([self._runs[1], positive], self._max_distinct)
             if positives is not None:
@@ -176,14 +191,15 @@ class FloatCounts:
 class BinnedCounts:
     """Known and anomalous pixels per bin, with the lowest and the highest score seen in it.
 
-    Each bin spans 1024 neighbouring float32 numbers (a relative width of 2⁻¹³). A bin in which only one score
-    was ever seen (lowest = highest) is a plain tie and costs no accuracy, so scores that pile up at one
-    number, as saturated ones do, stay exact.
+    Each bin spans 1024 neighbouring float32 numbers, or the float64 ones between them (a relative width of
+    2⁻¹³). A bin in which only one score was ever seen (lowest = highest) is a tie and costs no accuracy,
+    so scores that pile up at one number, as saturated ones do, stay exact.
 
     Attributes:
-        bins: (n,) int64, the numbers of the bins that hold pixels, ascending; at most 2²², usually far fewer.
+        bins: (n,) int64, the numbers of the bins that hold pixels, ascending; for float32 scores about 2²² at
+            most, usually far fewer.
         negative, positive: (n,) int64, their known and anomalous pixels.
-        low, high: (n,) float32, the lowest and the highest score in them.
+        low, high: (n,) float32 or float64, the lowest and the highest score in them.
     """
 
     bins: np.ndarray
@@ -194,19 +210,17 @@ class BinnedCounts:
 
     @classmethod
     def from_runs(cls, *sides: Runs) -> BinnedCounts:
-        """Count the float32 runs of the known and of the anomalous pixels."""
-        no_count, no_score = np.empty(0, np.int64), np.empty(0, np.float32)
+        """Count the runs of the known and of the anomalous pixels."""
+        no_count, no_score = np.empty(0, np.int64), np.empty(0, sides[0].values.dtype)
         total = cls(no_count, no_count, no_count, no_score, no_score)
         for side, runs in enumerate(sides):
             assert runs.counts is not None
             for start in range(0, len(runs), _CHUNK):
                 values, counts = runs.values[start : start + _CHUNK], runs.counts[start : start + _CHUNK]
                 # The top bits of the bit pattern, mapped so that order is kept.
-                bits = values.view(np.int32)
-                bins = ((bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).astype(np.int64) + 2**31) >> (
-                    32 - _BITS
-                )
-                first = np.flatnonzero(np.diff(bins, prepend=-1))
+                bits = values.astype(np.float64).view(np.int64)
+                bins = (bits ^ ((bits >> 63) & np.int64(2**63 - 1))) >> _BIN_SHIFT
+                first = np.flatnonzero(np.diff(bins, prepend=bins[0] - 1))
                 pixels = np.zeros((2, len(first)), np.int64)
                 pixels[side] = np.add.reduceat(counts, first)
                 last = np.append(first[1:], len(bins)) - 1
@@ -218,9 +232,9 @@ class BinnedCounts:
         """The counts of both, the same whichever comes first."""
         bins = np.concatenate([self.bins, other.bins])
         order = np.argsort(bins, kind="stable")
-        first = np.flatnonzero(np.diff(bins[order], prepend=-1))
-        if not len(first):
+        if not len(bins):
             return self
+        first = np.flatnonzero(np.diff(bins[order], prepend=bins[order[0]] - 1))
         ways = {"negative": np.add, "positive": np.add, "low": np.minimum, "high": np.maximum}
         joined = {name: np.concatenate([getattr(self, name), getattr(other, name)])[order] for name in ways}
         return BinnedCounts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from detectron2.utils.events import get_event_storage
@@ -127,6 +128,7 @@ def choose_anchors(
     return shuffled[groups.pixel_at(position)], position < groups.counts[:, None]
 
 
+@dataclass
 class SampledContrast:
     """The contrast loss of GMM4AnomalySeg on a bank's mixtures, with its schedule.
 
@@ -143,31 +145,23 @@ class SampledContrast:
         ValueError: a number out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        weight: float = 0.05,
-        start: int = 1500,
-        ramp: int = 5000,
-        temperature: float = 0.1,
-        noise_scale: float = 0.5,
-        min_fill: float = 0.5,
-    ) -> None:
+    weight: float = 0.05
+    start: int = 1500
+    ramp: int = 5000
+    temperature: float = 0.1
+    noise_scale: float = 0.5
+    min_fill: float = 0.5
+
+    def __post_init__(self) -> None:
         for key, fits, expected, found in (
-            ("START", start >= 0, "at least 0", start),
-            ("RAMP", ramp >= 0, "at least 0", ramp),
-            ("TEMPERATURE", temperature > 0, "a positive number", temperature),
-            ("NOISE_SCALE", noise_scale >= 0, "at least 0", noise_scale),
-            ("MIN_FILL", 0 <= min_fill <= 1, "a number in [0, 1]", min_fill),
+            ("START", self.start >= 0, "at least 0", self.start),
+            ("RAMP", self.ramp >= 0, "at least 0", self.ramp),
+            ("TEMPERATURE", self.temperature > 0, "a positive number", self.temperature),
+            ("NOISE_SCALE", self.noise_scale >= 0, "at least 0", self.noise_scale),
+            ("MIN_FILL", 0 <= self.min_fill <= 1, "a number in [0, 1]", self.min_fill),
         ):
             if not fits:
                 raise ValueError(f"MODEL.GMM.SAMPLED_CONTRAST.{key}: expected {expected}, found {found}")
-        self.weight = weight
-        self.start = start
-        self.ramp = ramp
-        self.temperature = temperature
-        self.noise_scale = noise_scale
-        self.min_fill = min_fill
 
     def factor(self, iteration: int) -> float:
         """Of the loss's weight, 0 to 1: one in every five iterations has the loss."""

@@ -118,14 +118,14 @@ class MaskAnomalySegmentor(nn.Module):
     def _losses(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         outputs = self.network(images.tensor, output_auxiliary_logits=True)
         masks, classes = [], []
+        height, width = images.tensor.shape[-2:]
         for item in batched_inputs:
             label = item["sem_seg"].to(self.device)
             present = label.unique()
             present = present[present != IGNORE_LABEL]
             # Padding belongs to no mask.
-            of_class = (
-                F.pad(label, self._padding(label, images), value=IGNORE_LABEL) == present[:, None, None]
-            )
+            padding = (0, width - label.shape[1], 0, height - label.shape[0])
+            of_class = F.pad(label, padding, value=IGNORE_LABEL) == present[:, None, None]
             masks.append(of_class.float())
             classes.append(present)
         # Costs of the matching and losses overflow in half precision.
@@ -142,11 +142,6 @@ class MaskAnomalySegmentor(nn.Module):
             own: torch.stack([term for name, term in terms.items() if name.startswith(prefix)]).sum()
             for own, prefix in names.items()
         }
-
-    @staticmethod
-    def _padding(label: Tensor, images: ImageList) -> tuple[int, int, int, int]:
-        height, width = images.tensor.shape[-2:]
-        return 0, width - label.shape[1], 0, height - label.shape[0]
 
     def _prediction(
         self, outputs: Any, images: ImageList, index: int, item: dict[str, Any]

@@ -17,16 +17,14 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from torch import nn
 
-from gmm_anomaly.data.label_rule import CLOSED_SET, IGNORE_LABEL
 from gmm_anomaly.data.mapper import test_augmentations
-from gmm_anomaly.data.reading import read_image, read_label
+from gmm_anomaly.data.reading import CLOSED_SET, IGNORE_LABEL, read_image, read_label
 from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.engine.checkpoint import Checkpointer
 from gmm_anomaly.engine.config import build_config, read_config
 from gmm_anomaly.engine.fit_detector import detector_score
 from gmm_anomaly.engine.trained_model import inference_config
-from gmm_anomaly.evaluation.files import file_digest
-from gmm_anomaly.evaluation.overlays import distinct_colors
+from gmm_anomaly.evaluation.files import distinct_colors, file_digest
 
 from .inputs import AnyImage, as_rgb
 from .result import MIN_AREA, Prediction

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gmm_anomaly.evaluation.files import save_json
-from gmm_anomaly.evaluation.overlays import range_sample, shared_range
+from gmm_anomaly.evaluation.files import range_sample, save_json, shared_range
 from gmm_anomaly.metrics.score_counts import FloatCounts
 
 # Different scores that are kept exactly, at 12 bytes each; with more the threshold has a relative resolution

@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 from detectron2.data import transforms as T
 
-from gmm_anomaly.data.augmentation import (
-    ColorMatrix,
-    PadTo,
-    RandomColorJitter,
-    RandomScaledCrop,
-    WindowResize,
-)
+from gmm_anomaly.data.mapper import PadTo, RandomColorJitter, RandomScaledCrop, WindowResize
 
 
 @pytest.fixture(autouse=True)
@@ -138,26 +132,9 @@ def test_ignored_pixels_do_not_count_as_a_class():
     assert not augmentation._is_varied(varied)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "key"),
-    [
-        (((0.0, 1.0), None), "INPUT.SCALE_RANGE"),
-        (((2.0, 1.0), None), "INPUT.SCALE_RANGE"),
-        (((1.0, 1.0), (0, 5)), "INPUT.CROP.SIZE"),
-        (((1.0, 1.0), (5, 5), 0.0), "SINGLE_CATEGORY_MAX_AREA"),
-        (((1.0, 1.0), None, 1.0, (2048, 512)), "INPUT.SCALE_BASE"),
-    ],
-)
-def test_bad_values_name_their_key(arguments, key):
-    with pytest.raises(ValueError, match=key):
-        RandomScaledCrop(*arguments)
-    with pytest.raises(ValueError, match="INPUT.COLOR_JITTER: expected 0 to 1, found 1.5"):
-        RandomColorJitter(1.5, "RGB")
-
-
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
 def test_colour_jitter_equals_its_three_steps(order):
-    image = np.random.default_rng(0).integers(60, 190, (20, 30, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     np.random.seed(5)
     brightness, contrast, saturation = np.random.uniform(0.75, 1.25, 3)
     expected = image.astype(float) * brightness
@@ -170,8 +147,3 @@ def test_colour_jitter_equals_its_three_steps(order):
     np.testing.assert_allclose(transform.apply_image(image), expected.clip(0, 255), atol=0.6)
     label = image[:, :, 0]
     assert transform.apply_segmentation(label) is label
-
-
-def test_colours_are_clipped_not_wrapped():
-    bright = ColorMatrix(np.hstack([np.eye(3) * 2, np.zeros((3, 1))]))
-    assert bright.apply_image(np.full((2, 2, 3), 200, np.uint8)).tolist() == [[[255] * 3] * 2] * 2

@@ -50,7 +50,7 @@ def test_states(mine, make_pairs, datasets_root):
     assert check.state == WRONG_LAYOUT and "b.png" in check.message
     check = check_dataset("road_anomaly")
     assert (check.state, check.root, check.count) == (MISSING, str(datasets_root / "RoadAnomaly_jpg"), 0)
-    assert "Download RoadAnomaly_jpg.zip" in check.hint
+    assert "Download RoadAnomaly_jpg.zip" in check.message
     assert check_dataset("synthetic_street_val").state == PRESENT
 
 

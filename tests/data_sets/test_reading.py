@@ -13,10 +13,9 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import read_image as detectron2_read_image
 from PIL import Image
 
-from gmm_anomaly.data.label_rule import LabelRule
-from gmm_anomaly.data.reading import image_size, read_image, read_label, read_raw_label
+from gmm_anomaly.data.reading import LabelRule, image_size, read_image, read_label, read_raw_label
 
-RULE = LabelRule.build("ten", None, num_classes=10)
+RULE = LabelRule.build("ten", {value: value for value in range(10)}, num_classes=10)
 RNG = np.random.default_rng(1)
 PICTURE = RNG.integers(0, 256, (7, 11, 3), np.uint8)
 LABEL = RNG.integers(0, 10, (7, 11), np.uint8)
@@ -48,14 +47,14 @@ def grey_png(width: int, height: int, depth: int, pixels: bytes) -> bytes:
 # ---- Images ----
 
 
-@pytest.mark.parametrize("extension", [".png", ".webp", ".bmp", ".ppm"])
-def test_lossless_images_come_back_exactly(tmp_path, save_image, extension):
-    options = {"lossless": True} if extension == ".webp" else {}
-    record = {"file_name": save_image(tmp_path / f"a{extension}", PICTURE, **options)}
-    for order, expected in (("RGB", PICTURE), ("BGR", PICTURE[:, :, ::-1])):
-        image = read_image(record, order)
-        assert image.dtype == np.uint8 and image.flags.c_contiguous and image.flags.writeable
-        np.testing.assert_array_equal(image, expected)
+def test_lossless_images_come_back_exactly(tmp_path, save_image):
+    for extension in (".png", ".webp", ".bmp", ".ppm"):
+        options = {"lossless": True} if extension == ".webp" else {}
+        record = {"file_name": save_image(tmp_path / f"a{extension}", PICTURE, **options)}
+        for order, expected in (("RGB", PICTURE), ("BGR", PICTURE[:, :, ::-1])):
+            image = read_image(record, order)
+            assert image.dtype == np.uint8 and image.flags.c_contiguous and image.flags.writeable
+            np.testing.assert_array_equal(image, expected)
     with pytest.raises(ValueError, match="INPUT.FORMAT: expected one of RGB, BGR, found 'HSV'"):
         read_image(record, "HSV")
 
@@ -66,28 +65,16 @@ def test_exif_orientation(tmp_path, orientation):
     picture = np.zeros((16, 32, 3), np.uint8)
     picture[:8, :16] = 255
     Image.fromarray(picture).save(path, exif=turned(orientation), quality=95)
-    upright = {
-        1: picture,
-        2: picture[:, ::-1],
-        3: picture[::-1, ::-1],
-        4: picture[::-1],
-        5: picture.swapaxes(0, 1),
-        6: np.rot90(picture, -1),
-        7: picture[::-1, ::-1].swapaxes(0, 1),
-        8: np.rot90(picture),
-    }[orientation]
-    image = read_image({"file_name": path}, "RGB")
-    assert image.shape == upright.shape
-    assert np.abs(image.astype(int) - upright).max() <= 6
-    assert image_size(path) == upright.shape[:2]
-    np.testing.assert_array_equal(image, detectron2_read_image(path, "RGB"))
+    upright = detectron2_read_image(path, "RGB")
+    np.testing.assert_array_equal(read_image({"file_name": path}, "RGB"), upright)
+    assert image_size({"file_name": path}) == upright.shape[:2]
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_broken_exif_leaves_the_image_as_stored(tmp_path, save_image):
     path = save_image(tmp_path / "a.png", PICTURE, exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
     np.testing.assert_array_equal(read_image({"file_name": path}, "RGB"), PICTURE)
-    assert image_size(path) == (7, 11)
+    assert image_size({"file_name": path}) == (7, 11)
 
 
 def test_palette_grey_and_alpha_give_the_colours_a_viewer_shows(tmp_path):
@@ -130,9 +117,9 @@ def test_files_that_cannot_be_decoded_are_named(tmp_path, save_image, extension)
     with pytest.raises(ValueError, match=f"image .*frame_17{extension} cannot be decoded"):
         read_image(record, "RGB")
     path.write_text("<html>not found</html>")
-    for read in (lambda path: read_image(record, "RGB"), image_size, read_raw_label):
+    for read, source in ((image_size, record), (read_raw_label, path)):
         with pytest.raises(ValueError, match=f"frame_17{extension} cannot be decoded"):
-            read(path)
+            read(source)
     # A file of a few hundred bytes that claims gigabytes: Pillow's limit.
     path.write_bytes(grey_png(50_000, 50_000, 8, bytes(100_000)))
     with pytest.raises(ValueError, match=f"image .*frame_17{extension} is too large .*MAX_IMAGE_PIXELS"):
@@ -196,15 +183,11 @@ def test_label_must_have_the_size_of_its_upright_image(tmp_path, save_image):
     np.testing.assert_array_equal(read_label(record, RULE), LABEL.T)
 
 
-def test_withheld_label_names_the_data_set():
-    with pytest.raises(ValueError, match="ten: the label of x.png is withheld"):
-        read_label({"file_name": "x.png"}, RULE)
-
-
 def test_rendered_records_are_the_callers_own():
     render = {"seed": 5, "index": 3, "height": 64, "width": 128, "anomalies": False}
     record = {"file_name": "synthetic/000003", "render": render}
     image, label = read_image(record, "RGB"), read_label(record, RULE)
+    assert image_size(record) == (64, 128)
     assert image.shape == (64, 128, 3) and label.shape == (64, 128)
     np.testing.assert_array_equal(read_image(record, "BGR"), image[:, :, ::-1])
     kept = image.copy()
@@ -227,9 +210,7 @@ def test_apply_equals_a_dictionary_look_up():
     # 255 may be given a meaning.
     rule = LabelRule.build("set", {0: 0, 255: 1}, num_classes=2)
     assert rule.apply(np.array([[255, 0]], np.uint8), "f").tolist() == [[1, 0]]
-
-
-def test_values_that_are_not_mapped_are_refused():
+    # Other values are refused.
     raw = LABEL % 2
     raw[2, 3:5], raw[0, 0] = 77, 10
     rule = LabelRule.build("pair", {0: 0, 1: 1, 3: 0}, num_classes=2)
@@ -262,7 +243,7 @@ def test_rules_of_metadata(metadata, mapping):
         ({0: 2}, 2, r"maps 0 to 2; expected 0 .. 1 or 255"),
         ({0: -1}, 2, r"maps 0 to -1"),
         ({0: 0.5}, 2, r"maps 0 to 0.5"),
-        (None, 254, "expected 1 to 253 classes, found 254"),
+        ({}, 254, "expected 1 to 253 classes, found 254"),
     ],
 )
 def test_bad_label_maps(label_map, count, message):

@@ -44,7 +44,7 @@ def touch(root, *paths):
 # ---- A user's own data sets ----
 
 
-def test_own_anomaly_set(tmp_path, make_pairs):
+def test_own_sets(tmp_path, make_pairs):
     make_pairs(tmp_path / "mine", ["a", "sub/b"])
     register_anomaly_dataset("mine", tmp_path / "mine/images", tmp_path / "mine/labels")
     records = get_records("mine")
@@ -54,9 +54,6 @@ def test_own_anomaly_set(tmp_path, make_pairs):
     found = (metadata.evaluator_type, metadata.protocol, metadata.component_track, metadata.ignore_label)
     assert found == ("anomaly", "pooled", None, 255)
     assert set(np.unique(read_label(records[0], metadata))) == {0, 1, 255}
-
-
-def test_own_closed_set(tmp_path, make_pairs):
     make_pairs(tmp_path, ["a"], values=(4, 9, 255))
     register_segmentation_dataset(
         "closed", tmp_path / "images", tmp_path / "labels", classes=["road", "sky"],
@@ -79,10 +76,7 @@ def test_images_and_labels_in_one_folder(tmp_path):
     touch(tmp_path / "bare", "a.jpg", "a.png")
     register_anomaly_dataset("bare", tmp_path / "bare", tmp_path / "bare")
     (record,) = get_records("bare")
-    assert (record["file_name"], record["sem_seg_file_name"]) == (
-        str(tmp_path / "bare/a.jpg"),
-        str(tmp_path / "bare/a.png"),
-    )
+    assert record["file_name"][-5:] == "a.jpg" and record["sem_seg_file_name"][-5:] == "a.png"
 
 
 def test_pair_files_takes_any_layout(tmp_path):
@@ -149,15 +143,10 @@ def test_registration_opens_and_lists_nothing(monkeypatch, tmp_path):
     register_anomaly_dataset("later", tmp_path / "not there yet", tmp_path / "nor this")
     monkeypatch.undo()
     assert list(registered_specs()) == [*names, "later"] and set(names) <= set(DatasetCatalog)
+    with pytest.raises(ValueError, match="unknown data set 'latr'. Did you mean 'later'.*camvid_train,"):
+        get_records("latr")
     with pytest.raises(MissingDataError, match="later: there is no folder .*not there yet"):
         get_records("later")
-
-
-def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError) as caught:
-        get_records("camvid_tets")
-    assert "unknown data set 'camvid_tets'. Did you mean 'camvid_test'?" in str(caught.value)
-    assert all(name in str(caught.value) for name in registered_specs())
 
 
 # ---- Roots and counts ----
@@ -213,12 +202,6 @@ def test_wrong_count_is_a_warning_with_both_numbers(bench, datasets_root, make_p
     with caplog.at_level(logging.WARNING):
         assert len(get_records("bench_test")) == 3
     assert "bench_test: 3 of 2 frames" in caplog.text
-    caplog.clear()
-    for folder in ("images", "labels"):
-        (datasets_root / "bench" / folder / "c.png").unlink()
-    with caplog.at_level(logging.WARNING):
-        get_records("bench_test")
-    assert not caplog.text
 
 
 # ---- Pairing ----

@@ -17,9 +17,7 @@ from gmm_anomaly.gmm.tied_gaussians import SHRINKAGE
 CLASSES = 10
 
 
-@pytest.fixture(scope="module", params=[(0, ["level1", "level3"]), (1, ["level3", "embedding"])])
-def cfg(tmp_path_factory, request):
-    components, levels = request.param
+def config(folder, components, levels):
     # 52 rows: padded to 64, and padding has no label.
     return build_config(
         "configs/synthetic/effnetlite0_deeplabv3plus_gmm.yaml",
@@ -30,13 +28,12 @@ def cfg(tmp_path_factory, request):
             "TEST.SCORES", ["hybrid", "feature_distance", "energy"],
             "DATASETS.SYNTHETIC.NUM_TRAIN", 3, "DATASETS.SYNTHETIC.HEIGHT", 64,
             "DATASETS.SYNTHETIC.WIDTH", 128, "INPUT.MIN_SIZE_TEST", 0, "DATASETS.SYNTHETIC.CACHE_DIR", "",
-            "OUTPUT_DIR", str(tmp_path_factory.mktemp("run")),
+            "OUTPUT_DIR", str(folder),
         ],
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model(cfg):
+def fitted(cfg):
     torch.manual_seed(0)
     model = build_model(cfg).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -46,6 +43,16 @@ def model(cfg):
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert changed and all(name.startswith("feature_distance.") for name in changed)
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def cfg(tmp_path_factory):
+    return config(tmp_path_factory.mktemp("run"), 0, ["level1", "level3"])
+
+
+@pytest.fixture(scope="module")
+def model(cfg):
+    return fitted(cfg)
 
 
 def images(cfg):
@@ -85,7 +92,11 @@ def log_distances(features, labels, queries):
     return np.log(np.maximum(np.einsum("ncd,de,nce->nc", offsets, precision, offsets).min(1), 1e-3))
 
 
-def test_scores_are_the_formula(cfg, model):
+@pytest.mark.parametrize("single", [False, True])
+def test_scores_are_the_formula(cfg, model, single, tmp_path):
+    if single:
+        cfg = config(tmp_path, 1, ["level3", "embedding"])
+        model = fitted(cfg)
     image, _ = next(images(cfg))
     with torch.no_grad():
         found = model([{"image": image}])[0]["anomaly_scores"]

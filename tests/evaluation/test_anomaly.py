@@ -24,7 +24,7 @@ def feed(evaluator, tree, scores, image_ids=None, batch=2):
     for start in range(0, len(ids), batch):
         part = ids[start : start + batch]
         outputs = [
-            {"anomaly_scores": {name: torch.tensor(maps[one]) for name, maps in scores.items()}}
+            {"anomaly_scores": {name: torch.as_tensor(maps[one]) for name, maps in scores.items()}}
             for one in part
         ]
         evaluator.process(tree.inputs(*part), outputs)
@@ -75,11 +75,16 @@ def test_every_logger_of_detectron2_takes_the_results(anomaly_tree, scores, capl
     assert "anomaly/fishyscapes/good" in caplog.text
 
 
-@pytest.mark.parametrize("budget", [2**30, 0], ids=["memory", "disk"])
-def test_components_use_the_threshold_of_the_whole_data_set(anomaly_tree, scores, budget, tmp_path):
+@pytest.mark.parametrize(
+    ("protocol", "precision", "budget"), [("pooled", "float32", 2**30), ("smiyc", "float16", 0)]
+)
+def test_components_use_the_threshold_of_the_whole_data_set(
+    anomaly_tree, scores, protocol, precision, budget, tmp_path
+):
     evaluator = AnomalyEvaluator(
         anomaly_tree.name,
         ["good", "bad"],
+        protocol=protocol,
         component_track="obstacle",
         memory_budget=budget,
         output_dir=tmp_path,
@@ -90,13 +95,15 @@ def test_components_use_the_threshold_of_the_whole_data_set(anomaly_tree, scores
     results = evaluator.evaluate()
     assert not list(tmp_path.glob("kept_scores_*"))
     for name, maps in scores.items():
-        halves = {one: score.astype(np.float16) for one, score in maps.items()}
-        pixels = PixelMetrics("pooled", "float16")
+        stored = {one: score.astype(precision) for one, score in maps.items()}
+        pixels = PixelMetrics(protocol, precision)
         for one, label in anomaly_tree.labels.items():
-            pixels.update(halves[one], label)
-        expected = ComponentMetrics.obstacle_track(pixels.compute()["best_f1_threshold"])
+            pixels.update(stored[one], label)
+        assert results[f"anomaly/{protocol}/{name}"]["AP"] == pixels.compute()["AP"]
+        threshold = pixels.compute()["best_f1_threshold"]
+        expected = ComponentMetrics.obstacle_track(threshold, inclusive=protocol == "pooled")
         for one, label in anomaly_tree.labels.items():
-            expected.update(halves[one], label)
+            expected.update(stored[one], label)
         found, wanted = results[f"components/obstacle_track/{name}"], expected.compute()
         assert wanted["predictions"] > 0
         for key in ("sIoU_gt", "PPV", "F1", "threshold"):
@@ -116,6 +123,37 @@ def test_protocol_and_track_come_from_the_data_set(anomaly_tree, scores, registe
     results = feed(evaluator, anomaly_tree, scores).evaluate()
     assert list(results) == ["anomaly/pooled/good"]
     assert results["anomaly/pooled/good"].details["precision"] == "float32"
+
+
+def test_a_map_of_two_levels_has_the_same_pixels_above_the_threshold_in_both_metrics(anomaly_tree):
+    perfect = {one: (label == 1).astype(np.uint8) for one, label in anomaly_tree.labels.items()}
+    for protocol, found_all in (("pooled", 1), ("fishyscapes", 1), ("per_image", 1), ("smiyc", 0)):
+        options = {"protocol": protocol, "component_track": "obstacle"}
+        evaluator = AnomalyEvaluator(anomaly_tree.name, ["good"], **options)
+        pixels, components = feed(evaluator, anomaly_tree, {"good": perfect}).evaluate().values()
+        assert (pixels["best_f1"], pixels["best_f1_threshold"]) == (1, 1)
+        assert components["sIoU_gt"] == components["F1"] == found_all
+        note = components.details["note"] or ""
+        assert ("predicted is score > threshold, as in the benchmark's code" in note) == (protocol == "smiyc")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda score: 1 - np.exp(-30 - score.astype(np.float64)),
+        lambda score: 1e39 * (10 + score.astype(np.float64)),
+        lambda score: (2**40 + 100 * score).astype(np.int64),
+        lambda score: torch.tensor(2**20 + score.astype(np.float64)),
+    ],
+)
+def test_scores_beyond_float32_keep_their_ranks(anomaly_tree, scores, form):
+    maps = {one: form(score) for one, score in scores["good"].items()}
+    options = {"protocol": "pooled", "component_track": "obstacle"}
+    results = feed(AnomalyEvaluator(anomaly_tree.name, ["good"], **options), anomaly_tree, {"good": maps})
+    pixels, components = results.evaluate().values()
+    truth, values = valid(anomaly_tree, {one: np.asarray(found) for one, found in maps.items()}, [*maps])
+    assert pixels["AP"] == pytest.approx(average_precision_score(truth, values.astype(np.float64)), abs=1e-12)
+    assert pixels.details["precision"] == "float64" and components.details["predictions"] > 0
 
 
 def test_score_maps_are_saved(anomaly_tree, scores, tmp_path):
@@ -205,16 +243,6 @@ def test_best_and_worst_images_are_drawn(anomaly_tree, scores, tmp_path):
         drawn = sorted(path.stem for path in (folder / "visualizations" / anomaly_tree.name).iterdir())
         assert drawn == sorted([wanted[0][1], wanted[-1][1]])
         assert drawn == written(folder, anomaly_tree)["frames"]["drawn"]
-
-
-def test_float32_scores_far_apart_keep_their_ranks(anomaly_tree, scores):
-    # 1e5 is infinite in float16: all pixels would tie.
-    moved = {"good": {one: 1e5 + score for one, score in scores["good"].items()}}
-    plain = feed(AnomalyEvaluator(anomaly_tree.name, ["good"]), anomaly_tree, moved).evaluate()
-    assert plain["anomaly/pooled/good"]["AP"] > 0.5
-    evaluator = AnomalyEvaluator(anomaly_tree.name, ["good"], precision="float16")
-    rounded = feed(evaluator, anomaly_tree, moved).evaluate()
-    assert "became infinite" in rounded["anomaly/pooled/good"].details["note"]
 
 
 def test_missing_images_are_counted_aloud(anomaly_tree, scores, caplog):

@@ -10,7 +10,6 @@ import pytest
 
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.evaluation import TaskResult, format_results, write_results
-from gmm_anomaly.evaluation.files import remove_partial, save_array
 from gmm_anomaly.evaluation.results import pixel_task
 from gmm_anomaly.metrics import PixelMetrics
 
@@ -105,15 +104,3 @@ def test_a_failed_write_leaves_the_old_file(results, tmp_path):
         raise KeyboardInterrupt
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
-
-
-def test_what_a_killed_process_left_is_removed(tmp_path):
-    save_array(tmp_path / "a.npy", np.zeros(3))
-    # As a kill leaves it: the temporary file outlives its context.
-    with replacing(tmp_path / "b.npy") as temporary:
-        temporary.write_bytes(b"half")
-        unfinished = temporary.name
-    (tmp_path / "b.npy").rename(tmp_path / unfinished)
-    assert [path.name for path in tmp_path.glob("*.npy")] == ["a.npy"]
-    assert remove_partial(tmp_path) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]

@@ -72,14 +72,11 @@ def test_png_keeps_ranks_and_with_a_scale_units(tmp_path):
             read_score_map(tmp_path / "map.png")
 
 
-@pytest.mark.parametrize(
-    ("picture", "found"),
-    [(np.zeros((4, 4, 3), np.uint8), "PNG of mode RGB"), (np.zeros((4, 4), np.uint8), "PNG of mode L")],
-)
-def test_pictures_are_refused(tmp_path, picture, found):
-    cv2.imwrite(str(tmp_path / "map.png"), picture)
-    with pytest.raises(ValueError, match=f"map.png.*one channel of 16 bits, found {found}"):
-        read_score_map(tmp_path / "map.png")
+def test_pictures_are_refused(tmp_path):
+    for shape, mode in (((4, 4, 3), "RGB"), ((4, 4), "L")):
+        cv2.imwrite(str(tmp_path / "map.png"), np.zeros(shape, np.uint8))
+        with pytest.raises(ValueError, match=f"map.png.*one channel of 16 bits, found PNG of mode {mode}"):
+            read_score_map(tmp_path / "map.png")
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".hdf5", ".png"])
@@ -98,7 +95,6 @@ def test_cut_off_files_are_named(tmp_path, suffix):
     ("array", "message"),
     [
         (np.zeros((2, 3, 4)), r"must be \(H, W\), found shape \(2, 3, 4\)"),
-        (np.zeros(3), r"must be \(H, W\), found shape \(3,\)"),
         (np.zeros((0, 4)), r"must be \(H, W\), found shape \(0, 4\)"),
         (np.zeros((2, 2), complex), "real numbers"),
         (np.array([[object()]]), "cannot be read.*Object arrays"),
@@ -108,11 +104,6 @@ def test_other_arrays_are_refused(tmp_path, array, message):
     np.save(tmp_path / "map.npy", array)
     with pytest.raises(ValueError, match=message):
         read_score_map(tmp_path / "map.npy")
-
-
-def test_unknown_format(tmp_path):
-    with pytest.raises(ValueError, match=r"map.txt: score maps are .npy, .npz, .hdf5, .h5, .png files"):
-        read_score_map(tmp_path / "map.txt")
 
 
 def test_without_h5py_the_error_says_how_to_get_it(tmp_path, monkeypatch):

@@ -159,7 +159,6 @@ def test_offset_and_scale_are_one_pair_for_all_frames(tmp_path, track):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda score: score[:-1], "the score map is"),
         (lambda score: np.where(score > 0, np.nan, score), "scores are NaN"),
         (lambda score: score + 1e5, "float16 ends at 65504; give --offset and --scale"),
     ],

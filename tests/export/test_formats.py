@@ -97,7 +97,9 @@ def test_onnx_of_the_networks(name, streets, tmp_path, monkeypatch, tiny):
     module = ExportableSegmentor(predictor.model, score)
     write(tmp_path / "model", "onnx", export_graph(module, size, module.min_side, dtype), {})
     batches = [batch.to(dtype) for batch in check_batches(streets, size)]
-    compare(normal_inference(predictor), load(tmp_path / "model", "onnx"), batches, MAX_ERROR)
+    # Swin and the plain ViT normalise tiny activations of random weights.
+    limit = MAX_ERROR if name in ("swin", "vit") else LIMIT
+    compare(normal_inference(predictor), load(tmp_path / "model", "onnx"), batches, limit)
 
 
 class OneSize(torch.nn.Module):

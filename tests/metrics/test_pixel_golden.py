@@ -18,21 +18,10 @@ PANS = json.loads((DATA / "pans_streethazards.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def fishyscapes_arrays():
-    with np.load(DATA / "fishyscapes_pixel.npz") as arrays:
-        return dict(arrays)
-
-
-@pytest.fixture(scope="module")
-def smiyc_arrays():
-    with np.load(DATA / "smiyc_components.npz") as arrays:
-        return dict(arrays)
-
-
-@pytest.fixture(scope="module")
-def pans_arrays():
-    with np.load(DATA / "pans_streethazards.npz") as arrays:
-        return dict(arrays)
+def arrays():
+    """By benchmark."""
+    names = {"fishyscapes": "fishyscapes_pixel", "smiyc": "smiyc_components", "pans": "pans_streethazards"}
+    return {name: dict(np.load(DATA / f"{file}.npz")) for name, file in names.items()}
 
 
 def fishyscapes_case(name: str, arrays: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -46,10 +35,10 @@ def fishyscapes_case(name: str, arrays: dict) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("protocol", ["fishyscapes", "pooled"])
 @pytest.mark.parametrize("name", sorted(FISHYSCAPES["cases"]))
-def test_fishyscapes_numbers(name, protocol, fishyscapes_arrays):
+def test_fishyscapes_numbers(name, protocol, arrays):
     expected = FISHYSCAPES["cases"][name]
     metrics = PixelMetrics(protocol)
-    for label, score in zip(*fishyscapes_case(name, fishyscapes_arrays), strict=True):
+    for label, score in zip(*fishyscapes_case(name, arrays["fishyscapes"]), strict=True):
         metrics.update(score, label)
     found = metrics.compute()
     assert found["exact"] and found["protocol"] == protocol
@@ -93,11 +82,11 @@ def check_smiyc(found: dict, expected: dict, ap_tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(SMIYC["pixel"]))
-def test_smiyc_sets(kind, smiyc_arrays):
+def test_smiyc_sets(kind, arrays):
     expected = SMIYC["pixel"][kind]
     metrics = PixelMetrics("smiyc", "float16" if "float16" in kind else "float32")
     for frame in expected["ids"]:
-        metrics.update(smiyc_score(smiyc_arrays, frame, kind), smiyc_arrays[f"label_{frame:02d}"])
+        metrics.update(smiyc_score(arrays["smiyc"], frame, kind), arrays["smiyc"][f"label_{frame:02d}"])
     found = metrics.compute()
     # The reference's AP depends on the order of frames that share the top score (by up to 2.2e-4).
     check_smiyc(found, expected["PixBinaryClass"], ap_tolerance=3e-4)
@@ -107,27 +96,27 @@ def test_smiyc_sets(kind, smiyc_arrays):
 
 
 @pytest.mark.parametrize("kind", ["all20_as_float32", "medium_10_11_14_16_17"])
-def test_smiyc_uniform_sets(kind, smiyc_arrays):
+def test_smiyc_uniform_sets(kind, arrays):
     expected = SMIYC["pixel"][kind]
     metrics = PixelMetrics("smiyc_uniform")
     for frame in expected["ids"]:
-        metrics.update(smiyc_score(smiyc_arrays, frame, kind), smiyc_arrays[f"label_{frame:02d}"])
+        metrics.update(smiyc_score(arrays["smiyc"], frame, kind), arrays["smiyc"][f"label_{frame:02d}"])
     check_smiyc(metrics.compute(), expected["PixBinaryClass-uniThr"], ap_tolerance=1e-6)
 
 
 @pytest.mark.parametrize("frame", sorted(SMIYC["pixel_single_frame"], key=int))
-def test_smiyc_single_frames(frame, smiyc_arrays):
-    score = smiyc_arrays[f"score_{int(frame):02d}"].astype(np.float32)
+def test_smiyc_single_frames(frame, arrays):
+    score = arrays["smiyc"][f"score_{int(frame):02d}"].astype(np.float32)
     for protocol, key in (("smiyc", "PixBinaryClass"), ("smiyc_uniform", "PixBinaryClass-uniThr")):
         metrics = PixelMetrics(protocol)
-        metrics.update(score, smiyc_arrays[f"label_{int(frame):02d}"])
+        metrics.update(score, arrays["smiyc"][f"label_{int(frame):02d}"])
         check_smiyc(metrics.compute(), SMIYC["pixel_single_frame"][frame][key], ap_tolerance=1e-6)
 
 
-def test_smiyc_uniform_drops_scores_outside_its_range_and_says_so(smiyc_arrays):
+def test_smiyc_uniform_drops_scores_outside_its_range_and_says_so(arrays):
     metrics = PixelMetrics("smiyc_uniform")
-    score = smiyc_score(smiyc_arrays, 9, "logscale")
-    label = smiyc_arrays["label_09"]
+    score = smiyc_score(arrays["smiyc"], 9, "logscale")
+    label = arrays["smiyc"]["label_09"]
     metrics.update(score, label)
     outside = int((((score < -0.01) | (score > 1.01)) & (label != 255)).sum())
     assert outside > 0
@@ -135,12 +124,12 @@ def test_smiyc_uniform_drops_scores_outside_its_range_and_says_so(smiyc_arrays):
 
 
 @pytest.mark.parametrize("name", sorted(PANS["datasets"]))
-def test_per_image_means(name, pans_arrays):
+def test_per_image_means(name, arrays):
     expected = PANS["datasets"][name]
     metrics = PixelMetrics("per_image")
     for image in expected["ids"]:
-        anomaly = pans_arrays["labels"][image] >= 13  # PAnS: also a wrapped 255; nothing is ignored
-        metrics.update(1 - pans_arrays["conf"][image], anomaly)
+        anomaly = arrays["pans"]["labels"][image] >= 13  # PAnS: also a wrapped 255; nothing is ignored
+        metrics.update(1 - arrays["pans"]["conf"][image], anomaly)
     found = metrics.compute()
     assert found["images_used"] == expected["images_used_for_anomaly_metrics"]
     for ours, theirs in (("AP", "AUPR"), ("AUROC", "AUROC"), ("FPR95", "FPR95")):
@@ -159,30 +148,6 @@ def test_per_image_literal_cases(name):
         assert found[ours] == pytest.approx(case[theirs], abs=1e-9)
 
 
-# Worked by hand; the first three agree with the code of SegmentMeIfYouCan and of Fishyscapes.
-TEN = ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95], [0, 0, 0, 1, 0, 0, 1, 0, 1, 1])
-
-
-@pytest.mark.parametrize("protocol", ["pooled", "fishyscapes", "smiyc"])
-def test_ten_pixels(protocol):
-    metrics = PixelMetrics(protocol)
-    metrics.update([TEN[0]], [TEN[1]])
-    found = metrics.compute()
-    assert found["AP"] == pytest.approx((1 + 1 + 3 / 4 + 4 / 7) / 4)
-    assert found["AUROC"] == pytest.approx(20 / 24)
-    assert (found["FPR95"], found["best_f1"]) == (0.5, 0.75)
-    assert found["best_f1_threshold"] == pytest.approx(0.7)
-
-
-@pytest.mark.parametrize("protocol", ["pooled", "fishyscapes", "smiyc"])
-def test_constant_scores(protocol):
-    metrics = PixelMetrics(protocol)
-    metrics.update(np.full((2, 5), 0.5), [[1, 1, 0, 0, 0], [0] * 5])
-    found = metrics.compute()
-    assert [found[key] for key in ("AP", "AUROC", "FPR95", "best_f1_threshold")] == [0.2, 0.5, 1.0, 0.5]
-    assert found["best_f1"] == pytest.approx(1 / 3)
-
-
 @pytest.mark.parametrize(
     "protocol, expected",
     [
@@ -198,13 +163,6 @@ def test_two_frames_pooled_and_per_image(protocol, expected):
     found = metrics.compute()
     keys = ("AP", "AUROC", "FPR95", "best_f1", "best_f1_threshold")
     assert [found[key] for key in keys] == pytest.approx(expected)
-
-
-def test_void_is_ignored_however_extreme():
-    metrics = PixelMetrics("fishyscapes")
-    metrics.update([[0.1, 0.9, 5], [0.2, 0.8, -5]], [[0, 1, 255], [0, 1, 255]])
-    found = metrics.compute()
-    assert (found["AP"], found["FPR95"], found["void_pixels"]) == (1.0, 0.0, 2)
 
 
 def test_tpr_of_exactly_95_percent():

@@ -13,7 +13,6 @@ import torch
 from torch import distributed
 
 from gmm_anomaly.metrics import (
-    PROTOCOLS,
     CalibrationMetrics,
     ComponentMetrics,
     ConfusionMetrics,
@@ -21,12 +20,12 @@ from gmm_anomaly.metrics import (
 )
 
 # 100 different scores is far fewer than the frames have, 100 000 far more than they have pixels.
+PIXELS = [("pooled", precision, limit) for precision in ("float32", None) for limit in (100, 2000, 100_000)]
+PIXELS += [("pooled", "float16", 1), ("per_image", "float32", 100), ("per_image", "float16", 1)]
+PIXELS += [("smiyc", "float32", 1), ("smiyc", "float16", 1), ("smiyc_uniform", "float32", 1)]
 MADE = {
     f"{protocol}, {precision}, {limit}": (PixelMetrics, (protocol, precision), {"max_distinct": limit})
-    for protocol in PROTOCOLS
-    for precision in ("float32", "float16")
-    for limit in (100, 2000, 100_000)
-    if limit == 2000 or (precision == "float32" and not protocol.startswith("smiyc"))
+    for protocol, precision, limit in PIXELS
 } | {
     "components": (ComponentMetrics, (3, 2, 0.5), {}),
     "confusion": (ConfusionMetrics, (2,), {}),
@@ -42,6 +41,8 @@ def fill(name: str, data: list, metrics=None):
     for score, label in data:
         if kind is ConfusionMetrics:
             metrics.update((score > 1).astype(int), label)
+        elif arguments == ("pooled", None):  # some frames are float64, some float32
+            metrics.update(score + np.float64(1e-12) if score[0, 5] > 0 else score, label)
         elif kind is CalibrationMetrics:
             metrics.update(1 / (1 + np.exp(-score)), pred=(score > 1).astype(int), label=label)
         else:

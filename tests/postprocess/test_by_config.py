@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gmm_anomaly.engine import build_config
-from gmm_anomaly.evaluation.postprocessing import postprocesses_for, reported_scores
+from gmm_anomaly.engine.evaluation import reported_scores
 from gmm_anomaly.modeling.scoring import Scoring
 from gmm_anomaly.postprocess import apply_chain, get_postprocesses
 from gmm_anomaly.scores import PixelOutputs
@@ -29,7 +29,6 @@ def test_each_score_is_reported_without_and_with_them(tmp_path):
         tmp_path,
         "  POSTPROCESS_OVERRIDES:\n    road_anomaly: []\n    camvid_ood_test: [gaussian_smoothing]\n",
     )
-    assert postprocesses_for(cfg, "synthetic_street_anomaly") == CHAIN
     assert reported_scores(cfg, "synthetic_street_anomaly") == [
         "msp",
         "energy",
@@ -37,8 +36,6 @@ def test_each_score_is_reported_without_and_with_them(tmp_path):
         "energy+boundary_suppression+dilated_smoothing",
     ]
     assert reported_scores(cfg, "road_anomaly") == ["msp", "energy"]
-    # Closed sets measure no score.
-    assert postprocesses_for(cfg, "synthetic_street_val") == []
     assert reported_scores(cfg, "camvid_ood_test")[2:] == [
         "msp+gaussian_smoothing",
         "energy+gaussian_smoothing",
@@ -47,7 +44,7 @@ def test_each_score_is_reported_without_and_with_them(tmp_path):
     again = tmp_path / "config.yaml"
     again.write_text(cfg.dump())
     assert reported_scores(build_config(str(again)), "road_anomaly") == ["msp", "energy"]
-    assert postprocesses_for(build_config(), "road_anomaly") == []
+    assert not any("+" in name for name in reported_scores(build_config(), "road_anomaly"))
 
 
 @pytest.mark.parametrize(

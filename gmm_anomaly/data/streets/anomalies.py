@@ -45,30 +45,12 @@ def _quadruped(pen: Canvas, rng: np.random.Generator) -> None:
     pen.disc(-0.6 * length, body, 0.48 * length, thick * 1.02, 224)
     x, y = length * rng.uniform(1.05, 1.35), min(0.9, body + rng.uniform(0.12, 0.38))  # end of the neck
     pen.limb((0.75 * length, body + 0.05), (x, y), thick * 1.3, thick * 0.7, 230)
-    head, kind = rng.uniform(0.09, 0.14), rng.random()
+    head = rng.uniform(0.09, 0.14)
     pen.disc(x + head * 0.5, y, head, head * 0.62, 255, -rng.uniform(0.0, 0.7))
-    if kind < 0.3:  # antlers
-        for tilt in (-0.06, 0.04):
-            pen.limb((x, y + 0.04), (x + tilt, 1.0), 0.03, 0.018, 191)
-            pen.limb((x + tilt * 0.6, 0.94), (x + tilt + 0.09, 0.99), 0.02, 0.014, 191)
-    elif kind < 0.5:  # trunk
-        pen.disc(x - 0.06, y, head * 0.9, head * 1.2, 178)
-        pen.limb((x + head, y), (x + head * 1.5, 0.12), 0.07, 0.04, 230)
-    else:
-        for offset in (-0.05, 0.02):
-            pen.disc(x + offset, y + head * 0.75, 0.03, rng.uniform(0.05, 0.09), 178, 0.4)
+    for offset in (-0.05, 0.02):
+        pen.disc(x + offset, y + head * 0.75, 0.03, rng.uniform(0.05, 0.12), 178, 0.4)
     tail = (-length - 0.14, body + rng.uniform(-0.25, 0.15))
     pen.limb((-length * 0.95, body + 0.05), tail, 0.05, 0.03, 204)
-
-
-def _bird(pen: Canvas, rng: np.random.Generator) -> None:
-    for x in (-0.05, 0.07):
-        pen.limb((x, 0.4), (x + 0.03, 0.0), 0.035, 0.03, 153)
-    pen.disc(0.0, 0.5, 0.3, 0.2, 217, 0.25)
-    pen.disc(-0.08, 0.52, 0.2, 0.12, 166, 0.35)
-    pen.limb((0.2, 0.56), (0.3, 0.88), 0.12, 0.07, 230)
-    pen.disc(0.32, 0.9, 0.075, 0.07, 255)
-    pen.polygon([(0.37, 0.93), (0.37, 0.87), (0.5, 0.88)], 128)
 
 
 def _crate(pen: Canvas, rng: np.random.Generator) -> None:
@@ -119,15 +101,6 @@ def _chair(pen: Canvas, rng: np.random.Generator) -> None:
     pen.polygon([(-0.2, 0.5), (0.32, 0.5), (0.34, 1.0), (-0.22, 1.0)], 191)
 
 
-def _tyres(pen: Canvas, rng: np.random.Generator) -> None:
-    thick = 1 / rng.integers(2, 5)
-    for y in np.arange(0.5 * thick, 1.0, thick):
-        sway = rng.uniform(-0.05, 0.05)
-        pen.disc(sway, y, 0.52, 0.52 * thick, rng.uniform(150, 195))
-        pen.disc(sway, y + 0.14 * thick, 0.5, 0.34 * thick, 217)
-    pen.disc(sway, y + 0.17 * thick, 0.26, 0.16 * thick, 64)
-
-
 def _rubble(pen: Canvas, rng: np.random.Generator) -> None:
     for _ in range(int(rng.integers(14, 26))):
         x, corners = rng.normal(0, 0.42), int(rng.integers(4, 7))
@@ -159,28 +132,17 @@ def _blob(pen: Canvas, rng: np.random.Generator) -> None:
         pen.polygon(np.stack([x, np.clip(y, 0, 1)], axis=1), grey)
 
 
-def _bathtub(pen: Canvas, rng: np.random.Generator) -> None:
-    for x in (-0.6, 0.55):
-        pen.limb((x, 0.25), (x * 1.1, 0.0), 0.1, 0.08, 128)
-    pen.polygon([(-0.95, 0.95), (-0.8, 0.3), (-0.6, 0.12), (0.6, 0.12), (0.8, 0.3), (0.9, 0.8)], 217)
-    pen.disc(-0.02, 0.86, 0.95, 0.12, 255, 0.06)
-    pen.disc(-0.02, 0.85, 0.82, 0.075, 102, 0.06)
-
-
 # draw, box width / height, usual height in metres, the patterns it may wear
 _SHAPES: tuple[tuple[Callable[[Canvas, np.random.Generator], None], float, tuple[float, float], str], ...] = (
     (_quadruped, 1.9, (0.6, 2.0), "fur leopard zebra knit plain"),
-    (_bird, 1.1, (0.5, 1.4), "fur leopard plain stripes"),
     (_crate, 1.25, (0.4, 1.4), "wood checker stripes plain rust"),
     (_barrel, 0.9, (0.7, 1.2), "stripes rust checker wood"),
     (_ball, 1.0, (0.3, 1.3), "checker stripes leopard zebra knit"),
     (_sofa, 2.4, (0.7, 1.0), "knit checker stripes plain leopard"),
     (_chair, 0.85, (0.7, 1.1), "wood plain stripes"),
-    (_tyres, 1.1, (0.4, 1.0), "plain stripes checker"),
     (_rubble, 2.4, (0.25, 0.8), "rust wood plain fur"),
     (_boat, 2.4, (0.9, 1.8), "wood plain stripes rust"),
     (_blob, 1.3, (0.4, 1.5), " ".join(_PATTERNS)),
-    (_bathtub, 2.0, (0.5, 0.8), "plain rust checker"),
 )
 
 
@@ -233,12 +195,9 @@ class Anomaly(Thing):
         coarse, fine = (canvas.noise(k, period / (n * ss), ss) for k, n in (("blotch", 12), ("leaf", 15)))
         mix = _PATTERNS[self.pattern](x * cos + y * sin, y * cos - x * sin, coarse, fine)
         pattern = self.colours[0] + np.clip(mix, 0, 1)[..., None] * (self.colours[1] - self.colours[0])
-        # Brighter where the outline bulges towards the sun, darker away from it and below.
+        # Darker towards the outline, as if it bulged.
         width = max(3, int(size * 0.12) | 1)
-        soft = cv2.blur(rgba[..., 3], (width, width)).astype(np.float32) * np.float32(1 / 255)
-        side = np.sign(frame.light.sun[0]) * (1.0 - frame.light.ambient)
-        bulge = 0.06 * cv2.Sobel(soft, cv2.CV_32F, 0, 1) - 0.12 * side * cv2.Sobel(soft, cv2.CV_32F, 1, 0)
-        pattern *= np.clip(0.65 + 0.38 * soft + width * bulge, 0.3, 1.3)[..., None]
+        pattern *= 0.65 + cv2.blur(rgba[..., 3], (width, width))[..., None] * np.float32(0.38 / 255)
         rgba[..., :3] = np.minimum(rgba[..., :3] * pattern, rgba[..., 3:])
         canvas.paste(ANOMALY_LABEL, self.z, sunlit)
 
@@ -250,28 +209,28 @@ def sample_anomalies(
     placed: list[Anomaly] = []
     room = MAX_SHARE * camera.height * camera.width
     for index in range(rng.choice([1, 2, 3, 4], p=[0.35, 0.35, 0.2, 0.1])):
-        best: tuple[float, Anomaly] | None = None
+        tried = []
         for _ in range(30):
             candidate = Anomaly(rng, camera, street, main=index == 0)
-            if 0.75 * _area(_box(camera, candidate)) < room:
+            area = 0.75 * _area(_box(camera, candidate))
+            if area < room:
                 hidden = _hidden_share(camera, candidate, [*solids, *placed])
                 hidden = max([hidden, *(_hidden_share(camera, other, [candidate]) for other in placed)])
-                if best is None or hidden < best[0]:
-                    best = (hidden, candidate)
+                tried.append((hidden, area, candidate))
                 if hidden < 0.1:
                     break
-        if best is not None and (index == 0 or best[0] < 0.3):
-            placed.append(best[1])
-            room -= 0.75 * _area(_box(camera, best[1]))
+        hidden, area, best = min(tried, key=lambda entry: entry[0], default=(1.0, 0.0, None))
+        if best is not None and (index == 0 or hidden < 0.3):
+            placed.append(best)
+            room -= area
     return placed
 
 
 def _box(camera: Camera, thing: Thing) -> np.ndarray:
-    """Left, top, right, bottom of a thing in the picture, in pixels."""
-    depths = (max(thing.near, 1.0), 2 * thing.z - thing.near)
-    corners = [(thing.x + s * thing.half, y, z) for s in (-1, 1) for y in (0, thing.height) for z in depths]
-    pixels = camera.project(corners)
-    return np.concatenate([pixels.min(axis=0), pixels.max(axis=0)])
+    """Left, top, right, bottom of a thing's nearest face in the picture, in pixels."""
+    z = max(thing.near, 1.0)
+    corners = [(thing.x - thing.half, thing.height, z), (thing.x + thing.half, 0.0, z)]
+    return camera.project(corners).ravel()
 
 
 def _area(box: np.ndarray) -> float:

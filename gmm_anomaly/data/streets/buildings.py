@@ -1,11 +1,11 @@
-"""Building fronts, end walls, roofs and hedges along the two wall lines of a street."""
+"""Building fronts, end walls and roofs along the two wall lines of a street."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-from .canvas import BUILDING, VEGETATION, Canvas, Frame, noise
+from .canvas import BUILDING, Canvas, Frame, noise
 
 _NEAR = 1.0  # metres: what is closer is behind the picture's edge
 _TINTS = ((1, 1, 1), (1.08, 0.98, 0.82), (1.15, 0.82, 0.7), (1.1, 1.02, 0.75), (0.9, 0.98, 1.08))
@@ -13,26 +13,20 @@ _ROOFS = ((150, 85, 65), (95, 90, 92), (115, 75, 60), (70, 75, 85))
 
 
 class Plot:
-    """A building or a hedge between the depths z0 and z1. side: -1 left, 1 right. wall: x of the front.
-    hidden: height up to which a nearer building covers the end wall. All in metres."""
+    """A building between the depths z0 and z1. side: -1 left, 1 right. wall: x of the front. before: the
+    nearer building on the same side, which covers the end wall up to ``hidden``. All in metres."""
 
     def __init__(
         self, rng: np.random.Generator, side: int, wall: float, z0: float, length: float, town: bool,
-        hedge: bool = False, before: Plot | None = None,
+        before: Plot | None,
     ) -> None:  # fmt: skip
-        """before: the nearer building on the same side."""
-        self.side, self.z0, self.z1, self.hedge = side, z0, z0 + length, hedge
-        self.wall, self.hidden, self.roof, self.depth = wall, 0.0, 0.0, 1.2
+        self.side, self.z0, self.z1 = side, z0, z0 + length
         self.offset = int(rng.integers(4096))
-        if hedge:
-            self.height, self.colour = rng.uniform(0.7, 2.4), rng.uniform((45, 75, 30), (95, 125, 65))
-            return
         self.height, self.depth = rng.uniform(8, 24) if town else rng.uniform(3.2, 8.5), rng.uniform(7, 14)
-        self.wall += side * rng.uniform(0, 0.6)
+        self.wall, self.hidden = wall + side * rng.uniform(0, 0.6), 0.0
         if before is not None and z0 - before.z1 < 0.01:
             self.wall, self.hidden = before.wall, before.height
-        if rng.random() < (0.25 if town else 0.85):
-            self.roof = rng.uniform(2.0, 4.5)
+        self.roof = rng.uniform(2.0, 4.5) if rng.random() < (0.25 if town else 0.85) else 0.0
         self.roof_colour = np.multiply(_ROOFS[rng.integers(len(_ROOFS))], rng.uniform(0.8, 1.2))
         tint, grey = _TINTS[rng.integers(len(_TINTS))], rng.uniform(75, 215)
         self.colour = np.multiply(tint, grey) + rng.uniform(-6, 6, 3)
@@ -43,7 +37,6 @@ class Plot:
         self.ground_floor = rng.uniform(3.0, 4.2) if town else self.floor
         self.window = (min(rng.uniform(0.8, 1.8), 0.75 * self.bay), rng.uniform(1.1, 1.9))
         self.shop = town and rng.random() < 0.55
-        self.courses = float(rng.choice([0.0, 0.0, 0.25, 0.5]))  # height of the rows of stones, 0 for plaster
 
     def paint(self, frame: Frame) -> None:
         """End wall towards the camera, then the roof, then the street front."""
@@ -96,23 +89,16 @@ class Plot:
             return
         camera, light = frame.camera, frame.light
         along, depth, resolution = (np.float32(a)[None] for a in (along, depth, resolution))
-        pixel, height = depth / camera.focal, np.full_like(along, self.height)
-        if self.hedge:
-            height *= 0.9 + 0.3 * noise("leaf", along * 9.0 + self.offset, np.zeros((1, 1)))
-        first = max(0, int(camera.v0 - ((height - camera.eye) / pixel).max()))
+        pixel = depth / camera.focal
+        first = max(0, int(camera.v0 - ((self.height - camera.eye) / pixel).max()))
         last = min(camera.height, int(camera.v0 + ((camera.eye - lowest) / pixel).max()) + 2)
         if last <= first:
             return
         y = camera.eye - (np.arange(first, last, dtype=np.float32)[:, None] - camera.v0) * pixel
-        cover = np.clip((height - y) / pixel + 0.5, 0.0, 1.0) * (y > -0.5 * pixel)
+        cover = np.clip((self.height - y) / pixel + 0.5, 0.0, 1.0) * (y > -0.5 * pixel)
         clear = light.clear(depth)
         gain, haze = light.shade(normal) * clear, 1.0 - clear
-        if self.hedge:
-            tone = 0.65 + 0.35 * np.clip(y / self.height, 0.0, 1.0)
-            tone += 0.45 * noise("leaf", along * 14.0 + self.offset, y * 14.0)
-            layers = []
-        else:
-            tone, layers = self._front(along, y, pixel, resolution, light.horizon)
+        tone, layers = self._front(along, y, pixel, resolution, light.horizon)
         place = np.s_[first:last, columns[0] : columns[-1] + 1]
         for channel in range(3):
             colour = tone * float(self.colour[channel])
@@ -126,7 +112,7 @@ class Plot:
             colour -= plane
             colour *= cover
             plane += colour
-        frame.label[place][cover > 0.5] = VEGETATION if self.hedge else BUILDING
+        frame.label[place][cover > 0.5] = BUILDING
 
     def _front(
         self, along: np.ndarray, y: np.ndarray, pixel: np.ndarray, resolution: np.ndarray, sky: np.ndarray
@@ -135,9 +121,6 @@ class Plot:
 
         along, pixel, resolution: (1, n), y: (rows, n)."""
         tone = 1.0 + 0.12 * noise("blotch", along * 12.0 + self.offset, y * 12.0)
-        if self.courses:
-            course = y * (1.0 / self.courses)
-            tone -= (np.abs(course - np.rint(course)) < 0.08) * (0.14 * np.minimum(1.0, 0.04 / pixel))
         tone *= 1.0 - np.float32(0.2) * (y < 0.5) + np.float32(0.2) * (y > self.height - 0.35)
 
         bay, storey = along / self.bay, (y - self.ground_floor) * (1.0 / self.floor)

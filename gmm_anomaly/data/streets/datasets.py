@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,8 +14,8 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from ..atomic import replacing
-from ..label_rule import ANOMALY, CLOSED_SET
 from ..pairing import FolderPairs, Record
+from ..reading import ANOMALY, CLOSED_SET
 from ..registration import DatasetSpec, register
 from .canvas import ANOMALY_LABEL, CLASSES, IGNORE_LABEL, PALETTE
 from .scene import MIN_HEIGHT, MIN_WIDTH, RENDERER_VERSION, render_street
@@ -82,32 +83,9 @@ def cache_split(split: StreetSplit, folder: str | Path) -> Path:
     return folder
 
 
-def register_streets(
-    height: int = 256, width: int = 512, num_train: int = 400, num_val: int = 50, num_anomaly: int = 50,
-    seed: int = 0, cache_dir: str = "",
-) -> None:  # fmt: skip
-    """Register the three data sets, replacing those of other settings; arguments are the config keys
-    ``DATASETS.SYNTHETIC.*`` with their defaults. The seeds of the splits differ from one another and from
-    those of any other ``seed``."""
-    for place, (name, number) in enumerate(zip(NAMES, (num_train, num_val, num_anomaly), strict=True)):
-        split = StreetSplit(name, number, 3 * seed + place, height, width, name == NAMES[2])
-
-        def layout(root: Path, split: StreetSplit = split) -> list[Record]:
-            return split.records(cache_dir)
-
-        if split.anomalies:
-            known = tuple((value, 0) for value in range(len(CLASSES)))
-            labels = (*known, (ANOMALY_LABEL, 1), (IGNORE_LABEL, IGNORE_LABEL))
-            spec = DatasetSpec(name, ANOMALY, layout, None, label_map=labels, expected_count=number)
-        else:
-            spec = DatasetSpec(
-                name, CLOSED_SET, layout, None, classes=CLASSES, colors=PALETTE, expected_count=number
-            )
-        register(spec, overwrite=True)
-
-
 def configure_synthetic(cfg: CfgNode) -> None:
-    """Register the synthetic streets anew with the config's ``DATASETS.SYNTHETIC``.
+    """Register the three data sets by the config's ``DATASETS.SYNTHETIC``, replacing those of other settings.
+    The seeds of the splits differ from one another and from those of any other ``SEED``.
 
     Raises:
         ValueError: a size, number or seed that cannot be.
@@ -117,4 +95,17 @@ def configure_synthetic(cfg: CfgNode) -> None:
         least = {"HEIGHT": MIN_HEIGHT, "WIDTH": MIN_WIDTH, "SEED": 0}.get(key, 1)
         if node[key] < least:
             raise ValueError(f"DATASETS.SYNTHETIC.{key}: expected {least} or more, found {node[key]}")
-    register_streets(**{key.lower(): value for key, value in node.items()})
+    cache_dir = node.CACHE_DIR
+    for place, name in enumerate(NAMES):
+        number = node[("NUM_TRAIN", "NUM_VAL", "NUM_ANOMALY")[place]]
+        split = StreetSplit(name, number, 3 * node.SEED + place, node.HEIGHT, node.WIDTH, place == 2)
+
+        def layout(root: Path, split: StreetSplit = split) -> list[Record]:
+            return split.records(cache_dir)
+
+        kind: dict[str, Any] = {"classes": CLASSES, "colors": PALETTE}
+        if split.anomalies:
+            known = tuple((value, 0) for value in range(len(CLASSES)))
+            kind = {"label_map": (*known, (ANOMALY_LABEL, 1), (IGNORE_LABEL, IGNORE_LABEL))}
+        evaluated = ANOMALY if split.anomalies else CLOSED_SET
+        register(DatasetSpec(name, evaluated, layout, None, expected_count=number, **kind), overwrite=True)

@@ -48,7 +48,7 @@ class Person(Thing):
         facing = int(rng.choice([-1, 0, 0, 1]))
         self.sideways, self.mirror = abs(facing), facing or 1
         self.stride, self.build = rng.uniform(-1, 1), rng.uniform(0.85, 1.25)
-        self.skirt, self.away, self.bag = (rng.random() < share for share in (0.15, 0.5, 0.4))
+        self.away, self.bag = (rng.random() < share for share in (0.5, 0.4))
         self.hem, self.skin = rng.choice([0.32, 0.44]), np.float64(_SKIN[rng.integers(4)])
         self.hair, self.shoes = np.array([1.0, 0.8, 0.6]) * rng.uniform(25, 150), rng.uniform(20, 90)
         dark = rng.uniform(25, 110, (2, 1)) + rng.uniform(-10, 10, (2, 3))
@@ -70,8 +70,6 @@ class Person(Thing):
             canvas.limb(hip, knee, thigh, 0.8 * thigh, colour)
             canvas.limb(knee, foot, 0.8 * thigh, 0.05, colour)
             canvas.disc(foot[0] + 1.5 * lean, foot[1], 0.032 + 0.9 * lean, 0.022, self.shoes)
-        if self.skirt:
-            canvas.polygon([(-0.07, 0.52), (0.07, 0.52), (0.11, 0.3), (-0.11, 0.3)], self.legs * 0.75)
         shoulder, waist = (0.085 if side else 0.125) * build, (0.07 if side else 0.085) * build
         if self.bag:
             canvas.disc(-0.1, 0.68, 0.07, 0.11, self.legs[::-1])
@@ -168,9 +166,7 @@ class Post(Thing):
         box = (min(-girth, self.arm), 0.0, max(girth, self.arm), top + 0.4)
         canvas = frame.stand(self.x, self.z, 1.0, box)
         canvas.limb((0, 0), (0, top), girth, girth * 0.8, self.grey)
-        if girth * scale > 2.5:
-            canvas.limb((girth * 0.25, 0), (girth * 0.2, top), girth * 0.35, girth * 0.3, self.grey * 0.75)
-            canvas.limb((0, 0), (0, 0.5), girth * 1.5, girth * 1.4, self.grey * 0.85)
+        canvas.limb((girth * 0.25, 0), (girth * 0.2, top), girth * 0.35, girth * 0.3, self.grey * 0.75)
         if self.arm:
             canvas.limb((0, top), (self.arm, top + 0.25), girth * 0.8, girth * 0.6, self.grey)
             canvas.limb((0.62 * self.arm, top + 0.19), (self.arm, top + 0.25), 0.2, 0.18, (200, 200, 190))

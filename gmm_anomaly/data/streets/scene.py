@@ -10,13 +10,13 @@ import numpy as np
 
 from .anomalies import sample_anomalies
 from .buildings import Plot
-from .canvas import ANOMALY_LABEL, IGNORE_LABEL, Camera, Canvas, Frame, Light, Thing
+from .canvas import ANOMALY_LABEL, IGNORE_LABEL, Camera, Frame, Light, Thing
 from .figures import Person, Plant, lamp_row, sign_post
 from .street import Street, paint_backdrop
 from .vehicles import Car
 
 # Raised with every change that alters a pixel: a cached split of another version is stale.
-RENDERER_VERSION = 3
+RENDERER_VERSION = 4
 MIN_HEIGHT, MIN_WIDTH = 64, 128
 _VIEW = 130  # metres of built-up street
 # Streams of one picture, so that adding anomalies moves neither the street nor the sensor noise.
@@ -46,7 +46,6 @@ def render_street(
     street = Street(rng)
     plots, things = _sample_plots(rng, street)
     things += [*_sample_cars(rng, street), *_sample_people(rng, street), *_sample_verges(rng, street)]
-    hood = rng.uniform(0.03, 0.09) if rng.random() < 0.35 else 0.0
     if anomalies:
         solids = [thing for thing in things if thing.z < 60]
         strange = np.random.default_rng((seed, index, _ANOMALIES))
@@ -62,14 +61,6 @@ def render_street(
         mask = (frame.label == ANOMALY_LABEL).astype(np.uint8)
         size = 2 * max(1, round(height / 256)) + 1
         frame.label[cv2.dilate(mask, np.ones((size, size), np.uint8)) > mask] = IGNORE_LABEL
-    if hood:  # the own car's bonnet at the lower edge, void as in real recordings
-        x = np.linspace(-0.05, 1.05, 32)
-        outline = np.stack([x, 1.0 - hood * (1.0 - 0.55 * (2 * x - 1) ** 2)], axis=1)
-        canvas = Canvas(frame, (0, outline[:, 1].min(), 1, 1), (-0.5, -0.5), (width, height))
-        for lower, grey in ((0.0, 60), (0.012, 35), (0.024, 18)):
-            canvas.polygon([*(outline + (0.0, lower)), (1.05, 1.05), (-0.05, 1.05)], grey)
-        canvas.paste(IGNORE_LABEL, 0.0)
-    if anomalies:
         rim = max(1, round(height / 128))
         inside = frame.label[rim:-rim, rim:-rim]
         frame.label = cv2.copyMakeBorder(inside, *(rim,) * 4, cv2.BORDER_CONSTANT, value=IGNORE_LABEL)
@@ -86,15 +77,17 @@ def _sample_plots(rng: np.random.Generator, street: Street) -> tuple[list[Plot],
         while z < _VIEW:
             length = rng.uniform(8, 24) if town else rng.uniform(7, 15)
             if rng.random() < density:
-                before = Plot(rng, side, wall, z, length, town, before=before)
+                before = Plot(rng, side, wall, z, length, town, before)
                 plots.append(before)
             else:
-                if rng.random() < 0.5:
-                    plots.append(Plot(rng, side, wall, z, length, town, hedge=True))
-                for depth in z + rng.uniform(0, length, rng.integers(1, 4)):
-                    if depth > 5.0:
-                        x = wall + side * rng.uniform(1.8, 9.0)
-                        greens.append(Plant(rng, x, depth, rng.random() < 0.3))
+                spots = [
+                    (rng.uniform(1.8, 9.0), z + rng.uniform(0, length)) for _ in range(rng.integers(1, 4))
+                ]
+                if rng.random() < 0.5:  # a hedge
+                    spots += [(0.6, depth) for depth in np.arange(z, z + length, 1.3)]
+                for x, depth in spots:
+                    if 5.0 < depth < 90.0:
+                        greens.append(Plant(rng, wall + side * x, depth, x == 0.6 or rng.random() < 0.3))
             z += length
             if not town or rng.random() < 0.12:
                 z += rng.uniform(0.5, 6.0)
@@ -123,10 +116,8 @@ def _sample_cars(rng: np.random.Generator, street: Street) -> list[Car]:
         # The own lane is kept free for some metres, as a driver does.
         for _ in range(int(rng.integers(0, 3))):
             add(x + rng.normal(0, 0.2), _depth(rng, 11.0 if abs(x) < 1.2 else 6.5, 60), ahead, 0.03)
-    if rng.random() < 0.12:
+    if rng.random() < 0.2:
         add(rng.uniform(street.left, street.right), _depth(rng, 12, 40), True, 1.5)  # one that turns
-    for x, ahead in street.lanes[-2:] if len(cars) < 2 else ():
-        add(x, _depth(rng, 12, 45), ahead, 0.0)
     return cars
 
 
@@ -183,7 +174,7 @@ def _paint(frame: Frame, street: Street, plots: list[Plot], things: list[Thing])
 
 
 def _expose(image: np.ndarray, light: Light, rng: np.random.Generator) -> np.ndarray:
-    """Lens, exposure, white balance, tone curve, sensor noise and compression, over everything alike."""
+    """Lens, exposure, white balance, tone curve and sensor noise, over everything alike."""
     height, width = image.shape[1:]
     gains = 1.0 + 0.1 * light.warmth * np.array([1.0, 0.1, -1.0]) + rng.uniform(-0.025, 0.025, 3)
     tones = np.clip(np.arange(256)[:, None] / 255.0 * gains, 0.0, 1.0) ** rng.uniform(0.8, 1.12)
@@ -199,11 +190,7 @@ def _expose(image: np.ndarray, light: Light, rng: np.random.Generator) -> np.nda
         chroma = _noise(rng, (height + 1) // 2, (width + 1) // 2, 0.6 * strength)
         chroma = cv2.resize(chroma, (width, height), interpolation=cv2.INTER_LINEAR)
         planes.append(cv2.add(toned, chroma + luma, dtype=cv2.CV_8U))
-    if rng.random() < 0.5:
-        return cv2.merge(planes)
-    quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(60, 96))]
-    _, packed = cv2.imencode(".jpg", cv2.merge(planes[::-1]), quality)
-    return cv2.cvtColor(cv2.imdecode(packed, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return cv2.merge(planes)
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, strength: float) -> np.ndarray:

@@ -13,7 +13,7 @@ class Street:
 
     edges: ascending x between bands; kinds, colours: label and RGB per band, one more than edges. left,
     right: road edges. walks: (x0, x1) of both sidewalks. walls: x of both wall lines. lanes: x, and whether
-    it leads ahead. lines: x, whether solid and whether yellow. crossing: nearest z, farthest z, width of a
+    it leads ahead. lines: x, and whether solid. crossing: nearest z, farthest z, width of a
     stripe; or None. patches: outline on the ground and brightness of repairs, stains and manhole covers."""
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -58,17 +58,17 @@ class Street:
         self.slab, self.grain = rng.uniform(0.4, 1.3), rng.uniform(0.06, 0.16)
         self.offset = int(rng.integers(4096))
 
-        self.white, self.yellow = rng.uniform(195, 250), rng.uniform((200, 160, 40), (235, 185, 90)).tolist()
+        self.white = rng.uniform(195, 250)
         self.line_width, self.dash, gap = rng.uniform((0.11, 2.0, 2.5), (0.18, 4.5, 6.0)).tolist()
         self.period, self.phase = self.dash + gap, rng.uniform(0, 9)
-        self.lines = [(middle + i * lane, False, False) for i in range(1 - oncoming, same) if i]
+        self.lines = [(middle + i * lane, False) for i in range(1 - oncoming, same) if i]
         if oncoming:
-            yellow, style = rng.random() < 0.25, rng.choice(["dashed", "solid", "double"], p=[0.6, 0.2, 0.2])
+            style = rng.choice(["dashed", "solid", "double"], p=[0.6, 0.2, 0.2])
             offsets = (-self.line_width, self.line_width) if style == "double" else (0.0,)
-            self.lines += [(middle + offset, style != "dashed", yellow) for offset in offsets]
+            self.lines += [(middle + offset, style != "dashed") for offset in offsets]
         if rng.random() < 0.75:
             edges = (middle - oncoming * lane + 0.1, middle + same * lane - 0.1)
-            self.lines += [(x, True, False) for x in edges]
+            self.lines += [(x, True) for x in edges]
         near = float(np.exp(rng.uniform(np.log(7), np.log(35))))
         crossing = (near, near + rng.uniform(2.5, 4.0), rng.uniform(0.4, 0.6))
         self.crossing = crossing if rng.random() < 0.3 else None
@@ -103,8 +103,7 @@ class Street:
             pixels = camera.project(np.insert(outline, 1, 0.0, axis=1))
             cv2.fillPoly(factor, [np.rint(pixels).astype(np.int32)], int(128 * bright))
         tone *= factor[first:] * np.float32(1 / 128)
-        cover, yellow = self._markings(x, z, pixel, deep)
-        cover *= kinds == ROAD
+        cover = self._markings(x, z, pixel, deep) * (kinds == ROAD)
         shadow = np.maximum(frame.shadow[first:], frame.walled(x, 0.0, z).astype(np.uint8) * np.uint8(255))
         size = 2 * max(1, round(camera.height / 128)) + 1
         sunlight = 1.0 - cv2.GaussianBlur(shadow, (size, size), 0) * np.float32((1.0 - light.ambient) / 255)
@@ -113,10 +112,7 @@ class Street:
         for channel in range(3):
             plane = self.colours[:, channel][band]
             plane *= tone
-            paint = self.white
-            if yellow is not None:
-                paint = paint + yellow * (self.yellow[channel] - paint)
-            plane += cover * (paint - plane)
+            plane += cover * (self.white - plane)
             plane *= sunlight
             plane += light.haze[channel] * (1.0 - clear)
             frame.image[channel, first:] = plane
@@ -138,25 +134,20 @@ class Street:
             tone *= 1.0 - 0.4 * _line(np.abs(x - gutter), 0.16, pixel)
         return tone
 
-    def _markings(
-        self, x: np.ndarray, z: np.ndarray, pixel: np.ndarray, deep: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Share of each pixel that is painted, and the share that is yellow where any is."""
-        cover, yellow = np.zeros(x.shape, np.float32), None
+    def _markings(self, x: np.ndarray, z: np.ndarray, pixel: np.ndarray, deep: np.ndarray) -> np.ndarray:
+        """Share of each pixel that is painted."""
+        cover = np.zeros(x.shape, np.float32)
         dashes = _line(_to_nearest(z + self.phase, self.period), self.dash, deep)
-        for line_x, solid, is_yellow in self.lines:
+        for line_x, solid in self.lines:
             line = _line(np.abs(x - line_x), self.line_width, pixel) * (1.0 if solid else dashes)
             np.maximum(cover, line, out=cover)
-            if is_yellow:
-                yellow = line if yellow is None else np.maximum(yellow, line)
         if self.crossing:
             near, far, stripe = self.crossing
             stripes = _line(_to_nearest(x, 2 * stripe), stripe, pixel)
             stripes *= _line(np.abs(z - (near + far) / 2), far - near, deep)
             stripes *= (x > self.left + 0.3) & (x < self.right - 0.3)
             np.maximum(cover, stripes, out=cover)
-        cover *= 0.8 + 0.2 * noise("blotch", x * 30.0, z * 30.0 + self.offset)  # wear
-        return cover, yellow
+        return cover * (0.8 + 0.2 * noise("blotch", x * 30.0, z * 30.0 + self.offset))  # wear
 
 
 def _to_nearest(at: np.ndarray, period: float) -> np.ndarray:
@@ -185,13 +176,9 @@ def paint_backdrop(frame: Frame, rng: np.random.Generator) -> None:
     cover = noise("blotch", columns[:, ::2] * distance + offset, distance, smooth=True)
     cover = np.clip((cover + rng.uniform(-0.3, 0.36)) * 1.6, 0.0, 1.0) * np.clip(above[::2] * 6.0, 0.15, 0.95)
     cover = cv2.resize(cover, (camera.width, rows), interpolation=cv2.INTER_LINEAR)
-    bearing = np.arctan2(light.sun[0], light.sun[2])
-    glow: np.ndarray | float = 0.0
-    if abs(bearing) < 1.2 and light.ambient < 0.7:
-        glow = 45.0 * np.exp(-3.0 * (columns - float(np.tan(bearing))) ** 2) * np.exp(-3.0 * above)
     rise = np.clip(above * 1.9, 0.0, 1.0) ** 0.7
-    for channel, warmth in enumerate((1.0, 0.9, 0.65)):
-        sky = light.horizon[channel] + rise * (light.zenith[channel] - light.horizon[channel]) + glow * warmth
+    for channel in range(3):
+        sky = light.horizon[channel] + rise * (light.zenith[channel] - light.horizon[channel])
         frame.image[channel, :rows] = sky + cover * (light.cloud[channel] - sky)
     frame.label[:rows] = SKY
 
