@@ -63,8 +63,9 @@ class TrainLoop(SimpleTrainer):
         self.skips = non_finite == "skip"
         self.skipped = self._skipped_in_a_row = 0
         self._watch = FeatureWatch(model)
-        named = getattr(model, "module", model).named_parameters()
-        self._trained = [name for name, parameter in named if parameter.requires_grad]
+        names = {parameter: name for name, parameter in getattr(model, "module", model).named_parameters()}
+        # In the optimiser's order, which groups by rate and decay.
+        self._trained = [names[one] for group in optimizer.param_groups for one in group["params"]]
         self._norms = [b for name, b in model.named_buffers() if name.endswith(NORM_STATISTICS)]
         self._recorders = [module for module in model.modules() if hasattr(module, "discard_recorded")]
         device = next(model.parameters()).device.type
@@ -146,13 +147,15 @@ class TrainLoop(SimpleTrainer):
                 f"--resume: the config trains other parameters than the checkpoint: {len(others)} differ, "
                 f"first {others[0]}; leave MODEL as it was (CLASSIFIER.NAME, BACKBONE.FREEZE_AT, ...), {ANEW}"
             )
-        own = [
-            {key: value for key, value in group.items() if key != "params"}
-            for group in self.optimizer.param_groups
-        ]
-        super().load_state_dict(state_dict)
-        for group, keys in zip(self.optimizer.param_groups, own, strict=True):
-            group.update(keys)
+        moments = state_dict["optimizer"]["state"]
+        places = {name: place for place, name in enumerate(state_dict["trained"])}
+        own = self.optimizer.state_dict()
+        own["state"] = {
+            place: moments[places[name]]
+            for place, name in enumerate(self._trained)
+            if places[name] in moments
+        }
+        super().load_state_dict(state_dict | {"optimizer": own})
         self.skipped = state_dict["skipped"]
         if self.scaler.is_enabled() and state_dict["scaler"]:
             self.scaler.load_state_dict(state_dict["scaler"])
