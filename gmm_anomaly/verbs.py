@@ -90,8 +90,8 @@ def launched(parser: argparse.ArgumentParser) -> None:
 def fit(parser: argparse.ArgumentParser) -> None:
     """Fit a detector of anomalies to a folder of ordinary frames of a camera, without labels or training.
 
-    Ten frames are enough, a few hundred take a minute or two on two CPU cores. predict, evaluate and export take
-    the file written as --weights, without a config.
+    Ten frames are enough, a few hundred take a minute or two on two CPU cores. predict, evaluate and export
+    take the file written as --weights, without a config.
     """
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="frames of what is normal; folders inside count too")
