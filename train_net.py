@@ -87,6 +87,9 @@ def main(args: Namespace) -> object:
             # Before anything is written: the folder may belong to a training.
             check_output_dir(cfg)
             cfg = fitting_config(cfg)
+        if args.config_file.endswith(".pth"):
+            # Of a detector, in which Detectron2 cannot read.
+            args.config_file = ""
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gmm_anomaly")
     if args.fit_mixture:

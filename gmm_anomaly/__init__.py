@@ -10,15 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .predict.detector import AnomalyDetector as AnomalyDetector
     from .predict.predictor import AnomalyPredictor as AnomalyPredictor
     from .predict.result import AnomalyComponent as AnomalyComponent
     from .predict.result import Prediction as Prediction
 
 __version__ = "0.2.0"
-__all__ = ["AnomalyComponent", "AnomalyPredictor", "Prediction", "__version__"]
+__all__ = ["AnomalyComponent", "AnomalyDetector", "AnomalyPredictor", "Prediction", "__version__"]
 
 _LAZY = {
     "AnomalyComponent": "predict.result",
+    "AnomalyDetector": "predict.detector",
     "AnomalyPredictor": "predict.predictor",
     "Prediction": "predict.result",
 }

@@ -20,6 +20,7 @@ from .verbs import VERBS
 
 # `run(args)` of the module does the work and returns the exit status; None is 0.
 MODULES = {
+    "fit": "gmm_anomaly.engine.fit_detector",
     "predict": "gmm_anomaly.predict.command",
     "score": "gmm_anomaly.evaluation.saved_scores",
     "export": "gmm_anomaly.export.command",
@@ -61,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A misspelt key comes this far, and the config knows what was meant.
     args.opts = [*others, *pairs]
     if hasattr(args, "config_file"):
+        args.config_file = args.config_file or getattr(args, "weights", None)
+        if not args.config_file:
+            parsers[args.verb].error("give --config-file, or the --weights of a detector (`gmm-anomaly fit`)")
         try:
             args.config_file = str(find_config(args.config_file))
         except FileNotFoundError as error:

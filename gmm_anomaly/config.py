@@ -204,9 +204,12 @@ def _add_feature_distance(cfg: CN) -> None:
     # On what they are measured: levels of the backbone, and "embedding", what the classifier compares with
     # its classes (of "softmax" and "prototype" the decoder's features); empty: none.
     cfg.MODEL.FEATURE_DISTANCE.FEATURES = []
-    # Distances from the nearest "class" (one Gaussian each, one covariance), or from a "single" Gaussian of
-    # all known pixels.
-    cfg.MODEL.FEATURE_DISTANCE.GAUSSIANS = "class"
+    # Levels of the backbone as it was before training ("frozen": a copy stays in the model, of those parts
+    # that MODEL.BACKBONE.FREEZE_AT does not freeze anyway), or as it was "trained".
+    cfg.MODEL.FEATURE_DISTANCE.BACKBONE = "frozen"
+    # Distances from the nearest of so many Gaussians with one covariance, found without labels; 0: from the
+    # nearest class, one Gaussian each.
+    cfg.MODEL.FEATURE_DISTANCE.COMPONENTS = 0
     # What "hybrid" adds them to: the classifier's "density", where it has one, or the "energy" of its logits.
     cfg.MODEL.FEATURE_DISTANCE.HYBRID_WITH = "density"
     # Training images, and labelled pixels of each image and level, on which they are fitted after training;
@@ -296,7 +299,8 @@ def _add_test(cfg: CN) -> None:
     # largest of any other; "": none do.
     cfg.TEST.BEST_METRIC = ""
     # Post-processes of every score, in the order they are applied ("boundary_suppression",
-    # "dilated_smoothing", "gaussian_smoothing"); each score is reported without and with them.
+    # "dilated_smoothing", "gaussian_smoothing", "guided_filter"); each score is reported without and with
+    # them.
     cfg.TEST.POSTPROCESS = []
     # Other lists for some data sets, by name, in a config file: {road_obstacle: []}. Smoothing erases objects
     # of less than about 10 pixels.

@@ -14,8 +14,9 @@ from pathlib import Path
 
 def add_model(parser: argparse.ArgumentParser, *, weights: bool = True, device: bool = True) -> None:
     parser.add_argument(
-        "--config-file", required=True, metavar="FILE",
-        help="config of the model, also by its name below configs/, or the config.yaml beside a checkpoint",
+        "--config-file", metavar="FILE",
+        help="config of the model, also by its name below configs/, or the config.yaml beside a checkpoint; "
+        "default: the one that the file of a detector (--weights) holds",
     )
     if weights:
         parser.add_argument("--weights", metavar="FILE", help="checkpoint; default: the config's")
@@ -84,6 +85,20 @@ def launched(parser: argparse.ArgumentParser) -> None:
     add("--num-machines", metavar="N", help="machines (1)")
     add("--machine-rank", metavar="K", help="which of them this one is, from 0")
     add("--dist-url", metavar="URL", help="where processes meet, with several machines")
+
+
+def fit(parser: argparse.ArgumentParser) -> None:
+    """Fit a detector of anomalies to a folder of ordinary frames of a camera, without labels or training.
+
+    Ten frames are enough, a few hundred take a minute or two on two CPU cores. predict, evaluate and export
+    take the file written as --weights, without a config.
+    """
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="frames of what is normal; folders inside count too")
+    add("--out", type=Path, default=Path("detector.pth"), metavar="FILE", help="default: detector.pth")
+    add("--config-file", default="detector/effnetlite0.yaml", metavar="FILE",
+        help="the network and its levels; default: detector/effnetlite0.yaml")
+    add("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one")
 
 
 def predict(parser: argparse.ArgumentParser) -> None:
@@ -264,7 +279,7 @@ def doctor(parser: argparse.ArgumentParser) -> None:
 
 
 VERBS = {
-    "train": train, "evaluate": evaluate, "predict": predict, "score": score, "export": export,
+    "train": train, "evaluate": evaluate, "fit": fit, "predict": predict, "score": score, "export": export,
     "report": report, "datasets": datasets, "convert": convert, "submit": submit,
     "find-queries": find_queries, "doctor": doctor,
 }

@@ -62,7 +62,7 @@ def test_help_waits_for_nothing_and_names_every_verb():
         assert f"usage: gmm-anomaly {verb} " in done.stdout and f"\n    {verb} " in done.stdout
     # One spelling of every option; old ones are hidden.
     for old in cli.OLD_OPTIONS:
-        assert f" {old} " not in done.stdout and f"[{old}" not in done.stdout
+        assert f" {old} " not in done.stdout and f"[{old} " not in done.stdout
     assert f"{{{','.join(PROTOCOLS)}}}" in done.stdout
 
 

@@ -23,7 +23,9 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"metrics", "compat", "config"},
     "evaluation": MODELS | {"modeling", "data", "visualization"},
     "engine": MODELS | {"modeling", "data", "evaluation", "config", "visualization", "repository_files"},
-    "export": {"gmm", "scores", "modeling", "data", "evaluation", "engine", "predict", "compat"},
+    "export": {
+        "gmm", "scores", "postprocess", "modeling", "data", "evaluation", "engine", "predict", "compat",
+    },
     "report": {"gmm", "metrics", "visualization"},
     "predict": {"metrics", "data", "evaluation", "engine", "compat", "visualization"},
 }

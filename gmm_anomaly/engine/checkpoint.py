@@ -254,9 +254,11 @@ class Checkpointer(DetectionCheckpointer):
                 f"{FIT_DISTANCES}, or do without (MODEL.FEATURE_DISTANCE.FEATURES [], no sml in TEST.SCORES)"
             )
         if missing:
+            trained = all(name.startswith("frozen_backbone.") for name in missing)
             raise ValueError(
                 f"MODEL.WEIGHTS: the checkpoint lacks {len(missing)} tensors of the model "
                 f"({', '.join(missing[:5])}); use the config it was trained with"
+                + (", or set MODEL.FEATURE_DISTANCE.BACKBONE trained" if trained else "")
             )
         return incompatible
 

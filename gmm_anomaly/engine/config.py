@@ -70,7 +70,8 @@ def read_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNode
     Files are read as data: tags that call Python are refused, not run.
 
     Args:
-        config_file: as :func:`~gmm_anomaly.repository_files.find_config` takes it; "" for the defaults.
+        config_file: as :func:`~gmm_anomaly.repository_files.find_config` takes it, or the file of a detector,
+            which holds its config; "" for the defaults.
 
     Raises:
         ConfigError: what does not fit the keys. FileNotFoundError: no such config file, or ``_BASE_``.
@@ -160,8 +161,8 @@ def _merge_file(cfg: CfgNode, file: Path, inheriting: tuple[Path, ...]) -> None:
     if file.resolve() in [other.resolve() for other in inheriting]:
         raise ConfigError(f"{chain} never ends: {file} is in it twice")
     try:
-        with file.open(encoding="utf-8") as text:
-            given = yaml.load(text, _Loader)
+        text = _inside(file) if file.suffix == ".pth" else file.read_text(encoding="utf-8")
+        given = yaml.load(text, _Loader)
         if not isinstance(given, Mapping):
             raise ConfigError(f"expected keys with values, found {type(given).__name__}")
         bases = given.get(BASE, [])
@@ -183,6 +184,22 @@ def _merge_file(cfg: CfgNode, file: Path, inheriting: tuple[Path, ...]) -> None:
         _merge(cfg, given)
     except ConfigError as error:
         raise ConfigError(f"--config-file: {file}: {error}") from None
+
+
+def _inside(file: Path) -> str:
+    """The config that the file of a detector holds."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds
+        raise ConfigError(
+            f"expected a config or the file of a detector, which cannot be read: {error}"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("config"), str):
+        raise ConfigError(
+            "these weights hold no config, as the file of a detector does (`gmm-anomaly fit`); give the "
+            "config.yaml that the training wrote beside them (--config-file)"
+        )
+    return content["config"]
 
 
 def _merge(cfg: CfgNode, given: Mapping[Any, Any], prefix: str = "") -> None:

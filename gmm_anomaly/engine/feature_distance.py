@@ -3,7 +3,7 @@ that put scores of different units on one scale, and how large logits are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -117,26 +117,40 @@ def fit_feature_distance(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def _fit_distances(cfg: CfgNode, model: nn.Module) -> None:
+    items = _training_items(cfg, "Fitting distances of features")
+    fit_distances(model, items, cfg.MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE)
+
+
+@torch.no_grad()
+def fit_distances(model: nn.Module, items: Iterable[dict[str, Any]], pixels: int) -> None:
+    """Fit the distances of a model in evaluation mode to a stream of images. Collective.
+
+    Args:
+        items: this rank's images: "image" (3, H, W), "sem_seg" (H, W) int64 where the classes are known and
+            255 elsewhere, and "index", a number of its own over all ranks.
+        pixels: how many labelled pixels of an image, evenly spaced, are used on each level.
+
+    Raises:
+        ValueError: no labelled pixel at all.
+    """
     distance = model.feature_distance
     statistics = {name: distance.statistics(name) for name in distance.names}
-    for sample in _samples(cfg, model, "Gaussians of the features"):
-        for name, feature in sample.features(distance.names).items():
-            values, labels = sample.labelled(feature[0])
-            statistics[name].add(values, distance.means_of(labels))
-    for name, statistic in statistics.items():
+    moments = RunningMoments(model.device)
+    for item in items:
+        for window, sample in enumerate(_samples(model, item, pixels)):
+            for name, feature in sample.features(distance.names).items():
+                values, labels = sample.labelled(feature[0])
+                # Images have fewer windows than this.
+                statistics[name].add(values, distance.groups(labels), seed=100_000 * item["index"] + window)
+            own = hybrid_part(replace(sample.outputs, hybrid_with=distance.hybrid_with))
+            moments.add(sample.labelled(own)[0])
+    for statistic in statistics.values():
         statistic.reduce()
-        distance.levels[name].fit(statistic)
-
-    moments = {name: RunningMoments(model.device) for name in (*distance.names, "hybrid")}
-    for sample in _samples(cfg, model, "their distances"):
-        for name, feature in sample.features(distance.names).items():
-            moments[name].add(sample.labelled(distance.log_distance(name, feature))[0])
-        own = hybrid_part(replace(sample.outputs, hybrid_with=distance.hybrid_with))
-        moments["hybrid"].add(sample.labelled(own)[0])
-    for index, name in enumerate(distance.names):
-        distance.log_mean[index], distance.log_std[index] = moments[name].reduce()
-    for kept, found in zip(distance.hybrid_moments, moments["hybrid"].reduce(), strict=True):
-        kept.copy_(found)
+    distance.fit(statistics)
+    mean, std = moments.reduce()
+    for kept, found in zip(distance.hybrid_moments, (mean, std if std > 0 else 1.0), strict=True):
+        # What never varies adds nothing.
+        kept.fill_(float(found))
 
 
 def _fit_max_logits(cfg: CfgNode, model: nn.Module) -> None:
@@ -178,16 +192,15 @@ class _Sample:
         return feature.flatten(1).T[known], small[known]
 
 
-def _samples(cfg: CfgNode, model: nn.Module, what: str) -> Iterator[_Sample]:
-    for item in _training_items(cfg, f"Fitting {what}"):
-        image, label = model.normalised(item), item["sem_seg"].to(model.device)
-        views = [transformed(image, scale) for scale in model.inference.scales]
-        grids = [model.inference.windows((view.shape[-2], view.shape[-1])) for view in views]
-        pixels = max(1, cfg.MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE // sum(map(len, grids)))
-        for view, windows in zip(views, grids, strict=True):
-            small = resized_labels(label[None], view.shape[-2:])[0]
-            for window in windows:
-                yield _Sample(model, window.cut(view), window.cut(small), pixels)
+def _samples(model: nn.Module, item: dict[str, Any], pixels: int) -> Iterator[_Sample]:
+    image, label = model.normalised(item), item["sem_seg"].to(model.device)
+    views = [transformed(image, scale) for scale in model.inference.scales]
+    grids = [model.inference.windows((view.shape[-2], view.shape[-1])) for view in views]
+    pixels = max(1, pixels // sum(map(len, grids)))
+    for view, windows in zip(views, grids, strict=True):
+        small = resized_labels(label[None], view.shape[-2:])[0]
+        for window in windows:
+            yield _Sample(model, window.cut(view), window.cut(small), pixels)
 
 
 def _training_items(cfg: CfgNode, what: str) -> Iterator[dict[str, Any]]:
@@ -195,7 +208,7 @@ def _training_items(cfg: CfgNode, what: str) -> Iterator[dict[str, Any]]:
     chosen = images.evenly_spaced(cfg.MODEL.FEATURE_DISTANCE.NUM_IMAGES)
     mine = chosen[comm.get_rank() :: comm.get_world_size()]
     for index in tqdm(mine, desc=what, unit="image", disable=not comm.is_main_process()):
-        yield images[index]
+        yield images[index] | {"index": index}
 
 
 class FeatureDistanceHook(HookBase):

@@ -15,6 +15,7 @@ from gmm_anomaly.gmm.density import EXCLUDED, DensityTable, class_log_density_of
 from gmm_anomaly.modeling.classifiers import GMMClassifier, PrototypeClassifier
 from gmm_anomaly.modeling.inference import FEATURES
 from gmm_anomaly.modeling.segmentor import AnomalySegmentor
+from gmm_anomaly.postprocess.guided_filter import filter_by_guide
 from gmm_anomaly.scores import PixelOutputs
 
 
@@ -26,7 +27,7 @@ class ExportableSegmentor(nn.Module):
 
     Args:
         model: trained, a pixel classifier's (not a mask model), that looks at a whole image once.
-        score: one of the model's scores, without post-processes.
+        score: one of the model's scores; of the post-processes "guided_filter" may follow it.
         image_format: the channel order the model was trained on, "RGB" or "BGR".
 
     Attributes:
@@ -41,7 +42,8 @@ class ExportableSegmentor(nn.Module):
     def __init__(self, model: AnomalySegmentor, score: str, *, image_format: str = "RGB") -> None:
         super().__init__()
         _require_exportable(model, score)
-        self.score = model.scoring.scores[score]
+        name, *chain = score.split("+")
+        self.score, self.guided = model.scoring.scores[name], chain == ["guided_filter"]
         self.score_on_features = model.inference.score_on == FEATURES
         self.reversed_channels = image_format == "BGR"
         self.divisor = max(1, int(model.backbone.size_divisibility))
@@ -52,11 +54,17 @@ class ExportableSegmentor(nn.Module):
         self.min_side = largest + 1 if self.divisor > 1 else 2 * largest - 3
         model = copy.deepcopy(model).eval().cpu().float().requires_grad_(False)
         model.compiled = False
+        # Whether a tensor of open size has another layout is not to be known.
+        model.memory_format = torch.contiguous_format
+        model.to(memory_format=torch.contiguous_format)
         # The model knows best whether all of it is fitted.
         model([{"image": torch.zeros(3, self.min_side, self.min_side)}])
+        if model.frozen_backbone is not None:
+            model.frozen_backbone.stop_sharing()
         # Images are padded to the largest stride, so that every stride divides what it meets.
         if self.divisor >= max(strides):
-            _replace(model.backbone, Conv2dSame, _constant_padding)
+            for backbone in filter(None, (model.backbone, model.frozen_backbone)):
+                _replace(backbone, Conv2dSame, _constant_padding)
         # One cell is a plain mean.
         by_products = lambda pool: pool if pool.output_size == 1 else PoolingByProducts(pool)  # noqa: E731
         _replace(model.decoder, nn.AdaptiveAvgPool2d, by_products)
@@ -112,6 +120,8 @@ class ExportableSegmentor(nn.Module):
         score = self.score(PixelOutputs(logits, density, feature_distance=distance, **known))
         if self.score_on_features:
             score = restored(score[:, None])[:, 0]
+        if self.guided:
+            score = filter_by_guide(score, image.float() / 255)
         return segmentation, score.float()
 
 
@@ -123,10 +133,10 @@ def _require_exportable(model: nn.Module, score: str) -> None:
             f"{type(model).__name__} cannot be exported; only pixel classifiers can "
             '(MODEL.META_ARCHITECTURE "AnomalySegmentor")'
         )
-    elif "+" in score:
+    elif "+" in score.removesuffix("+guided_filter"):
         wrong = (
-            f"the post-processes of {score!r} are not part of a network; export the score "
-            f"{score.split('+')[0]!r} and apply them to its maps"
+            f"of post-processes guided_filter alone can be part of a network, found {score!r}; export the "
+            f"score {score.split('+')[0]!r} and apply the others to its maps"
         )
     elif model.inference.window is not None:
         wrong = (

@@ -1,12 +1,16 @@
-"""What scores know of the training set: distances of features to the known classes, moments of logits."""
+"""What scores know of the training set: distances of features to what is known, moments of logits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,9 +23,8 @@ EMBEDDING = "embedding"
 
 
 class FeatureDistance(nn.Module):
-    """Mahalanobis distances on levels of the backbone, which training for the known classes bends less than
-    the embedding, and on the embedding: log-distances, standardised on the training set, summed over the
-    levels.
+    """Mahalanobis distances on levels of the backbone, frozen or as it was trained, and on the embedding:
+    log-distances, standardised on the training set, summed over the levels.
 
     Everything is fitted after training (``gmm_anomaly.engine.feature_distance``); nothing here learns by
     gradient.
@@ -29,9 +32,9 @@ class FeatureDistance(nn.Module):
     Args:
         shapes: the features to use, by name, with channels and strides.
         num_classes: C.
-        gaussians: distances from the nearest of "class" Gaussians, one a class with one covariance (Lee et
-            al., NeurIPS 2018), or from a "single" Gaussian of all known pixels. The known classes' features
-            leave directions of the embedding unused, and the single one measures in these too.
+        components: distances from the nearest of so many Gaussians with one covariance that are found
+            without labels; 0: of one a class (Lee et al., NeurIPS 2018). Those of the classes leave
+            directions of the embedding unused; a single one measures in these too.
         hybrid_with: what of the classifier the score "hybrid" adds: its "density", where it has one, or the
             "energy" of its logits.
     """
@@ -44,22 +47,22 @@ class FeatureDistance(nn.Module):
         shapes: dict[str, ShapeSpec],
         num_classes: int,
         *,
-        gaussians: str = "class",
+        components: int = 0,
         hybrid_with: str = "density",
     ) -> None:
         super().__init__()
-        if gaussians not in ("class", "single"):
+        if components < 0:
             raise ValueError(
-                f'MODEL.FEATURE_DISTANCE.GAUSSIANS: expected "class" or "single", found {gaussians!r}'
+                f"MODEL.FEATURE_DISTANCE.COMPONENTS: expected 0 (one a class) or more, found {components}"
             )
         if hybrid_with not in ("density", "energy"):
             raise ValueError(
                 f'MODEL.FEATURE_DISTANCE.HYBRID_WITH: expected "density" or "energy", found {hybrid_with!r}'
             )
-        self.single, self.hybrid_with = gaussians == "single", hybrid_with
+        self.by_class, self.hybrid_with = components == 0, hybrid_with
         self.names = list(shapes)
         self.finest = min(shapes, key=lambda name: shapes[name].stride)
-        means = 1 if self.single else num_classes
+        means = num_classes if self.by_class else components
         self.levels = nn.ModuleDict(
             {name: TiedGaussians(means, shape.channels) for name, shape in shapes.items()}
         )
@@ -92,18 +95,33 @@ class FeatureDistance(nn.Module):
     def statistics(self, name: str) -> TiedGaussianStatistics:
         """Empty statistics to fit the level ``name`` from; add them with :meth:`means_of` the labels."""
         means, dim = self.levels[name].whitened_means.shape
-        return TiedGaussianStatistics(means, dim, self.log_mean.device)
+        return TiedGaussianStatistics(means if self.by_class else 1, dim, self.log_mean.device)
 
-    def means_of(self, labels: Tensor) -> Tensor:
-        """labels: (N,) int64 classes -> (N,) int64, the Gaussian that each belongs to."""
-        return torch.zeros_like(labels) if self.single else labels
+    def groups(self, labels: Tensor) -> Tensor:
+        """labels: (N,) int64 classes -> (N,) int64, the group of the statistics that each belongs to."""
+        return labels if self.by_class else torch.zeros_like(labels)
+
+    @torch.no_grad()
+    def fit(self, statistics: Mapping[str, TiedGaussianStatistics]) -> None:
+        """Fit all levels to statistics of every rank, and measure the log-distances of the features kept.
+
+        Raises:
+            ValueError: statistics of no feature at all.
+        """
+        for index, (name, found) in enumerate(statistics.items()):
+            self.levels[name].fit(found)
+            distances = torch.cat([self._log_distance(name, part) for part in found.kept().split(16384)])
+            self.log_mean[index] = distances.double().mean()
+            self.log_std[index] = distances.double().std(correction=0)
+
+    def _log_distance(self, name: str, pixels: Tensor) -> Tensor:
+        return self.levels[name].squared_distance(pixels).clamp(min=SMALLEST).log()
 
     def log_distance(self, name: str, feature: Tensor) -> Tensor:
         """feature: (B, F, h, w) of the level ``name`` -> (B, h, w) float32 log squared distances."""
         batch, channels, height, width = feature.shape
         pixels = feature.permute(0, 2, 3, 1).reshape(-1, channels)
-        distance = self.levels[name].squared_distance(pixels)
-        return distance.clamp(min=SMALLEST).log().view(batch, height, width)
+        return self._log_distance(name, pixels).view(batch, height, width)
 
     def forward(self, pyramid: dict[str, Tensor], embedding: Tensor | None) -> Tensor:
         """pyramid: {name: (B, F, h, w)}; embedding: (B, D, h, w) -> (B, 1, h', w') float32 at the finest
@@ -159,9 +177,95 @@ def build_feature_distance(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> Featur
     return FeatureDistance(
         {name: shapes[name] for name in names},
         cfg.MODEL.CLASSIFIER.NUM_CLASSES,
-        gaussians=keys.GAUSSIANS,
+        components=keys.COMPONENTS,
         hybrid_with=keys.HYBRID_WITH,
     )
+
+
+class FrozenBackbone(nn.Module):
+    """A backbone as it was before training: what training for the known classes does to features is what
+    makes unknown things look like them.
+
+    Parts that are frozen anyway are the very same modules in both, and compute what both need once.
+
+    Args:
+        backbone: with its pretrained weights. Its frozen modules get another ``forward``.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        shared = _frozen_parts(backbone)
+        self.backbone = copy.deepcopy(backbone, {id(module): module for module in shared})
+        self.backbone.requires_grad_(False)
+        self.shared = [Shared(module) for module in shared]
+        for module, forward in zip(shared, self.shared, strict=True):
+            module.forward = forward
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenBackbone:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """images: (B, 3, H, W), normalised -> the pyramid."""
+        return self.backbone(images)
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Inside, whatever frozen modules made of a tensor is used again, by the other backbone."""
+        for module in self.shared:
+            module.keeps = True
+        try:
+            yield
+        finally:
+            for module in self.shared:
+                module.keeps, module.last = False, None
+
+    def stop_sharing(self) -> None:
+        """Give the frozen modules back their own ``forward``; what both backbones need is computed twice."""
+        for part in self.shared:
+            del part.module.forward
+        self.shared = []
+
+
+class Shared:
+    """The ``forward`` of a frozen module, which may keep its last result."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.keeps = False
+        self.last: tuple[Tensor, Any] | None = None
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        alone = len(inputs) == 1 and not options
+        if alone and self.last is not None and self.last[0] is inputs[0]:
+            return self.last[1]
+        output = type(self.module).forward(self.module, *inputs, **options)
+        if alone and self.keeps:
+            self.last = inputs[0], output
+        return output
+
+
+def _frozen_parts(module: nn.Module) -> list[nn.Module]:
+    """The largest modules inside that have parameters and none that is trained."""
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        return [module]
+    return [part for child in module.children() for part in _frozen_parts(child)]
+
+
+def build_frozen_backbone(cfg: CfgNode, backbone: Backbone) -> FrozenBackbone | None:
+    """The backbone's copy that ``MODEL.FEATURE_DISTANCE`` asks for; None where none is needed: the distances
+    are of the trained one or of the embedding alone, or nothing in the backbone is trained."""
+    keys = cfg.MODEL.FEATURE_DISTANCE
+    if keys.BACKBONE not in ("frozen", "trained"):
+        raise ValueError(
+            f'MODEL.FEATURE_DISTANCE.BACKBONE: expected "frozen" or "trained", found {keys.BACKBONE!r}'
+        )
+    if keys.BACKBONE == "trained" or not set(keys.FEATURES) - {EMBEDDING}:
+        return None
+    return FrozenBackbone(backbone) if any(p.requires_grad for p in backbone.parameters()) else None
 
 
 class UnfittedMomentsError(RuntimeError):

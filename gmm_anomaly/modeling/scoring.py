@@ -25,6 +25,8 @@ def score_names(cfg: CfgNode) -> list[str]:
         return list(cfg.TEST.SCORES)
     if cfg.MODEL.META_ARCHITECTURE == "MaskAnomalySegmentor":
         return [*OF_MASKS, *ON_LOGITS]
+    if cfg.MODEL.CLASSIFIER.NAME == "none":
+        return ["feature_distance"]
     own = OWN_SCORE.get(cfg.MODEL.CLASSIFIER.NAME)
     distances = ON_DISTANCES if cfg.MODEL.FEATURE_DISTANCE.FEATURES else ()
     return [*([own] if own else []), *ON_LOGITS, *distances]
@@ -88,7 +90,8 @@ class Scoring:
         """What a model returns for an image.
 
         Args:
-            item: its input, for messages. sem_seg: (C, H, W). maps: (H, W) of each score, in their order.
+            item: its input: the image, and its name for messages. sem_seg: (C, H, W).
+            maps: (H, W) of each score, in their order.
 
         Raises:
             FloatingPointError: a score that is NaN or infinite, as the rule says.
@@ -100,10 +103,10 @@ class Scoring:
         }
         plain = list(scores.items())
         if self.chains:
-            prediction = sem_seg.argmax(dim=0)
+            prediction, seen = sem_seg.argmax(dim=0), item["image"].to(sem_seg.device)
             for chain in self.chains:
                 for name, score in plain:
-                    scores[chain_name(name, list(chain))] = apply_chain(score, prediction, chain)
+                    scores[chain_name(name, list(chain))] = apply_chain(score, prediction, seen, chain)
         return {"sem_seg": sem_seg, "anomaly_scores": scores, "anomaly_score": plain[0][1]}
 
     def _finite(self, score: Tensor, what: str) -> Tensor:

@@ -25,8 +25,10 @@ from .decoders import build_decoder
 from .decoders.base import Decoded
 from .feature_distance import (
     FeatureDistance,
+    FrozenBackbone,
     MaxLogitMoments,
     build_feature_distance,
+    build_frozen_backbone,
     build_max_logit_moments,
     feature_shapes,
 )
@@ -91,6 +93,7 @@ class AnomalySegmentor(nn.Module):
         decoder: the pyramid to pixel features; has ``in_features`` and ``out_channels``.
         classifier: pixel features to class evidence.
         feature_distance: distances on features, fitted after training; or None.
+        frozen_backbone: what gives them the backbone's features; None: the backbone.
         max_logit_moments: how large logits are on the training set, measured after training; or None.
         pixel_mean, pixel_std: per channel, in the order and units of the input images (0 to 255).
         inference: how test images are looked at; by default whole, once.
@@ -112,6 +115,7 @@ class AnomalySegmentor(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         feature_distance: FeatureDistance | None = None,
+        frozen_backbone: FrozenBackbone | None = None,
         max_logit_moments: MaxLogitMoments | None = None,
         inference: InferenceMode | None = None,
         scoring: Scoring | None = None,
@@ -123,6 +127,7 @@ class AnomalySegmentor(nn.Module):
         self.decoder = decoder
         self.classifier = classifier
         self.feature_distance = feature_distance
+        self.frozen_backbone = frozen_backbone
         self.max_logit_moments = max_logit_moments
         self.inference = inference or InferenceMode()
         self.scoring = scoring or Scoring(["msp"], given=(LOGITS,))
@@ -155,6 +160,7 @@ class AnomalySegmentor(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "feature_distance": distance,
+            "frozen_backbone": build_frozen_backbone(cfg, backbone),
             "max_logit_moments": moments,
             "inference": InferenceMode.from_config(cfg),
             "scoring": Scoring.from_config(cfg, given=[kind for kind, there in given.items() if there]),
@@ -224,9 +230,16 @@ class AnomalySegmentor(nn.Module):
         return self.padded([self.normalised(item) for item in batched_inputs])
 
     def outputs(self, images: Tensor) -> tuple[dict[str, Tensor], PixelOutputs]:
-        """images: (B, 3, H, W) normalised and padded -> the backbone's pyramid, and the classifier's outputs,
-        without distances."""
-        pyramid, decoded = self._pixel_features(images)
+        """images: (B, 3, H, W) normalised and padded -> the pyramid that distances are measured on, and the
+        classifier's outputs, without distances."""
+        # Here, so that both backbones see the same tensor.
+        images = images.contiguous(memory_format=self.memory_format)
+        if self.frozen_backbone is None:
+            pyramid, decoded = self._pixel_features(images)
+        else:
+            with self.frozen_backbone.sharing():
+                _, decoded = self._pixel_features(images)
+                pyramid = self.frozen_backbone(images)
         return pyramid, self.classifier(decoded.features)
 
     def _pixel_features(

@@ -13,7 +13,7 @@ WIDTH = 4
 
 
 @register_postprocess("boundary_suppression")
-def boundary_suppression(score: Tensor, prediction: Tensor) -> Tensor:
+def boundary_suppression(score: Tensor, prediction: Tensor, _image: Tensor) -> Tensor:
     """Iterative boundary suppression (Standardized Max Logits, Jung et al., ICCV 2021, section 3.3).
 
     Two classes that meet compete, so scores are high between them although nothing is unknown there. The

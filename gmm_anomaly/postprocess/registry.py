@@ -1,4 +1,4 @@
-"""Registry of post-processes: pure functions of a score map and the predicted classes."""
+"""Registry of post-processes: pure functions of a score map, the predicted classes and the image."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from fvcore.common.registry import Registry
 from torch import Tensor
 
-PostProcess = Callable[[Tensor, Tensor], Tensor]
+PostProcess = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 POSTPROCESS_REGISTRY: Registry = Registry("POSTPROCESS")
 POSTPROCESS_REGISTRY.__doc__ = """
-Functions ``(score (H, W) float32, prediction (H, W) int64) -> (H, W) float32`` at the output's resolution;
-higher stays more anomalous. The prediction is the model's: a post-process never sees a label.
+Functions ``(score (H, W) float32, prediction (H, W) int64, image (3, h, w), 0 to 255) -> (H, W) float32`` at
+the output's resolution; higher stays more anomalous. The prediction is the model's, and the image is the one
+that the model saw, at its size and in its channel order: a post-process never sees a label.
 """
 
 
@@ -57,12 +58,15 @@ def chain_name(score: str, postprocesses: Sequence[str]) -> str:
     return "+".join([score, *postprocesses])
 
 
-def apply_chain(score: Tensor, prediction: Tensor, postprocesses: Mapping[str, PostProcess]) -> Tensor:
+def apply_chain(
+    score: Tensor, prediction: Tensor, image: Tensor, postprocesses: Mapping[str, PostProcess]
+) -> Tensor:
     """Apply post-processes one after the other.
 
     Args:
         score: (H, W) floating point, higher = more anomalous.
         prediction: (H, W) integer, the model's predicted classes at the same resolution.
+        image: (3, h, w), 0 to 255, as the model saw it.
         postprocesses: from :func:`get_postprocesses`.
 
     Raises:
@@ -74,5 +78,5 @@ def apply_chain(score: Tensor, prediction: Tensor, postprocesses: Mapping[str, P
             f"{tuple(prediction.shape)}"
         )
     for postprocess in postprocesses.values():
-        score = postprocess(score, prediction)
+        score = postprocess(score, prediction, image)
     return score

@@ -12,13 +12,13 @@ SIZE, SIGMA = 7, 1.0
 
 
 @register_postprocess("gaussian_smoothing")
-def gaussian_smoothing(score: Tensor, _prediction: Tensor) -> Tensor:
+def gaussian_smoothing(score: Tensor, _prediction: Tensor, _image: Tensor) -> Tensor:
     """A 7x7 Gaussian of sigma 1, an option of RbA's evaluation (Nayal et al., ICCV 2023)."""
     return _smooth(score, 1)
 
 
 @register_postprocess("dilated_smoothing")
-def dilated_smoothing(score: Tensor, _prediction: Tensor) -> Tensor:
+def dilated_smoothing(score: Tensor, _prediction: Tensor, _image: Tensor) -> Tensor:
     """A 7x7 Gaussian of sigma 1 with dilation 6 (Standardized Max Logits, Jung et al., ICCV 2021, section
     3.4, as released). It reaches over 37 pixels and erases objects of less than about 10."""
     return _smooth(score, 6)

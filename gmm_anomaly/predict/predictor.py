@@ -21,7 +21,8 @@ from gmm_anomaly.data.mapper import test_augmentations
 from gmm_anomaly.data.reading import CLOSED_SET, IGNORE_LABEL, read_image, read_label
 from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.engine.checkpoint import Checkpointer
-from gmm_anomaly.engine.config import build_config
+from gmm_anomaly.engine.config import build_config, read_config
+from gmm_anomaly.engine.fit_detector import detector_score
 from gmm_anomaly.engine.trained_model import inference_config
 from gmm_anomaly.evaluation.files import distinct_colors, file_digest
 
@@ -95,9 +96,10 @@ class AnomalyPredictor:
         """The predictor of a config file and a checkpoint.
 
         Args:
-            config: a config of the repository, or the config.yaml that a training wrote.
+            config: a config of the repository, the config.yaml that a training wrote, or a detector's file.
             weights: the checkpoint; by default the config's ``MODEL.WEIGHTS``.
-            score: by default the model's first; "NAME+POST+POST" with post-processes.
+            score: by default the model's first, a detector's with the post-processes of its config;
+                "NAME+POST+POST" with post-processes.
             threshold: a number, what :meth:`fit_threshold` returned, or the file it was saved to.
             device: "cpu", "cuda", "cuda:1"; by default the config's, and the CPU where there is no GPU.
             half, min_area: see the class.
@@ -107,6 +109,10 @@ class AnomalyPredictor:
             FileNotFoundError: no such config, weights or threshold file.
             ValueError: no weights, weights that do not fit, a score the model cannot give, no such device.
         """
+        if score is None:
+            known = read_config(os.fspath(config), list(opts))
+            if known.MODEL.CLASSIFIER.NAME == "none":
+                score = detector_score(known)
         name, *chain = (score or "").split("+")
         overrides = [*map(str, opts), "TEST.POSTPROCESS", str(chain)]
         if name:

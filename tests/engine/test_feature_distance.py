@@ -17,13 +17,13 @@ from gmm_anomaly.gmm.tied_gaussians import SHRINKAGE
 CLASSES = 10
 
 
-def config(folder, gaussians, levels):
+def config(folder, components, levels):
     # 52 rows: padded to 64, and padding has no label.
     return build_config(
         "configs/synthetic/effnetlite0_deeplabv3plus_gmm.yaml",
         [
             "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.WEIGHTS", "", "MODEL.CLASSIFIER.NAME", "softmax",
-            "MODEL.FEATURE_DISTANCE.FEATURES", levels, "MODEL.FEATURE_DISTANCE.GAUSSIANS", gaussians,
+            "MODEL.FEATURE_DISTANCE.FEATURES", levels, "MODEL.FEATURE_DISTANCE.COMPONENTS", components,
             "MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE", 10**6,
             "TEST.SCORES", ["hybrid", "feature_distance", "energy"],
             "DATASETS.SYNTHETIC.NUM_TRAIN", 3, "DATASETS.SYNTHETIC.HEIGHT", 64,
@@ -47,7 +47,7 @@ def fitted(cfg):
 
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory):
-    return config(tmp_path_factory.mktemp("run"), "class", ["level1", "level3"])
+    return config(tmp_path_factory.mktemp("run"), 0, ["level1", "level3"])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def labelled(model, cfg, level):
         small = F.interpolate(torch.from_numpy(label)[None, None].float(), feature.shape[-2:])[0, 0].numpy()
         features.append(feature.numpy()[:, small < CLASSES].T.astype(np.float64))
         labels.append(small[small < CLASSES].astype(int))
-    single = cfg.MODEL.FEATURE_DISTANCE.GAUSSIANS == "single"
+    single = cfg.MODEL.FEATURE_DISTANCE.COMPONENTS == 1
     return np.concatenate(features), np.concatenate(labels) * (not single)
 
 
@@ -95,7 +95,7 @@ def log_distances(features, labels, queries):
 @pytest.mark.parametrize("single", [False, True])
 def test_scores_are_the_formula(cfg, model, single, tmp_path):
     if single:
-        cfg = config(tmp_path, "single", ["level3", "embedding"])
+        cfg = config(tmp_path, 1, ["level3", "embedding"])
         model = fitted(cfg)
     image, _ = next(images(cfg))
     with torch.no_grad():
@@ -159,7 +159,8 @@ def test_distances_of_other_features_are_replaced(cfg, model, tmp_path):
     "key, value, message",
     [
         ("FEATURES", ["level9"], "expected .*level1.*embedding.*found level9"),
-        ("GAUSSIANS", "classes", 'expected "class" or "single", found \'classes\''),
+        ("COMPONENTS", -1, "expected 0 .one a class. or more, found -1"),
+        ("BACKBONE", "both", 'expected "frozen" or "trained", found \'both\''),
         ("HYBRID_WITH", "msp", 'expected "density" or "energy", found \'msp\''),
     ],
 )

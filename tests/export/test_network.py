@@ -15,7 +15,7 @@ from gmm_anomaly.modeling.registry import DECODER_REGISTRY
 
 DISTANCE = ["MODEL.FEATURE_DISTANCE.FEATURES", ["s1", "s3"]]
 EMBEDDED = [
-    "MODEL.FEATURE_DISTANCE.FEATURES", ["s3", "embedding"], "MODEL.FEATURE_DISTANCE.GAUSSIANS", "single",
+    "MODEL.FEATURE_DISTANCE.FEATURES", ["s3", "embedding"], "MODEL.FEATURE_DISTANCE.COMPONENTS", 1,
     "MODEL.FEATURE_DISTANCE.HYBRID_WITH", "energy",
 ]  # fmt: skip
 

@@ -222,7 +222,7 @@ def test_an_odd_size_is_not_padded(keys):
             "unknown name 'build_resent'; known are .*build_timm_backbone",
         ),
         ("MODEL.DECODER.NAME", "Deeplab", "unknown name 'Deeplab'; known are .*DeepLabV3PlusDecoder"),
-        ("MODEL.CLASSIFIER.NAME", "gm", "unknown name 'gm'; known are gmm, prototype, softmax"),
+        ("MODEL.CLASSIFIER.NAME", "gm", "unknown name 'gm'; known are gmm, none, prototype, softmax"),
         ("MODEL.DECODER.IN_FEATURES", ["res2"], r"at least 2 of the backbone's features \(level1"),
         ("MODEL.TIMM.NAME", "efficientnet_lite99", "MODEL.TIMM: timm cannot build"),
         ("MODEL.GMM.MEMORY_DTYPE", "int8", "MODEL.GMM.MEMORY_DTYPE: expected one of float32, float16"),

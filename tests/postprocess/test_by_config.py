@@ -69,7 +69,8 @@ def test_a_model_gives_both_and_uses_its_own_prediction():
     plain = Scoring(names, given={"logits"})
     both = Scoring(names, given={"logits"}, chains=[CHAIN, ["gaussian_smoothing"]])
     maps = plain.stacked(PixelOutputs(logits))
-    plain, both = plain.result({}, logits, maps), both.result({}, logits, maps)
+    item = {"image": torch.zeros(3, 20, 25, dtype=torch.uint8)}
+    plain, both = plain.result(item, logits, maps), both.result(item, logits, maps)
     chains = [get_postprocesses(CHAIN), get_postprocesses(["gaussian_smoothing"])]
     assert list(both["anomaly_scores"]) == names + [
         "+".join([name, *chain]) for chain in chains for name in names
@@ -78,7 +79,7 @@ def test_a_model_gives_both_and_uses_its_own_prediction():
     for name, score in plain["anomaly_scores"].items():
         assert torch.equal(both["anomaly_scores"][name], score)
         for chain in chains:
-            expected = apply_chain(score, logits.argmax(0), chain)
+            expected = apply_chain(score, logits.argmax(0), item["image"], chain)
             torch.testing.assert_close(both["anomaly_scores"]["+".join([name, *chain])], expected)
 
 

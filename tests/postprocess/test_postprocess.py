@@ -20,6 +20,7 @@ from gmm_anomaly.postprocess import (
 from gmm_anomaly.postprocess.boundary_suppression import boundary_suppression, class_boundary
 from gmm_anomaly.postprocess.smoothing import dilated_smoothing
 
+NO_IMAGE = torch.zeros(3, 1, 1)
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
@@ -73,7 +74,7 @@ def test_suppression_of_a_step_works_from_outside_in():
     # Columns 1-8 are suppressed; only 0 and 9 keep what they were, so everything becomes one of these two.
     score = torch.full((6, 10), 100.0)
     score[:, 0], score[:, 9] = 2.0, 6.0
-    found = boundary_suppression(score, step_edge())
+    found = boundary_suppression(score, step_edge(), NO_IMAGE)
     torch.testing.assert_close(found[0], torch.tensor([2.0] * 5 + [6.0] * 5))
     assert torch.equal(found, found[:1].expand(6, -1))
 
@@ -81,7 +82,7 @@ def test_suppression_of_a_step_works_from_outside_in():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_suppression_is_the_loop(seed):
     score, prediction = street(seed=seed)
-    found = boundary_suppression(score, prediction)
+    found = boundary_suppression(score, prediction, NO_IMAGE)
     np.testing.assert_allclose(found.numpy(), suppressed_by_loops(score, prediction), rtol=1e-4, atol=1e-5)
 
 
@@ -90,18 +91,18 @@ def test_suppression_leaves_everything_else_bit_identical():
     classes = prediction.numpy().astype(np.uint8)
     edge = cv2.dilate(classes, CROSS) != cv2.erode(classes, np.ones((3, 3), np.uint8))
     outside = torch.from_numpy(cv2.dilate(edge.astype(np.uint8), diamond(3)) == 0)
-    found = boundary_suppression(score, prediction)
+    found = boundary_suppression(score, prediction, NO_IMAGE)
     assert outside.any() and torch.equal(found[outside], score[outside])
     # A single pixel of another class is replaced.
     score[4, 4] = 1000.0
-    assert boundary_suppression(score, prediction)[4, 4] < 5
+    assert boundary_suppression(score, prediction, NO_IMAGE)[4, 4] < 5
 
 
 def test_without_a_boundary_and_where_everything_is_one_the_score_stays():
     score, prediction = street()
-    assert torch.equal(boundary_suppression(score, torch.zeros_like(prediction)), score)
+    assert torch.equal(boundary_suppression(score, torch.zeros_like(prediction), NO_IMAGE), score)
     score = torch.randn(3, 3)
-    assert torch.equal(boundary_suppression(score, torch.arange(9).view(3, 3)), score)
+    assert torch.equal(boundary_suppression(score, torch.arange(9).view(3, 3), NO_IMAGE), score)
 
 
 def test_smoothing_is_the_dilated_kernel():
@@ -113,40 +114,43 @@ def test_smoothing_is_the_dilated_kernel():
     assert kernel[18, 18] == pytest.approx(0.159241, abs=1e-6)
     assert kernel[18, 24] == pytest.approx(0.096585, abs=1e-6)
     expected = ndimage.correlate(score.numpy().astype(np.float64), kernel, mode="nearest")
-    np.testing.assert_allclose(dilated_smoothing(score, prediction).numpy(), expected, rtol=1e-4, atol=1e-5)
+    found = dilated_smoothing(score, prediction, NO_IMAGE)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_gaussian_smoothing_is_scipys():
     score, prediction = street()
     expected = ndimage.gaussian_filter(score.numpy().astype(np.float64), 1.0, radius=3, mode="nearest")
-    found = POSTPROCESS_REGISTRY.get("gaussian_smoothing")(score, prediction)
+    found = POSTPROCESS_REGISTRY.get("gaussian_smoothing")(score, prediction, NO_IMAGE)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", known_postprocesses())
 def test_contract_of_every_post_process(name):
     postprocess = POSTPROCESS_REGISTRY.get(name)
-    # Nothing but the score and the model's own prediction: a label has no way in.
-    assert len(inspect.signature(postprocess).parameters) == 2
+    # Nothing but the score, the model's own prediction and the image: a label has no way in.
+    assert len(inspect.signature(postprocess).parameters) == 3
     for height, width in ((24, 31), (5, 3), (1, 1)):
         score, prediction = street(24, 31)
         score, prediction = score[:height, :width], prediction[:height, :width]
+        image = torch.randint(0, 256, (3, 2 * height, width), dtype=torch.uint8)
         before = score.clone()
-        found = postprocess(score, prediction)
+        found = postprocess(score, prediction, image)
         assert found.shape == score.shape and found.dtype == torch.float32 and torch.equal(score, before)
-        torch.testing.assert_close(postprocess(-score, prediction), -found)
+        torch.testing.assert_close(postprocess(-score, prediction, image), -found)
         constant = torch.full_like(score, 7.5)
-        torch.testing.assert_close(postprocess(constant, prediction), constant)
+        torch.testing.assert_close(postprocess(constant, prediction, image), constant)
 
 
 def test_a_chain_is_applied_in_order():
     score, prediction = street()
     names = ["boundary_suppression", "dilated_smoothing"]
-    found = apply_chain(score, prediction, get_postprocesses(names))
-    assert torch.equal(found, dilated_smoothing(boundary_suppression(score, prediction), prediction))
-    reverse = apply_chain(score, prediction, get_postprocesses(names[::-1]))
+    found = apply_chain(score, prediction, NO_IMAGE, get_postprocesses(names))
+    suppressed = boundary_suppression(score, prediction, NO_IMAGE)
+    assert torch.equal(found, dilated_smoothing(suppressed, prediction, NO_IMAGE))
+    reverse = apply_chain(score, prediction, NO_IMAGE, get_postprocesses(names[::-1]))
     assert not torch.equal(found, reverse)
-    assert torch.equal(apply_chain(score, prediction, {}), score)
+    assert torch.equal(apply_chain(score, prediction, NO_IMAGE, {}), score)
     assert chain_name("energy", names) == "energy+boundary_suppression+dilated_smoothing"
     assert chain_name("energy", []) == "energy"
 
@@ -157,4 +161,4 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="at most once"):
         get_postprocesses(["dilated_smoothing"] * 2)
     with pytest.raises(ValueError, match=r"two maps \(H, W\) of one size"):
-        apply_chain(torch.zeros(3, 4), torch.zeros(4, 3), {})
+        apply_chain(torch.zeros(3, 4), torch.zeros(4, 3), NO_IMAGE, {})

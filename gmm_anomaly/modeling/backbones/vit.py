@@ -75,7 +75,7 @@ class VitBackbone(SimpleFeaturePyramid, FreezableBackbone):
     Args:
         name: timm model name. net: the transformer.
         out_channels: channels of every level.
-        levels: names of the levels to give; empty: all.
+        levels: names of the levels to give, also "last", the transformer's own map; empty: the pyramid.
     """
 
     network = "net.vit"
@@ -93,6 +93,10 @@ class VitBackbone(SimpleFeaturePyramid, FreezableBackbone):
         self.stages = [stages[level] for level in self._out_features]
         for level in set(LEVELS) - set(self._out_features):
             delattr(self, f"simfp_{level.removeprefix('p')}")
+        if "last" in levels:
+            self._out_features.append("last")
+            self.stages.append(nn.Identity())
+            self._out_feature_channels["last"], self._out_feature_strides["last"] = net.vit.embed_dim, STRIDE
 
     @property
     def size_divisibility(self) -> int:
@@ -124,5 +128,5 @@ def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> VitBackbone:
     keys, decoder = cfg.MODEL.VIT, cfg.MODEL.DECODER
     read = [decoder.AUX_FEATURE, *cfg.MODEL.FEATURE_DISTANCE.FEATURES, *decoder.IN_FEATURES]
     net = PlainVit(keys.NAME, drop_path=cfg.MODEL.BACKBONE.DROP_PATH, in_channels=input_shape.channels)
-    levels = read if decoder.IN_FEATURES else ()
+    levels = read if decoder.IN_FEATURES else [*LEVELS, *cfg.MODEL.FEATURE_DISTANCE.FEATURES]
     return VitBackbone(keys.NAME, net, out_channels=keys.OUT_CHANNELS, levels=levels)

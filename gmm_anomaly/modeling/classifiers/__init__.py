@@ -5,6 +5,7 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 
 from ..registry import CLASSIFIER_REGISTRY, look_up
+from . import none as _none  # noqa: F401  (registration)
 from .gmm import GMMClassifier
 from .prototype import PrototypeClassifier, RunningMeanPrototypes, UnfittedPrototypesError
 from .softmax import PixelClassifier, SoftmaxClassifier

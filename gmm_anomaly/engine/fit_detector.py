@@ -1,0 +1,139 @@
+"""A detector from a folder of ordinary frames: distances on a network that is not trained any further."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from torch import nn
+from tqdm import tqdm
+
+from gmm_anomaly.data.atomic import replacing
+from gmm_anomaly.data.mapper import test_augmentations
+from gmm_anomaly.data.pairing import IMAGE_EXTENSIONS
+from gmm_anomaly.data.reading import read_image
+from gmm_anomaly.modeling.scoring import score_names
+from gmm_anomaly.postprocess import chain_name
+
+from .config import build_config
+from .feature_distance import fit_distances
+from .trained_model import inference_config
+
+logger = logging.getLogger(__name__)
+
+# Of configs/, what `gmm-anomaly fit` fits where it is not told otherwise.
+CONFIG = "detector/effnetlite0.yaml"
+# Evenly spaced cells of a frame that are used on each level: all of them at a stride of 16 or more.
+CELLS_PER_FRAME = 4096
+
+
+def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The image files in a folder and below, sorted; hidden ones are left out.
+
+    Raises:
+        FileNotFoundError: no such folder, or no image in it.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    files = [
+        path
+        for path in sorted(Path(folder).rglob("*"))
+        if path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
+    ]
+    if not files:
+        raise FileNotFoundError(f"{folder}: no images in this folder ({', '.join(IMAGE_EXTENSIONS)})")
+    return files
+
+
+def fit_detector(cfg: CfgNode, frames: Iterable[Path | np.ndarray]) -> nn.Module:
+    """Build a config's model and fit its distances to frames of what is normal. Collective.
+
+    Frames are seen once, at the size that test images are seen at; memory does not grow with their number. A
+    file that cannot be read is named in the log and left out. Deterministic, and the same for any number of
+    ranks, each of which must get all of the frames and uses its share.
+
+    Args:
+        cfg: with ``MODEL.CLASSIFIER.NAME`` "none", such as that of ``CONFIG``.
+        frames: files, or (H, W, 3) uint8 RGB arrays, of any sizes. Two are enough.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ValueError: a model with classes, or without distances; no frame that can be read.
+    """
+    classifier, levels = cfg.MODEL.CLASSIFIER.NAME, cfg.MODEL.FEATURE_DISTANCE.FEATURES
+    if classifier != "none" or not levels:
+        raise ValueError(
+            'a detector needs MODEL.CLASSIFIER.NAME "none" and levels in MODEL.FEATURE_DISTANCE.FEATURES, '
+            f"found {classifier!r} and {levels}; the distances of a trained model are fitted by `gmm-anomaly "
+            "train --fit-feature-distance`"
+        )
+    model = build_model(cfg).eval()
+    fit_distances(model, _items(cfg, frames), CELLS_PER_FRAME)
+    return model
+
+
+def _items(cfg: CfgNode, frames: Iterable[Path | np.ndarray]) -> Iterator[dict[str, Any]]:
+    resize = T.AugmentationList(test_augmentations(cfg))
+    count = len(frames) if isinstance(frames, Sized) else None
+    used = index = 0
+    bar = tqdm(frames, desc="Fitting", unit="frame", total=count, disable=not comm.is_main_process())
+    for index, frame in enumerate(bar, start=1):
+        if index % comm.get_world_size() != comm.get_rank():
+            continue
+        try:
+            if isinstance(frame, np.ndarray):
+                image = frame if cfg.INPUT.FORMAT == "RGB" else frame[..., ::-1]
+            else:
+                image = read_image({"file_name": str(frame)}, cfg.INPUT.FORMAT)
+            inputs = T.AugInput(image)
+            resize(inputs)
+        except (OSError, ValueError) as error:
+            logger.warning("Left out: %s", error)
+            continue
+        pixels = torch.from_numpy(np.array(inputs.image.transpose(2, 0, 1), order="C"))
+        # All of it is known.
+        yield {
+            "image": pixels,
+            "sem_seg": pixels.new_zeros(pixels.shape[1:], dtype=torch.int64),
+            "index": index,
+        }
+        used += 1
+    if not used and comm.get_world_size() == 1:
+        raise ValueError(f"no frame to fit the detector to: none of {index} could be read")
+
+
+def detector_score(cfg: CfgNode) -> str:
+    """The score that a detector predicts with: its first, after the config's post-processes."""
+    return chain_name(score_names(cfg)[0], cfg.TEST.POSTPROCESS)
+
+
+def save_detector(cfg: CfgNode, model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a fitted model with its config into one file, which commands take for ``--weights``."""
+    state = {name: value.cpu() for name, value in model.state_dict().items()}
+    with replacing(Path(path)) as temporary:
+        torch.save({"model": state, "config": inference_config(cfg).dump()}, temporary)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fit what the arguments say (see ``gmm_anomaly.verbs``) and write the detector's file."""
+    device = ["MODEL.DEVICE", args.device] if args.device else []
+    cfg = build_config(args.config_file, [*device, *args.opts])
+    files = frame_files(args.folder)
+    model = fit_detector(cfg, files)
+    save_detector(cfg, model, args.out)
+    print(
+        f"{args.out}: a detector fitted to {args.folder}. Next: gmm-anomaly predict IMAGE --weights "
+        f"{args.out} --out DIR"
+    )

@@ -1,0 +1,119 @@
+"""Edge-aware enlargement: a score map of coarse features takes its outlines from the photo."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .registry import register_postprocess
+
+# A box reaches over a thirtieth of the image's width to each side, whatever the image's size.
+WIDTHS_PER_RADIUS = 30
+# Variance of colours (0 to 1) under which a box counts as flat.
+EPSILON = 1e-3
+# The coefficients are smooth: they are solved for at a quarter of the size.
+REDUCTION = 4
+
+
+@register_postprocess("guided_filter")
+def guided_filter(score: Tensor, _prediction: Tensor, image: Tensor) -> Tensor:
+    """Guided filter with the photo as guide (He, Sun and Tang, TPAMI 2013), in its fast form (He and Sun,
+    2015). Features with a stride of 32 know no outlines; colours do."""
+    # Half precision has too few digits for variances.
+    with torch.autocast(score.device.type, enabled=False):
+        return filter_by_guide(score, image.float() / 255)
+
+
+def filter_by_guide(
+    score: Tensor,
+    guide: Tensor,
+    *,
+    radius: int | None = None,
+    epsilon: float = EPSILON,
+    reduction: int = REDUCTION,
+) -> Tensor:
+    """The colour guided filter: in each box the score as a linear function of the colours, by ridge
+    regression; a pixel's coefficients are the means over the boxes that hold it.
+
+    Works at the guide's size; a score of another size is resized there and back.
+
+    Args:
+        score: (..., H, W) floating point.
+        guide: (..., 3, h, w) floating point, 0 to 1.
+        radius: of the boxes, in pixels of the reduced maps; None: a thirtieth of their width, rounded up.
+            Boxes end at the border.
+        epsilon: added to the variances of the colours.
+        reduction: height and width are divided by it to solve for the coefficients; 1: the exact filter.
+
+    Returns:
+        (..., H, W).
+    """
+    size, same = guide.shape[-2:], score.shape[-2:] == guide.shape[-2:]
+    small = tuple((length + reduction - 1) // reduction for length in size)
+
+    def reduced(maps: Tensor, needed: bool) -> Tensor:
+        return _resized(maps, small) if needed else maps
+
+    # Centred: differences of large means would lose digits in float32, and a flat map stays exactly flat.
+    offset = score.mean(dim=(-2, -1), keepdim=True)
+    maps = reduced((score - offset)[..., None, :, :], not same or reduction != 1)
+    colours = reduced(guide, reduction != 1) - 0.5
+    rows, columns = (_box_means(length, radius, small[1], score) for length in small)
+
+    def box_mean(maps: Tensor) -> Tensor:
+        # Twice the same product: exporters ask less of its layout.
+        return F.linear(F.linear(maps, columns).mT, rows).mT.contiguous()
+
+    # All in one: exporters cannot tell the layout of a single map.
+    mean, mean_score = box_mean(torch.cat([colours, maps], dim=-3)).split([3, 1], dim=-3)
+    covariance = box_mean(colours * maps) - mean * mean_score
+    pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
+    first, second = (torch.tensor(index, device=score.device) for index in zip(*pairs, strict=True))
+    products = colours.index_select(-3, first) * colours.index_select(-3, second)
+    spread = box_mean(products) - mean.index_select(-3, first) * mean.index_select(-3, second)
+    slope = _solve(spread.unbind(-3), covariance.unbind(-3), epsilon)
+    constant = mean_score - (slope * mean).sum(dim=-3, keepdim=True)
+    coefficients = box_mean(torch.cat([slope, constant], dim=-3))
+    if reduction != 1:
+        coefficients = _resized(coefficients, size)
+    slope, constant = coefficients.split([3, 1], dim=-3)
+    filtered = ((guide - 0.5) * slope).sum(dim=-3, keepdim=True) + constant
+    filtered = filtered if same else _resized(filtered, score.shape[-2:])
+    return filtered[..., 0, :, :] + offset
+
+
+def _resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """maps: (..., K, H, W) -> (..., K, *size)."""
+    flat = maps.reshape(-1, *maps.shape[-3:])
+    flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
+    return flat.reshape(*maps.shape[:-2], *size)
+
+
+def _box_means(length: int, radius: int | None, width: int, like: Tensor) -> Tensor:
+    """(length, length): the share of each position in the mean over the box around each. As a product with
+    it the mean needs no sums over the whole map, and exporters have it for sizes that are not known."""
+    if radius is None:
+        radius = (width + WIDTHS_PER_RADIUS - 1) // WIDTHS_PER_RADIUS
+    position = torch.arange(length, device=like.device)
+    inside = ((position[:, None] - position).abs() <= radius).to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
+def _solve(spread: tuple[Tensor, ...], right: tuple[Tensor, ...], epsilon: float) -> Tensor:
+    """x of ``(A + epsilon) x = right`` by cofactors, for the symmetric 3 x 3 matrix A of every pixel.
+
+    Args:
+        spread: its entries 11, 12, 13, 22, 23 and 33, each (..., h, w). right: three of them.
+
+    Returns:
+        (..., 3, h, w).
+    """
+    a, b, c, d, e, f = spread
+    a, d, f = a + epsilon, d + epsilon, f + epsilon
+    cofactors = (d * f - e * e, c * e - b * f, b * e - c * d, a * f - c * c, b * c - a * e, a * d - b * b)
+    g, h, i, j, k, m = cofactors
+    determinant = a * g + b * h + c * i
+    x, y, z = right
+    solution = torch.stack([g * x + h * y + i * z, h * x + j * y + k * z, i * x + k * y + m * z], dim=-3)
+    return solution / determinant[..., None, :, :]
