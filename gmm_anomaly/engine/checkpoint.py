@@ -226,9 +226,12 @@ class Checkpointer(DetectionCheckpointer):
                     "or a backbone checkpoint without classifier"
                 )
         for name in list(state):
-            other_ring = name.endswith(RING) and name in own and own[name].shape != state[name].shape
+            unneeded = self._dispensable is not None and name.startswith(self._dispensable)
             # Distances that were fitted before may be of other features than those that will be.
-            if other_ring or (name.startswith(DISTANCES) and name.startswith(self._dispensable or ("-",))):
+            if name.startswith(DISTANCES) and unneeded:
+                del state[name]
+            # What only training needs may have other sizes, a ring always.
+            elif (name.endswith(RING) or unneeded) and name in own and own[name].shape != state[name].shape:
                 del state[name]
         incompatible = super()._load_model(checkpoint)
         wrong = incompatible.incorrect_shapes

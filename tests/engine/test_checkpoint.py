@@ -22,12 +22,12 @@ from gmm_anomaly.gmm import GaussianMixtureBank
 
 
 class Model(nn.Module):
-    def __init__(self, classes=3, width=4, memory=10):
+    def __init__(self, classes=3, width=4, memory=10, warm_start=6):
         super().__init__()
         self.backbone = nn.Linear(2, width)
         self.classifier = nn.Module()
         self.classifier.bank = GaussianMixtureBank(
-            classes, 2, 4, memory, samples_per_update=5, warm_start_features=6, save_memory=True
+            classes, 2, 4, memory, samples_per_update=5, warm_start_features=warm_start, save_memory=True
         )
 
 
@@ -46,6 +46,15 @@ def test_round_trip_without_pickles(tmp_path):
     Checkpointer(other).load_for_evaluation(path)
     for (name, expected), found in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(expected, found), name
+    assert other.classifier.bank.is_fitted
+
+
+def test_a_model_is_evaluated_under_other_sizes_of_what_only_training_needs(tmp_path):
+    model = Model()
+    model.classifier.bank.fitted[1] = True
+    other = Model(memory=20, warm_start=9)
+    Checkpointer(other).load_for_evaluation(save(model, tmp_path))
+    assert torch.equal(other.classifier.bank.means, model.classifier.bank.means)
     assert other.classifier.bank.is_fitted
 
 
