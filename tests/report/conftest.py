@@ -82,7 +82,7 @@ def write_run(folder: Path, datasets: tuple[str, str], strength: float) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def run_folders(tmp_path_factory) -> list[Path]:
     """Two finished runs on the same data, the second one the better."""
     root = tmp_path_factory.mktemp("report")
@@ -90,7 +90,7 @@ def run_folders(tmp_path_factory) -> list[Path]:
     return [write_run(root / name, datasets, gain) for name, gain in (("first", 1.0), ("second", 2.5))]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def both_runs(run_folders, tmp_path_factory) -> str:
     """The page of both, by the command."""
     target = tmp_path_factory.mktemp("page") / "page.html"
