@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -102,3 +104,16 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(M_TRIM_THRESHOLD, LARGEST_INT)) and bool(mallopt(M_MMAP_THRESHOLD, OWN_BLOCKS_FROM))
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Inside, these loggers say nothing below an error."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -26,14 +26,13 @@ from .decoders.base import Decoded
 from .feature_distance import (
     FeatureDistance,
     FrozenBackbone,
-    MaxLogitMoments,
     build_feature_distance,
     build_frozen_backbone,
-    build_max_logit_moments,
     feature_shapes,
 )
 from .inference import InferenceMode
 from .losses import IGNORE_LABEL
+from .max_logit_moments import MaxLogitMoments, build_max_logit_moments
 from .restoration import restore
 from .scoring import Scoring
 

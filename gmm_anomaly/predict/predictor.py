@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from torch import nn
 
+from gmm_anomaly.compat import quiet
 from gmm_anomaly.data.mapper import test_augmentations
 from gmm_anomaly.data.reading import CLOSED_SET, IGNORE_LABEL, read_image, read_label
 from gmm_anomaly.data.registration import get_records
@@ -289,16 +288,3 @@ class AnomalyPredictor:
             )
             for (image, source), output in zip(batch, outputs, strict=True)
         ]
-
-
-@contextmanager
-def quiet(*names: str) -> Iterator[None]:
-    """Inside, these loggers say nothing below an error."""
-    levels = {name: logging.getLogger(name).level for name in names}
-    try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

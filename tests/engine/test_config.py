@@ -217,7 +217,7 @@ def test_tags_that_make_python_objects_are_not_run(tag, tmp_path):
     (tmp_path / "bad.yaml").write_text(f"VERSION: 2\nSEED: {tag.format(target=target)}\n")
     (tmp_path / "child.yaml").write_text("_BASE_: bad.yaml\nVERSION: 2\n")
     for name in ("bad.yaml", "child.yaml"):
-        with pytest.raises(ValueError, match=r"bad\.yaml cannot be read as YAML; configs hold plain values only.*python/.*line 2"):
+        with pytest.raises(ValueError, match=r"bad\.yaml cannot .* hold plain values only.*python/.*line 2"):
             build_config(str(tmp_path / name))
     cfg = build_config("", ["OUTPUT_DIR", f"__import__('os').mkdir('{target}')"])
     assert cfg.OUTPUT_DIR.startswith("__import__") and not target.exists()

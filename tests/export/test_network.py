@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from gmm_anomaly.export.command import check_batches, compare, normal_inference
 from gmm_anomaly.export.network import ExportableSegmentor, PoolingByProducts
 from gmm_anomaly.gmm import UnfittedMixtureError
-from gmm_anomaly.modeling.feature_distance import UnfittedMomentsError
+from gmm_anomaly.modeling.max_logit_moments import UnfittedMomentsError
 from gmm_anomaly.modeling.registry import DECODER_REGISTRY
 
 DISTANCE = ["MODEL.FEATURE_DISTANCE.FEATURES", ["s1", "s3"]]

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 
 from gmm_anomaly.data import get_records, read_image, read_label
 from gmm_anomaly.engine import build_config, fit_feature_distance
-from gmm_anomaly.modeling.feature_distance import MaxLogitMoments, UnfittedMomentsError
+from gmm_anomaly.modeling.max_logit_moments import MaxLogitMoments, UnfittedMomentsError
 from gmm_anomaly.scores import LOGITS, MAX_LOGIT_MOMENTS, PixelOutputs, get_scores, sml_score
 
 CLASSES = 10

@@ -25,7 +25,8 @@ from gmm_anomaly.engine.train_loop import TrainLoop
 from gmm_anomaly.engine.trainer import build_optimizer
 from gmm_anomaly.gmm import GaussianMixtures, TiedGaussians
 from gmm_anomaly.modeling.classifiers import RunningMeanPrototypes
-from gmm_anomaly.modeling.feature_distance import FeatureDistance, MaxLogitMoments
+from gmm_anomaly.modeling.feature_distance import FeatureDistance
+from gmm_anomaly.modeling.max_logit_moments import MaxLogitMoments
 from tools.benchmarks.mixtures import block_label
 from tools.benchmarks.timing import clock, report, side_by_side
 
