@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ class ExportableSegmentor(nn.Module):
         # Not -height % divisor: exporters see in this form that strides divide the padded size.
         padded_height = (height + self.divisor - 1) // self.divisor * self.divisor
         padded_width = (width + self.divisor - 1) // self.divisor * self.divisor
-        pyramid, outputs = model.outputs(F.pad(normal, (0, padded_width - width, 0, padded_height - height)))
+        outputs = model.score_inputs(F.pad(normal, (0, padded_width - width, 0, padded_height - height)))
 
         def restored(maps: Tensor | None) -> Tensor | None:
             if maps is None:
@@ -102,22 +103,15 @@ class ExportableSegmentor(nn.Module):
             rows, columns = (torch.arange(length, device=maps.device) for length in (height, width))
             return maps.index_select(2, rows).index_select(3, columns)
 
-        known: dict[str, Any] = {}
-        distance = None
-        if model.feature_distance is not None:
-            distance = model.feature_distance(pyramid, outputs.embedding)
-            known["hybrid_with"] = model.feature_distance.hybrid_with
-            known["hybrid_moments"] = model.feature_distance.hybrid_moments
-        if model.max_logit_moments is not None:
-            known["max_logit_moments"] = (model.max_logit_moments.mean, model.max_logit_moments.std)
         logits, density = outputs.logits, outputs.log_density
+        distance = None if outputs.feature_distance is None else outputs.feature_distance[:, None]
         segmentation = restored(logits).argmax(dim=1)
         if not self.score_on_features:
             logits, density, distance = restored(logits), restored(density), restored(distance)
         elif distance is not None:
             distance = F.interpolate(distance, size=logits.shape[-2:], mode="bilinear", align_corners=False)
         distance = None if distance is None else distance[:, 0]
-        score = self.score(PixelOutputs(logits, density, feature_distance=distance, **known))
+        score = self.score(replace(outputs, logits=logits, log_density=density, feature_distance=distance))
         if self.score_on_features:
             score = restored(score[:, None])[:, 0]
         if self.guided:

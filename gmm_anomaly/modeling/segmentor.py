@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -257,24 +258,35 @@ class AnomalySegmentor(nn.Module):
         assert padded.shape[-2:] == images.tensor.shape[-2:], "images and labels must have the same size"
         return padded
 
+    def score_inputs(self, images: Tensor) -> PixelOutputs:
+        """images: (B, 3, H, W) normalised and padded -> all that scores read, without the embedding:
+        ``feature_distance`` is (B, h', w') and may have another resolution than the logits.
+
+        Raises:
+            UnfittedMixtureError: mixtures or distances that were never fitted.
+        """
+        pyramid, outputs = self.outputs(images)
+        distance, moments = self.feature_distance, self.max_logit_moments
+        known: dict[str, Any] = {}
+        if distance is not None:
+            known["feature_distance"] = distance(pyramid, outputs.embedding)[:, 0]
+            known["hybrid_with"] = distance.hybrid_with
+            known["hybrid_moments"] = distance.hybrid_moments
+        if moments is not None:
+            known["max_logit_moments"] = (moments.mean, moments.std)
+        return replace(outputs, embedding=None, **known)
+
     def _tiles(self, images: list[Tensor]) -> tuple[list[PixelOutputs], tuple[int, int]]:
         """Outputs of normalised images (3, H, W), and the one size that they were padded to."""
         padded = self.padded(images).tensor
-        pyramid, outputs = self.outputs(padded)
-        common: dict[str, Any] = {}
-        distance: Tensor | None = None
-        if self.feature_distance is not None:
-            distance = self.feature_distance(pyramid, outputs.embedding)
-            common["hybrid_with"] = self.feature_distance.hybrid_with
-            common["hybrid_moments"] = self.feature_distance.hybrid_moments
-        if self.max_logit_moments is not None:
-            common["max_logit_moments"] = (self.max_logit_moments.mean, self.max_logit_moments.std)
+        outputs = self.score_inputs(padded)
+        density, distance = outputs.log_density, outputs.feature_distance
         tiles = [
-            PixelOutputs(
+            replace(
+                outputs,
                 logits=outputs.logits[index].contiguous(),
-                log_density=None if outputs.log_density is None else outputs.log_density[index].contiguous(),
-                feature_distance=None if distance is None else distance[index, 0],
-                **common,
+                log_density=None if density is None else density[index].contiguous(),
+                feature_distance=None if distance is None else distance[index],
             )
             for index in range(len(images))
         ]
