@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike
 
 from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
 from gmm_anomaly.metrics.curves import OperatingPoints
-from gmm_anomaly.metrics.runs import Runs
+from gmm_anomaly.metrics.score_counts import ScoreCounts
 
 from .files import KeptScores, anomaly_overlay, range_sample, save_array, save_json, shared_range
 from .records import RecordEvaluator
@@ -259,7 +259,7 @@ def frame_average_precision(score: np.ndarray, label: np.ndarray) -> float:
     negative, positive = score[label == 0], score[label == 1]
     if not positive.size or not negative.size:
         return math.nan
-    return OperatingPoints(Runs.sorted(negative), Runs.from_scores(positive)).average_precision
+    return OperatingPoints(ScoreCounts.of(negative, positive)).average_precision
 
 
 def _score_map(output: Mapping[str, Any], name: str, shape: tuple[int, ...], where: str) -> np.ndarray:
