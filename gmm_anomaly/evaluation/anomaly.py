@@ -47,7 +47,7 @@ class AnomalyEvaluator(RecordEvaluator):
     """Metrics of one or more anomaly scores on one data set.
 
     Component metrics need the threshold of the best F1 over the whole data set, so score maps are kept (in
-    memory, beyond 2 GiB in a temporary folder under ``output_dir``) until it is known; the model runs once.
+    a temporary folder under ``output_dir``) until it is known; the model runs once.
 
     ``process`` takes outputs with ``anomaly_scores`` {name: (H, W) float tensor or array, higher = more
     anomalous}, of the size of the image's label.
@@ -69,7 +69,6 @@ class AnomalyEvaluator(RecordEvaluator):
             ``output_dir/visualizations/<data set>/<image id>.png``.
         num_best_worst: overlays of so many images where the first score's AP is highest, and of as many
             where it is lowest, in the same folder.
-        memory_budget: bytes of kept score maps in memory, per rank.
 
     Raises:
         ValueError: unknown names, a data set whose labels are withheld, or files wanted without
@@ -89,7 +88,6 @@ class AnomalyEvaluator(RecordEvaluator):
         save_scores: bool = False,
         num_visualizations: int = 0,
         num_best_worst: int = 0,
-        memory_budget: int = 2 * 2**30,
     ) -> None:
         if isinstance(scores, str) or not scores:
             raise ValueError(f"scores must be a list of at least one score's name, found {scores!r}")
@@ -105,7 +103,7 @@ class AnomalyEvaluator(RecordEvaluator):
         self.precision = precision or ("float16" if self.smiyc else None)
         self.scores, self.save_scores = list(scores), save_scores
         self._num_best_worst = num_best_worst
-        self._kept = KeptScores(memory_budget, output_dir)
+        self._kept = KeptScores(output_dir)
         self.reset()
 
     def reset(self) -> None:
