@@ -26,21 +26,18 @@ from gmm_anomaly.metrics.score_counts import ScoreCounts
 
 from .files import KeptScores, anomaly_overlay, range_sample, save_array, save_json, shared_range
 from .records import RecordEvaluator
-from .results import ANOMALY, COMPONENTS, TaskResult, component_task, pixel_task
+from .results import (
+    ANOMALY,
+    COMPONENTS,
+    TaskResult,
+    check_component_track,
+    component_task,
+    pixel_task,
+)
 
 logger = logging.getLogger(__name__)
 
-COMPONENT_TRACKS = {
-    "anomaly": ComponentMetrics.anomaly_track,
-    "obstacle": ComponentMetrics.obstacle_track,
-}
 POINTS, BINS = 400, 80  # of the curves and histograms for reports
-
-
-def check_component_track(track: str, key: str = "TEST.COMPONENT_TRACK") -> None:
-    """Raise ValueError for a value that the key ``TEST.COMPONENT_TRACK`` cannot have."""
-    if track not in ("", "none", *COMPONENT_TRACKS):
-        raise ValueError(f"{key}: expected 'anomaly', 'obstacle' or 'none', found {track!r}")
 
 
 class AnomalyEvaluator(RecordEvaluator):
@@ -197,7 +194,8 @@ class AnomalyEvaluator(RecordEvaluator):
 
         Where there are ``curves`` of a score, its components by size are added to them.
         """
-        make, above = COMPONENT_TRACKS[track], "score > threshold" if self.smiyc else "score >= threshold"
+        make: Any = getattr(ComponentMetrics, f"{track}_track")
+        above = "score > threshold" if self.smiyc else "score >= threshold"
         # Without one valid pixel there is no threshold, and nothing to compare.
         metrics = {
             name: make(0.0 if math.isnan(at) else at, inclusive=not self.smiyc)
