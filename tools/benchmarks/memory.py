@@ -17,7 +17,6 @@ from detectron2.engine.hooks import CallbackHook
 from gmm_anomaly.engine import Trainer, build_config
 from tools.benchmarks import timing
 from tools.benchmarks.models import NO_WEIGHTS
-from tools.benchmarks import timing
 
 CONFIG = Path(__file__).parents[2] / "configs" / "synthetic" / "effnetlite0_deeplabv3plus_gmm.yaml"
 TINY = (

@@ -80,9 +80,7 @@ def component_metrics(frame: Frame, args: argparse.Namespace) -> dict[str, Any]:
     anomalies, predictions = map(len, ours())
     return report(
         f"component metrics of one frame, {anomalies} anomalies, {predictions} predictions",
-        side_by_side(
-            {"plain loops": partial(plain_components, *frame, THRESHOLD, *SIZES), "ours": ours}, args
-        ),
+        side_by_side({"plain loops": loops, "ours": ours}, args),
         {("plain loops", "ours"): "at least 20"},
     )
 
