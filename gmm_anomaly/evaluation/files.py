@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import cv2
 import numpy as np
 
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.visualization import (
     colorize_labels,
-    encode_png,
     heat_map,
     overlay,
     robust_range,
@@ -48,7 +48,7 @@ def save_array(target: Path, array: np.ndarray) -> None:
 def save_picture(target: Path, picture: np.ndarray) -> None:
     """Write an (H, W, 3) uint8 RGB picture as PNG."""
     with replacing(target) as temporary:
-        temporary.write_bytes(encode_png(picture))
+        temporary.write_bytes(cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1].tobytes())
 
 
 def json_text(value: Any, *, digits: int | None = None) -> str:

@@ -137,7 +137,7 @@ class PixelMetrics(Metric):
         if widened or sum(self._used) + pixels > len(self._waiting):
             self._collect()
         if widened:
-            self._waiting = self._waiting.astype(negative.dtype)
+            self._waiting = np.empty(len(self._waiting), negative.dtype)
         if pixels > len(self._waiting):
             self._keep(ScoreCounts.of(negative, positive))
             return
