@@ -40,14 +40,6 @@ def test_heat_map_brightens_with_the_score():
     assert painted[0, 160, 0] > painted[0, 160, 2] + 50
 
 
-def test_a_fixed_range_makes_frames_comparable():
-    first, second = np.array([[0.0, 5.0]]), np.array([[5.0, 10.0]])
-    assert np.array_equal(heat_map(first, 0, 10)[0, 1], heat_map(second, 0, 10)[0, 0])
-    assert np.array_equal(
-        heat_map(np.array([[-50.0, 50.0]]), 0, 10), heat_map(np.array([[0.0, 10.0]]), 0, 10)
-    )
-
-
 def test_heat_map_of_unusual_values():
     painted = heat_map(np.array([[-np.inf, np.inf, 0.0, 1.0]]), 0, 1)
     assert np.array_equal(painted[0, :2], painted[0, 2:])
