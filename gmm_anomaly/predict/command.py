@@ -203,7 +203,7 @@ class Job:
         """Write all files of one image; returns what was found and where it was written, as plain values."""
         name = path.stem
         overlay = self.folder / "overlays" / f"{name}.png"
-        save_picture(overlay, prediction.overlay())
+        save_picture(overlay, prediction.captioned_overlay())
         segmentation = self.folder / "segmentation" / f"{name}.png"
         indexed = Image.fromarray(prediction.segmentation)
         indexed.putpalette([channel for color in prediction.class_colors for channel in color])
