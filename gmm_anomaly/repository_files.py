@@ -10,13 +10,20 @@ _PACKAGE = Path(__file__).resolve().parent
 # A wheel carries them inside the package (setup.py).
 ROOT = _PACKAGE / "repository" if (_PACKAGE / "repository").is_dir() else _PACKAGE.parent
 
+# The model that comes along: what --weights and MODEL.WEIGHTS call it, and its file, with its config inside.
+BUNDLED = "bundled"
+BUNDLED_FILE = _PACKAGE / "bundled" / "road.pth"
+
 
 def find_config(config: str | os.PathLike[str]) -> Path:
-    """The file of a config: a path as it is, or one below the repository, with or without "configs/".
+    """The file of a config: a path as it is, one below the repository, with or without "configs/", or that
+    of the bundled model ("bundled").
 
     Raises:
         FileNotFoundError: it is in none of these places.
     """
+    if config == BUNDLED:
+        return BUNDLED_FILE
     for path in (Path(config), ROOT / config, ROOT / "configs" / config):
         if path.is_file():
             return path

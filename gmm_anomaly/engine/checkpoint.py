@@ -163,26 +163,29 @@ class Checkpointer(DetectionCheckpointer):
             raise FileNotFoundError(f"MODEL.WEIGHTS: no file {path}")
         return super().load(path, *args, **kwargs)
 
-    def load_for_evaluation(self, path: str, *, distances: bool = True) -> None:
+    def load_for_evaluation(self, path: str, *, distances: bool = True) -> dict[str, Any]:
         """Load weights that must be complete, without fitted feature distances and moments of logits if not
         ``distances``; none are needed by a model that was built ``pretrained``.
+
+        Returns:
+            What else is in the file.
 
         Raises:
             ValueError: no path, or a checkpoint that lacks tensors of the model.
             FileNotFoundError: no such file.
         """
         if not path and getattr(self.model, "pretrained", False):
-            return
+            return {}
         if not path:
             raise ValueError(
                 "MODEL.WEIGHTS: evaluation needs the weights of a trained model; add MODEL.WEIGHTS FILE to "
                 "the command"
             )
-        self.load_complete(path, *(() if distances else DISTANCES))
+        return self.load_complete(path, *(() if distances else DISTANCES))
 
     def load_complete(
         self, path: str, *unneeded: str, adapted: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    ) -> None:
+    ) -> dict[str, Any]:
         """Load a checkpoint that must have all tensors but those that only further training of this model
         needs, and those whose names begin with ``unneeded``; ``adapted`` changes its state dict before."""
         # A guide that gives the logits of an inference is no training state.
@@ -190,7 +193,7 @@ class Checkpointer(DetectionCheckpointer):
         self._dispensable = (*(part for part in TRAINING_STATE if not (speaks and part == GUIDE)), *unneeded)
         self._adapted = adapted
         try:
-            self.load(path, checkpointables=[])
+            return self.load(path, checkpointables=[])
         finally:
             self._dispensable, self._adapted = None, dict
 

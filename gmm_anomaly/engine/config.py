@@ -21,7 +21,7 @@ from gmm_anomaly.evaluation.anomaly import check_component_track
 from gmm_anomaly.modeling.norm import usable_norm
 from gmm_anomaly.modeling.registry import look_up
 from gmm_anomaly.modeling.scoring import score_names
-from gmm_anomaly.repository_files import find_config
+from gmm_anomaly.repository_files import BUNDLED, BUNDLED_FILE, find_config
 from gmm_anomaly.scores import (
     FEATURE_DISTANCE,
     LOG_DENSITY,
@@ -70,8 +70,9 @@ def read_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNode
     Files are read as data: tags that call Python are refused, not run.
 
     Args:
-        config_file: as :func:`~gmm_anomaly.repository_files.find_config` takes it, or the file of a detector,
-            which holds its config; "" for the defaults.
+        config_file: as :func:`~gmm_anomaly.repository_files.find_config` takes it, or the file of a model
+            that holds its config; "": the bundled model's if ``MODEL.WEIGHTS`` is "bundled", else the
+            defaults.
 
     Raises:
         ConfigError: what does not fit the keys. FileNotFoundError: no such config file, or ``_BASE_``.
@@ -79,13 +80,18 @@ def read_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNode
     cfg = get_cfg()
     add_gmm_anomaly_config(cfg)
     add_upstream_keys(cfg)
-    if config_file:
-        _merge_file(cfg, find_config(config_file), ())
     pairs = list(overrides)
     if len(pairs) % 2:
         raise ConfigError(f"expected KEY VALUE pairs, found the key {str(pairs[-1])!r} without a value")
-    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+    given = list(zip(pairs[::2], pairs[1::2], strict=True))
+    if not config_file and ("MODEL.WEIGHTS", BUNDLED) in given:
+        config_file = BUNDLED
+    if config_file:
+        _merge_file(cfg, find_config(config_file), ())
+    for key, value in given:
         _merge_value(cfg, key, value)
+    if cfg.MODEL.WEIGHTS == BUNDLED:
+        cfg.MODEL.WEIGHTS = str(BUNDLED_FILE)
     return cfg
 
 

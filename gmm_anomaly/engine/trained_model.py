@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
 from gmm_anomaly.data.atomic import replacing
 
@@ -16,7 +17,6 @@ from .checkpoint import DISTANCES, GUIDE, Checkpointer
 from .config import with_weights
 from .weights import load_weight_file
 
-MODEL, CONFIG = "model.pth", "config.yaml"
 MIXTURES, MEANS = "classifier.bank.", "classifier.bank.means"
 SOFTMAX, SOFTMAX_WEIGHT, SOFTMAX_BIAS = (f"classifier.predictor.{part}" for part in ("", "weight", "bias"))
 
@@ -42,34 +42,32 @@ def inference_config(cfg: CfgNode) -> CfgNode:
     return light
 
 
-def write_small_checkpoint(cfg: CfgNode, weights: str, folder: Path) -> Path:
-    """Write ``model.pth`` and ``config.yaml`` into ``folder``, a model to hand on: whatever takes a config
-    and weights takes them.
-
-    Parameters are halved in precision; buffers (moments of norms, mixtures, feature distances) are small and
-    stay as they are.
+def save_model(
+    cfg: CfgNode,
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    half: bool = False,
+    threshold: dict[str, Any] | None = None,
+) -> None:
+    """Write a model to hand on, with its config, into one file: commands take it for ``--weights`` and need
+    no ``--config-file``. The file appears whole or not at all.
 
     Args:
-        cfg: of the training. weights: its checkpoint.
-        folder: made if need be; files of the same names are replaced.
-
-    Returns:
-        The path of ``config.yaml``.
+        cfg: of the model. path: of the file.
+        half: halve the precision of parameters. Buffers (moments of norms, mixtures, distances) are small and
+            stay as they are.
+        threshold: the entries of a :class:`~gmm_anomaly.predict.threshold.Threshold` to predict with.
     """
-    # The folder may be moved: whoever uses the files names them.
-    light = with_weights(inference_config(cfg), "")
-    model = build_model(light)
-    Checkpointer(model).load_for_evaluation(weights)
-    parameters = dict(model.named_parameters())
+    halved = {name for name, _ in model.named_parameters()} if half else set()
     state = {
-        name: value.cpu().half() if name in parameters else value.cpu()
+        name: value.cpu().half() if name in halved else value.cpu()
         for name, value in model.state_dict().items()
     }
-    with replacing(folder / MODEL) as temporary:
-        torch.save({"model": state}, temporary)
-    with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(light.dump())
-    return folder / CONFIG
+    # The file may be moved: whoever uses it names it.
+    config = with_weights(inference_config(cfg), "").dump()
+    with replacing(Path(path)) as temporary:
+        torch.save({"model": state, "config": config, "threshold": threshold}, temporary)
 
 
 def trained_classifier(path: str) -> tuple[str, int]:

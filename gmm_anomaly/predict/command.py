@@ -28,7 +28,6 @@ from gmm_anomaly.visualization import robust_range
 from .inputs import VideoReader, as_rgb, is_video, list_sources
 from .predictor import AnomalyPredictor
 from .result import Prediction, extremes, save_score_png, write_video
-from .threshold import Threshold
 
 # In a log file a line now and then, on a terminal a bar that moves.
 _bar = partial(tqdm, file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30)
@@ -102,11 +101,10 @@ def _threshold(args: argparse.Namespace, predictor: AnomalyPredictor) -> dict[st
         rate = {} if args.target_fpr is None else {"target_fpr": args.target_fpr}
         progress = partial(_bar, desc=f"threshold on {args.threshold_on}")
         predictor.fit_threshold(args.threshold_on, progress=progress, **rate).save(file)
-    if file is None:
-        return None
-    found = Threshold.load(file)
-    predictor.use_threshold(found)
-    return asdict(found) | {"file": str(file)}
+    if file is not None:
+        predictor.use_threshold(file)
+    found = predictor.fitted_threshold
+    return asdict(found) | {"file": str(file or args.weights or args.config_file)} if found else None
 
 
 def _report(summary: dict[str, Any], out: Path) -> str:

@@ -16,11 +16,12 @@ from gmm_anomaly.data.mapper import test_augmentations
 from gmm_anomaly.engine.config import build_config
 from gmm_anomaly.engine.fit_detector import (
     CONFIG,
-    detector_score,
     fit_detector,
     frame_files,
-    save_detector,
 )
+from gmm_anomaly.engine.trained_model import save_model
+from gmm_anomaly.modeling.scoring import score_names
+from gmm_anomaly.postprocess import chain_name
 
 from .inputs import AnyImage, as_rgb
 from .predictor import AnomalyPredictor
@@ -74,7 +75,7 @@ class AnomalyDetector(AnomalyPredictor):
             frames = (Path(one) if isinstance(one, str | os.PathLike) else as_rgb(one) for one in images)
         model = fit_detector(cfg, frames)
         resize = test_augmentations(cfg)
-        score = detector_score(cfg)
+        score = chain_name(score_names(cfg)[0], cfg.TEST.POSTPROCESS)
         detector = cls(model, score, image_format=cfg.INPUT.FORMAT, resize=resize, **options)
         detector.cfg = cfg
         return detector
@@ -82,13 +83,13 @@ class AnomalyDetector(AnomalyPredictor):
     @classmethod
     def load(cls, path: str | os.PathLike[str], **options: Any) -> AnomalyDetector:
         """One that :meth:`save` or ``gmm-anomaly fit`` wrote; options of :meth:`from_config`."""
-        detector = cls.from_config(path, path, **options)
+        detector = cls.from_config(path, **options)
         detector.cfg = build_config(os.fspath(path))
         return detector
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write network, distances and config into one file, which commands take for ``--weights``."""
-        save_detector(self.cfg, self.model, path)
+        save_model(self.cfg, self.model, path)
 
     def predict(self, images: AnyImage | Iterable[AnyImage], **options: Any) -> Prediction | list[Prediction]:
         """The prediction of an image, or those of several, as :meth:`AnomalyPredictor.predict` gives them."""

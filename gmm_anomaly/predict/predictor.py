@@ -21,9 +21,11 @@ from gmm_anomaly.data.reading import CLOSED_SET, IGNORE_LABEL, read_image, read_
 from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.engine.checkpoint import Checkpointer
 from gmm_anomaly.engine.config import build_config, read_config
-from gmm_anomaly.engine.fit_detector import detector_score
 from gmm_anomaly.engine.trained_model import inference_config
 from gmm_anomaly.evaluation.files import distinct_colors, file_digest
+from gmm_anomaly.modeling.scoring import score_names
+from gmm_anomaly.postprocess import chain_name
+from gmm_anomaly.repository_files import BUNDLED, find_config
 
 from .inputs import AnyImage, as_rgb
 from .result import MIN_AREA, Prediction
@@ -35,12 +37,14 @@ class AnomalyPredictor:
 
     ::
 
+        predictor = AnomalyPredictor()  # the model that comes along
+        result = predictor("street.jpg")  # result.score, .segmentation, .components
         predictor = AnomalyPredictor.from_config("config.yaml", "model_final.pth")
         predictor.fit_threshold("my_street_val", target_fpr=0.01)
-        result = predictor("street.jpg")  # result.score, .segmentation, .components
 
     Args:
-        model: a segmentor that gives the score; it is put into evaluation mode.
+        model: a segmentor that gives the score; it is put into evaluation mode. None: the bundled one, as
+            :meth:`from_config` makes it, with its threshold.
         score: one of the model's scores, with the post-processes after it ("msp+gaussian_smoothing").
         image_format: channel order the model was trained on, "RGB" or "BGR".
         resize: Detectron2 augmentations of test images, such as a resize.
@@ -50,14 +54,15 @@ class AnomalyPredictor:
         weights_sha256: of the checkpoint, so that thresholds are not mixed up.
 
     Attributes:
-        threshold: a pixel is anomalous above it; None: not known.
+        threshold: a pixel is anomalous above it; None: not known. fitted_threshold: how it was found, if that
+            is known.
         color_range: scores of an overlay's darkest and brightest colours; None: each image's own.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        score: str,
+        model: nn.Module | None = None,
+        score: str = "",
         *,
         image_format: str = "RGB",
         resize: Sequence[T.Augmentation] = (),
@@ -67,6 +72,9 @@ class AnomalyPredictor:
         min_area: int = MIN_AREA,
         weights_sha256: str | None = None,
     ) -> None:
+        if model is None:
+            vars(self).update(vars(self.from_config(half=half, min_area=min_area)))
+            return
         self.model = model.eval()
         self.score = score
         self.image_format = image_format
@@ -77,12 +85,13 @@ class AnomalyPredictor:
         self.min_area = min_area
         self.weights_sha256 = weights_sha256
         self.threshold: float | None = None
+        self.fitted_threshold: Threshold | None = None
         self.color_range: tuple[float, float] | None = None
 
     @classmethod
     def from_config(
         cls,
-        config: str | os.PathLike[str],
+        config: str | os.PathLike[str] = BUNDLED,
         weights: str | os.PathLike[str] | None = None,
         *,
         score: str | None = None,
@@ -95,11 +104,12 @@ class AnomalyPredictor:
         """The predictor of a config file and a checkpoint.
 
         Args:
-            config: a config of the repository, the config.yaml that a training wrote, or a detector's file.
+            config: a config of the repository, the config.yaml that a training wrote, a file of a model with
+                its config inside (`gmm-anomaly fit` writes such), or "bundled": the model that comes along.
             weights: the checkpoint; by default the config's ``MODEL.WEIGHTS``.
-            score: by default the model's first, a detector's with the post-processes of its config;
-                "NAME+POST+POST" with post-processes.
-            threshold: a number, what :meth:`fit_threshold` returned, or the file it was saved to.
+            score: "NAME+POST+POST"; by default the config's first, with its post-processes.
+            threshold: a number, what :meth:`fit_threshold` returned, or the file it was saved to; by default
+                that of the file of a model that has one for this score.
             device: "cpu", "cuda", "cuda:1"; by default the config's, and the CPU where there is no GPU.
             half, min_area: see the class.
             opts: "KEY", "VALUE", ... for the config.
@@ -110,12 +120,11 @@ class AnomalyPredictor:
         """
         if score is None:
             known = read_config(os.fspath(config), list(opts))
-            if known.MODEL.CLASSIFIER.NAME == "none":
-                score = detector_score(known)
-        name, *chain = (score or "").split("+")
-        overrides = [*map(str, opts), "TEST.POSTPROCESS", str(chain)]
-        if name:
-            overrides += ["TEST.SCORES", str([name])]
+            score = chain_name(score_names(known)[0], known.TEST.POSTPROCESS)
+        name, *chain = score.split("+")
+        overrides = [*map(str, opts), "TEST.POSTPROCESS", str(chain), "TEST.SCORES", str([name])]
+        if weights is None and Path(find_config(config)).suffix == ".pth":
+            weights = find_config(config)
         if weights is not None:
             overrides += ["MODEL.WEIGHTS", os.fspath(weights)]
         if device is not None:
@@ -137,10 +146,9 @@ class AnomalyPredictor:
         model = build_model(inference_config(cfg))
         # Without the list of tensors that only training needs; what is missing is an error of its own.
         with quiet("fvcore.common.checkpoint", "detectron2"):
-            Checkpointer(model).load_for_evaluation(cfg.MODEL.WEIGHTS)
+            stored = Checkpointer(model).load_for_evaluation(cfg.MODEL.WEIGHTS).get("threshold")
         # Nothing is computed but the one that is asked for.
         scoring = model.scoring
-        name = name or next(iter(scoring.scores))
         scoring.scores = {name: scoring.scores[name]}
         scoring.chains = scoring.chains[:1] if chain else []
         # Of the classes: those of the config's first closed set.
@@ -151,7 +159,7 @@ class AnomalyPredictor:
         colors = closed and closed.get("stuff_colors") or distinct_colors(count)
         predictor = cls(
             model,
-            score or name,
+            score,
             image_format=cfg.INPUT.FORMAT,
             resize=test_augmentations(cfg),
             class_names=names,
@@ -160,6 +168,8 @@ class AnomalyPredictor:
             min_area=min_area,
             weights_sha256=file_digest(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None,
         )
+        if threshold is None and stored and stored["score"] == score:
+            threshold = Threshold(**stored | {"weights_sha256": predictor.weights_sha256})
         if threshold is not None:
             predictor.use_threshold(threshold)
         return predictor
@@ -251,7 +261,9 @@ class AnomalyPredictor:
         """
         if isinstance(threshold, str | os.PathLike):
             threshold = Threshold.load(threshold)
+        self.fitted_threshold = None
         if isinstance(threshold, Threshold):
+            self.fitted_threshold = threshold
             threshold.require(self.score, self.weights_sha256)
             self.color_range = threshold.color_range
             threshold = threshold.value
