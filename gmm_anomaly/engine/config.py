@@ -17,7 +17,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from gmm_anomaly.compat import add_upstream_keys
 from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.data import check_num_classes, configure_synthetic
-from gmm_anomaly.evaluation.anomaly import check_component_track
+from gmm_anomaly.evaluation.results import check_component_track
 from gmm_anomaly.modeling.norm import usable_norm
 from gmm_anomaly.modeling.registry import look_up
 from gmm_anomaly.modeling.scoring import score_names

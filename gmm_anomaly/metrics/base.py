@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 State = dict[str, Any]
 Self = TypeVar("Self", bound="Metric")
 
-FORMAT = 2
+FORMAT = 3
 _HALF_INF = 0x7C00
 
 

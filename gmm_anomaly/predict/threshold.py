@@ -11,11 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from gmm_anomaly.evaluation.files import range_sample, save_json, shared_range
-from gmm_anomaly.metrics.score_counts import FloatCounts
-
-# Different scores that are kept exactly, at 12 bytes each; with more the threshold has a relative resolution
-# of 2⁻¹³.
-MAX_DISTINCT = 2**25
+from gmm_anomaly.metrics import PixelMetrics
+from gmm_anomaly.metrics.score_counts import row_at
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,7 @@ def find_threshold(
     """The lowest threshold above which at most ``target_fpr`` of all known pixels lie.
 
     The pixels of all images count alike. The threshold is a score that occurs, and ties are never split.
+    Beyond 2²⁴ different scores it has a relative resolution of 2⁻¹³.
 
     Args:
         frames: scores (H, W) float32 of each image, and where its pixels are known, (H, W) bool.
@@ -101,25 +99,24 @@ def find_threshold(
         raise ValueError(
             f"target_fpr: expected a share of pixels between 0 and 1, such as 0.05, found {target_fpr}"
         )
-    counts = FloatCounts(MAX_DISTINCT)
+    metrics = PixelMetrics(precision=None)
     samples = []
     for scores, known in frames:
-        values = scores[known]
-        counts.add(values, values[:0])
+        metrics.update(scores, np.where(known, 0, 255))
         samples.append(range_sample(scores))
-    ranked, _ = counts.totals()
-    if not ranked.total:
+    counts = metrics.counts()
+    pixels = counts.pixels
+    if not pixels:
         raise ValueError(f"{dataset}: no known pixel to find a threshold on")
-    value = ranked.at_rank(np.array([ranked.total - 1 - math.floor(target_fpr * ranked.total)]))
-    _, up_to = ranked.ranks(value)
+    row = int(row_at(counts.known, np.array(pixels - 1 - math.floor(target_fpr * pixels))))
     return Threshold(
-        value=float(value[0]),
+        value=float(counts.low[row]),
         score=score,
         color_range=shared_range(samples),
         target_fpr=target_fpr,
-        measured_fpr=1 - int(up_to[0]) / ranked.total,
+        measured_fpr=int(counts.known[row + 1 :].sum()) / pixels,
         dataset=dataset,
         images=len(samples),
-        known_pixels=int(ranked.total),
+        known_pixels=pixels,
         weights_sha256=weights_sha256,
     )
