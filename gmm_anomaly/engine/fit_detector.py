@@ -25,6 +25,7 @@ from gmm_anomaly.data.reading import read_image
 from gmm_anomaly.modeling.scoring import score_names
 from gmm_anomaly.postprocess import chain_name
 
+from .belonging import BELONGS_TO, belongings
 from .config import build_config
 from .feature_distance import fit_distances
 from .trained_model import inference_config
@@ -123,7 +124,8 @@ def save_detector(cfg: CfgNode, model: nn.Module, path: str | os.PathLike[str]) 
     """Write a fitted model with its config into one file, which commands take for ``--weights``."""
     state = {name: value.cpu() for name, value in model.state_dict().items()}
     with replacing(Path(path)) as temporary:
-        torch.save({"model": state, "config": inference_config(cfg).dump()}, temporary)
+        content = {"model": state, "config": inference_config(cfg).dump(), BELONGS_TO: belongings(cfg)}
+        torch.save(content, temporary)
 
 
 def run(args: argparse.Namespace) -> None:

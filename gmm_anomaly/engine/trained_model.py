@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,16 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
 from gmm_anomaly.data.atomic import replacing
 
-from .checkpoint import DISTANCES, GUIDE, Checkpointer
-from .config import with_weights
+from .belonging import BELONGS_TO
+from .checkpoint import DISTANCES, GUIDE, TAG, Checkpointer
+from .config import read_config, with_weights
 from .weights import load_weight_file
+
+logger = logging.getLogger(__name__)
 
 MODEL, CONFIG = "model.pth", "config.yaml"
 MIXTURES, MEANS = "classifier.bank.", "classifier.bank.means"
@@ -42,6 +48,39 @@ def inference_config(cfg: CfgNode) -> CfgNode:
     return light
 
 
+def with_run_weights(cfg: CfgNode, config_file: str, overrides: Sequence[Any]) -> CfgNode:
+    """The config of a command that makes use of a trained model: what a run started from never stands in for
+    what it made.
+
+    Args:
+        cfg: of ``config_file``. overrides: ``KEY VALUE`` pairs of the command.
+
+    Returns:
+        A config with ``MODEL.WEIGHTS`` as it is, if that is among the overrides or in the folder of the
+        config; for a run's config.yaml otherwise that run's last checkpoint that is whole.
+
+    Raises:
+        ValueError: the run in ``OUTPUT_DIR`` started from these weights, so that they may not be meant.
+    """
+    if "MODEL.WEIGHTS" in overrides[::2]:
+        return cfg
+    folder, file, output = Path(config_file).parent, Path(cfg.MODEL.WEIGHTS), Path(cfg.OUTPUT_DIR)
+    if Path(config_file).name == CONFIG and (folder / TAG).is_file():
+        if file.is_file() and file.resolve().parent == folder.resolve():
+            return cfg
+        last = Checkpointer(nn.Identity(), str(folder)).get_checkpoint_file()
+        logger.warning("Weights: %s, the last checkpoint of the run whose config this is", last)
+        return with_weights(cfg, last)
+    if cfg.MODEL.WEIGHTS and (output / TAG).is_file() and (output / CONFIG).is_file():
+        if read_config(str(output / CONFIG)).MODEL.WEIGHTS == cfg.MODEL.WEIGHTS:
+            raise ValueError(
+                f"MODEL.WEIGHTS: the run in {output} (OUTPUT_DIR) started from {file}; add the weights that "
+                f"are meant to the command: MODEL.WEIGHTS {output / (output / TAG).read_text().strip()}, or "
+                f"MODEL.WEIGHTS {file}"
+            )
+    return cfg
+
+
 def write_small_checkpoint(cfg: CfgNode, weights: str, folder: Path) -> Path:
     """Write ``model.pth`` and ``config.yaml`` into ``folder``, a model to hand on: whatever takes a config
     and weights takes them.
@@ -59,14 +98,15 @@ def write_small_checkpoint(cfg: CfgNode, weights: str, folder: Path) -> Path:
     # The folder may be moved: whoever uses the files names them.
     light = with_weights(inference_config(cfg), "")
     model = build_model(light)
-    Checkpointer(model).load_for_evaluation(weights)
+    checkpointer = Checkpointer(model, cfg=light)
+    checkpointer.load_for_evaluation(weights)
     parameters = dict(model.named_parameters())
     state = {
         name: value.cpu().half() if name in parameters else value.cpu()
         for name, value in model.state_dict().items()
     }
     with replacing(folder / MODEL) as temporary:
-        torch.save({"model": state}, temporary)
+        torch.save({"model": state, BELONGS_TO: checkpointer.belongs_to}, temporary)
     with replacing(folder / CONFIG) as temporary:
         temporary.write_text(light.dump())
     return folder / CONFIG
