@@ -55,13 +55,16 @@ def belongings(cfg: CfgNode, *, scores: bool = False) -> dict[str, Any]:
 
 def require_same(
     stored: Mapping[str, Any] | None, found: Mapping[str, Any] | None, what: str, *, strict: bool = True
-) -> None:
+) -> list[str]:
     """Compare what something was made for with what it is to be used for; where either is not known, nothing
     is. Keys that differ are a warning with both values.
 
     Args:
         stored, found: from :func:`belongings`. what: of which ``stored`` is, for messages.
         strict: other names of classes, or another order, are an error, else a warning as well.
+
+    Returns:
+        The keys that differ, each with both values.
 
     Raises:
         ValueError: the classes differ.
@@ -86,3 +89,4 @@ def require_same(
     ]
     if other:
         logger.warning("%s: made under another config: %s", what, "; ".join(other))
+    return other

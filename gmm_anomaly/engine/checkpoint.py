@@ -236,7 +236,12 @@ class Checkpointer(DetectionCheckpointer):
                     "or a backbone checkpoint without classifier"
                 )
         complete = self._resumes or self._dispensable is not None
-        require_same(checkpoint.get(BELONGS_TO), self.belongs_to, f"weights {self._source}", strict=complete)
+        stored, what = checkpoint.get(BELONGS_TO), f"weights {self._source}"
+        other = require_same(stored, self.belongs_to, what, strict=complete)
+        # Of another size it is collected anew.
+        waiting = f"{TRAINING_STATE[1]}features"
+        if waiting in state and waiting in own and own[waiting].shape != state[waiting].shape:
+            del state[waiting], state[f"{TRAINING_STATE[1]}count"]
         for name in list(state):
             unneeded = self._dispensable is not None and name.startswith(self._dispensable)
             # Distances that were fitted before may be of other features than those that will be.
@@ -255,7 +260,7 @@ class Checkpointer(DetectionCheckpointer):
             of_distances = all(name.startswith(DISTANCES) for name, *_ in wrong)
             raise ValueError(
                 f"the checkpoint does not fit the model, {len(wrong)} shapes differ: {listed}. Use the "
-                "config it was trained with"
+                f"config it was trained with ({'; '.join(other) or 'other keys of MODEL'})"
                 + (f", or fit new distances with {FIT_DISTANCES}" if of_distances else "")
             )
         if self._dispensable is None:

@@ -1,4 +1,4 @@
-"""OUTPUT_DIR: one run at a time, and one that starts anew there does not go on with an earlier one's curves."""
+"""OUTPUT_DIR: one run at a time, and one that starts anew does not go on with the curves of another."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def set_aside(folder: Path) -> None:
         aside.mkdir()
         for path in found:
             path.rename(aside / path.name)
-        logger.warning("Starting anew; curves and results of the earlier run in %s are in %s now", folder, aside)
+        logger.warning("Starting anew; curves and results of an earlier run are in %s now", aside)
 
 
 class MetricsWriter(hooks.PeriodicWriter):

@@ -267,6 +267,6 @@ def run(args: argparse.Namespace) -> None:
     rows = [{"data set": name, **found} for name, found in report.items()]
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".5g"))
     print(
-        f"\nWeights: {cfg.MODEL.WEIGHTS or cfg.MODEL.MASK2FORMER.WEIGHTS}. Every file was read back. Submit {submission.folder}; {submission.manifest} says what it was "
-        "made from."
+        f"\nEvery file was read back. Submit {submission.folder}; {submission.manifest} says what it was "
+        f"made from, by {cfg.MODEL.WEIGHTS or cfg.MODEL.MASK2FORMER.WEIGHTS}."
     )

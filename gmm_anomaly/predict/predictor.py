@@ -139,8 +139,8 @@ class AnomalyPredictor:
         # A config may name what a training starts from. A Mask2Former of the hub comes trained.
         if weights is None and not cfg.MODEL.MASK2FORMER.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).is_file():
             raise ValueError(
-                "no weights were given (--weights FILE). A training makes them; this one takes five minutes on "
-                "two CPU cores: gmm-anomaly train --num-gpus 0 --config-file "
+                "no weights were given (--weights FILE). A training makes them; this one takes five minutes "
+                "on two CPU cores: gmm-anomaly train --num-gpus 0 --config-file "
                 "synthetic/effnetlite0_deeplabv3plus_gmm.yaml"
             )
         model = build_model(inference_config(cfg))
