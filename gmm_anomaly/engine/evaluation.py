@@ -92,5 +92,6 @@ def evaluate(cfg: CfgNode, model: nn.Module, *, iteration: int | None = None) ->
     if results:
         logger.info("Results\n%s", format_results(results))
         write_results(results, cfg.OUTPUT_DIR, iteration=iteration, weights=cfg.MODEL.WEIGHTS)
-        logger.info("Results are in %s", Path(cfg.OUTPUT_DIR) / "results.json")
+        path = Path(cfg.OUTPUT_DIR) / "results.json"
+        logger.info("Results are in %s; weights: %s", path, cfg.MODEL.WEIGHTS or "not saved")
     return results

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,14 @@ from torch import nn
 
 from gmm_anomaly.data.atomic import replacing
 
-from .checkpoint import DISTANCES, GUIDE, Checkpointer
-from .config import with_weights
+from .belonging import BELONGS_TO, belongings
+from .checkpoint import DISTANCES, GUIDE, TAG, Checkpointer
+from .config import read_config, with_weights
 from .weights import load_weight_file
 
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"
 MIXTURES, MEANS = "classifier.bank.", "classifier.bank.means"
 SOFTMAX, SOFTMAX_WEIGHT, SOFTMAX_BIAS = (f"classifier.predictor.{part}" for part in ("", "weight", "bias"))
 
@@ -40,6 +46,39 @@ def inference_config(cfg: CfgNode) -> CfgNode:
     light.MODEL.GMM.SAVE_MEMORY = False
     light.freeze()
     return light
+
+
+def with_run_weights(cfg: CfgNode, config_file: str, overrides: Sequence[Any]) -> CfgNode:
+    """The config of a command that makes use of a trained model: what a run started from never stands in for
+    what it made.
+
+    Args:
+        cfg: of ``config_file``. overrides: ``KEY VALUE`` pairs of the command.
+
+    Returns:
+        A config with ``MODEL.WEIGHTS`` as it is, if that is among the overrides or in the folder of the
+        config; for a run's config.yaml otherwise that run's last checkpoint that is whole.
+
+    Raises:
+        ValueError: the run in ``OUTPUT_DIR`` started from these weights, so that they may not be meant.
+    """
+    if "MODEL.WEIGHTS" in overrides[::2]:
+        return cfg
+    folder, file, output = Path(config_file).parent, Path(cfg.MODEL.WEIGHTS), Path(cfg.OUTPUT_DIR)
+    if Path(config_file).name == CONFIG and (folder / TAG).is_file():
+        if file.is_file() and file.resolve().parent == folder.resolve():
+            return cfg
+        last = Checkpointer(nn.Identity(), str(folder)).get_checkpoint_file()
+        logger.warning("Weights: %s, the last checkpoint of the run whose config this is", last)
+        return with_weights(cfg, last)
+    if cfg.MODEL.WEIGHTS and (output / TAG).is_file() and (output / CONFIG).is_file():
+        if read_config(str(output / CONFIG)).MODEL.WEIGHTS == cfg.MODEL.WEIGHTS:
+            raise ValueError(
+                f"MODEL.WEIGHTS: the run in {output} (OUTPUT_DIR) started from {file}; add the weights that "
+                f"are meant to the command: MODEL.WEIGHTS {output / (output / TAG).read_text().strip()}, or "
+                f"MODEL.WEIGHTS {file}"
+            )
+    return cfg
 
 
 def save_model(
@@ -66,8 +105,9 @@ def save_model(
     }
     # The file may be moved: whoever uses it names it.
     config = with_weights(inference_config(cfg), "").dump()
+    content = {"model": state, "config": config, "threshold": threshold, BELONGS_TO: belongings(cfg)}
     with replacing(Path(path)) as temporary:
-        torch.save({"model": state, "config": config, "threshold": threshold}, temporary)
+        torch.save(content, temporary)
 
 
 def trained_classifier(path: str) -> tuple[str, int]:

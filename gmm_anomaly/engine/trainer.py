@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,10 @@ from .feature_distance import FeatureDistanceHook
 from .health_hook import health_hooks
 from .hooks import BestCheckpoint, CheckpointHook, EMHook, PrototypeHook, StepSeeds
 from .launch import Interrupted, Interruption
-from .train_loop import TrainLoop
+from .output_dir import MetricsWriter
+from .train_loop import ANEW, TrainLoop
+
+logger = logging.getLogger(__name__)
 
 # What the names of a backbone's parameters contain, in the two meta-architectures.
 BACKBONES = ("backbone.", "pixel_level_module.encoder.")
@@ -94,6 +98,12 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's own constructor cannot build a distributed model on the CPU, or use mixed precision
         # there.
         TrainerBase.__init__(self)
+        reference, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
+        if reference < 0 or reference and batch % reference:
+            raise ValueError(
+                "SOLVER.REFERENCE_WORLD_SIZE: expected a number of processes that SOLVER.IMS_PER_BATCH "
+                f"({batch}) is a multiple of, or 0, found {reference}"
+            )
         self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.segmentor = model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -106,7 +116,11 @@ class Trainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
-            model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process(), trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            cfg=cfg,
+            save_to_disk=comm.is_main_process(),
+            trainer=weakref.proxy(self),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -134,7 +148,7 @@ class Trainer(DefaultTrainer):
             FeatureDistanceHook(cfg, model),
             self._checkpoints,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
-            *([hooks.PeriodicWriter(self.build_writers())] if comm.is_main_process() else []),
+            *([MetricsWriter(cfg.OUTPUT_DIR, self.build_writers)] if comm.is_main_process() else []),
         ]
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -148,7 +162,35 @@ class Trainer(DefaultTrainer):
             self.best.resume()
         self._trainer.data_loader.dataset.begin(self.start_iter, seed=self.seeds.seed)
 
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"batch": self.cfg.SOLVER.IMS_PER_BATCH}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's state with the rates, the schedule and the batch of the config.
+
+        Raises:
+            ValueError: a schedule that is over before the checkpoint, or whose iterations
+                ``SOLVER.REFERENCE_WORLD_SIZE`` counts otherwise; others as ``TrainLoop.load_state_dict``.
+        """
+        done, keys = state_dict["iteration"] + 1, self.cfg.SOLVER
+        before = state_dict.get("batch", keys.IMS_PER_BATCH)
+        if before != keys.IMS_PER_BATCH and keys.REFERENCE_WORLD_SIZE:
+            raise ValueError(
+                f"--resume: the checkpoint's {done} iterations were of {before} images, but "
+                f"SOLVER.REFERENCE_WORLD_SIZE makes iterations of {keys.IMS_PER_BATCH} images of "
+                f"{comm.get_world_size()} processes; go on with as many processes as before, or with "
+                f"SOLVER.REFERENCE_WORLD_SIZE 0, SOLVER.IMS_PER_BATCH {before} and the rate and schedule of "
+                f"that batch, {ANEW}"
+            )
+        if done > self.max_iter:
+            raise ValueError(
+                f"--resume: the checkpoint has had {done} iterations, SOLVER.MAX_ITER is {self.max_iter}; "
+                f"expected at least as many, {ANEW}"
+            )
+        if before != keys.IMS_PER_BATCH:
+            logger.warning(
+                "SOLVER.IMS_PER_BATCH was %d, is %d from iteration %d on", before, keys.IMS_PER_BATCH, done
+            )
         rates = self.scheduler.base_lrs
         super().load_state_dict(state_dict)
         # The config may ask for other rates, or another schedule, than the checkpoint has.
@@ -172,7 +214,8 @@ class Trainer(DefaultTrainer):
     def _evaluate(self) -> dict[str, Any]:
         # After the last step Detectron2 has already counted it.
         done = min(self.iter + 1, self.max_iter)
-        is_saved = self._checkpoints.saved == done - 1
+        # Or was loaded, by a run that had ended.
+        is_saved = done - 1 in (self._checkpoints.saved, self.start_iter - 1)
         weights = Path(self.cfg.OUTPUT_DIR) / self.checkpointer.names[-1] if is_saved else ""
         try:
             with self.interruption.at_once():

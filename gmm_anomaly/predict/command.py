@@ -81,6 +81,7 @@ def predict_sources(args: argparse.Namespace, sources: Sequence[Path]) -> dict[s
     videos = [job.video(path) for path in sources if is_video(path)]
     return {
         "score": predictor.score,
+        "weights": predictor.weights,
         "threshold": threshold,
         "color_range": job.color_range,
         "images": images,
@@ -109,7 +110,7 @@ def _threshold(args: argparse.Namespace, predictor: AnomalyPredictor) -> dict[st
 
 def _report(summary: dict[str, Any], out: Path) -> str:
     """The summary for a person."""
-    lines, threshold = [], summary["threshold"]
+    lines, threshold = [f"weights: {summary['weights']}"], summary["threshold"]
     if threshold and "dataset" in threshold:
         lines.append(
             f"threshold {threshold['value']:.6g}: above it lie {100 * threshold['measured_fpr']:.3g} % of "

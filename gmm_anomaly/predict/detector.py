@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from gmm_anomaly.data.mapper import test_augmentations
+from gmm_anomaly.engine.belonging import belongings
 from gmm_anomaly.engine.config import build_config
 from gmm_anomaly.engine.fit_detector import (
     CONFIG,
@@ -76,7 +77,10 @@ class AnomalyDetector(AnomalyPredictor):
         model = fit_detector(cfg, frames)
         resize = test_augmentations(cfg)
         score = chain_name(score_names(cfg)[0], cfg.TEST.POSTPROCESS)
-        detector = cls(model, score, image_format=cfg.INPUT.FORMAT, resize=resize, **options)
+        detector = cls(
+            model, score, image_format=cfg.INPUT.FORMAT, resize=resize,
+            belongs_to=belongings(cfg, scores=True), **options,
+        )  # fmt: skip
         detector.cfg = cfg
         return detector
 
