@@ -34,6 +34,7 @@ from gmm_anomaly.engine import (  # noqa: E402
     with_weights,
 )
 from gmm_anomaly.engine.config import ConfigError, read_config  # noqa: E402
+from gmm_anomaly.engine.evaluation import verify_expected_results  # noqa: E402
 from gmm_anomaly.engine.launch import config_overrides, held_log, launch  # noqa: E402
 from gmm_anomaly.engine.weights import trust_pickles  # noqa: E402
 from gmm_anomaly.repository_files import find_config  # noqa: E402
@@ -93,8 +94,8 @@ def main(args: Namespace) -> object:
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gmm_anomaly")
     if args.fit_mixture:
-        return fit_mixture(cfg, resume=args.resume)
-    if args.eval_only or args.fit_feature_distance:
+        results = fit_mixture(cfg, resume=args.resume)
+    elif args.eval_only or args.fit_feature_distance:
         model = Trainer.build_model(inference_config(cfg))
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process())
         if args.resume and checkpointer.has_checkpoint():
@@ -104,16 +105,21 @@ def main(args: Namespace) -> object:
             fit_feature_distance(cfg, model)
             checkpointer.save_weights("model_with_distances")
             cfg = with_weights(cfg, Path(cfg.OUTPUT_DIR) / "model_with_distances.pth")
-        return evaluate(cfg, model)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+        results = evaluate(cfg, model)
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+    verify_expected_results(cfg, results)
+    return results
 
 
 def checked_arguments() -> Namespace:
     """The command line; one whose config cannot be read ends the program with status 2."""
     arguments = parser()
     args = arguments.parse_args()
+    if args.eval_only + args.fit_mixture + args.fit_feature_distance > 1:
+        arguments.error("--eval-only, --fit-mixture and --fit-feature-distance: give one of them")
     try:
         if args.config_file:
             args.config_file = str(find_config(args.config_file))
