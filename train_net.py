@@ -37,6 +37,7 @@ from gmm_anomaly.engine import (  # noqa: E402
 )
 from gmm_anomaly.engine.checkpoint import TAG  # noqa: E402
 from gmm_anomaly.engine.config import ConfigError, read_config  # noqa: E402
+from gmm_anomaly.engine.evaluation import verify_expected_results  # noqa: E402
 from gmm_anomaly.engine.launch import config_overrides, held_log, launch  # noqa: E402
 from gmm_anomaly.engine.output_dir import locked, set_up, write_config  # noqa: E402
 from gmm_anomaly.engine.trained_model import with_run_weights  # noqa: E402
@@ -103,7 +104,11 @@ def main(args: Namespace) -> object:
             running.enter_context(locked(cfg.OUTPUT_DIR))
             set_up(cfg, args)
             setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gmm_anomaly")
-        return fit_or_evaluate(cfg, args) if args.fit_mixture or evaluates else train(cfg, args)
+        if not (args.fit_mixture or evaluates):
+            return train(cfg, args)
+        results = fit_or_evaluate(cfg, args)
+        verify_expected_results(cfg, results)
+        return results
 
 
 def train(cfg: CfgNode, args: Namespace) -> object:
@@ -132,6 +137,8 @@ def checked_arguments() -> Namespace:
     """The command line; one whose config cannot be read ends the program with status 2."""
     arguments = parser()
     args = arguments.parse_args()
+    if args.eval_only + args.fit_mixture + args.fit_feature_distance > 1:
+        arguments.error("--eval-only, --fit-mixture and --fit-feature-distance: give one of them")
     try:
         if args.config_file:
             args.config_file = str(find_config(args.config_file))

@@ -237,8 +237,10 @@ def _add_mask2former(cfg: CN) -> None:
 
 
 def _add_input(cfg: CN) -> None:
-    # Detectron2's key; 0 tests at the image's own size.
+    # Detectron2's keys: length of the shorter side at inference, 0 being the image's own size, and the longer
+    # side beyond which an image is made smaller than that, with a warning (1333 in Detectron2).
     cfg.INPUT.MIN_SIZE_TEST = 0
+    cfg.INPUT.MAX_SIZE_TEST = 4096
     # Random scaling of training images: factor range; [1.0, 1.0] switches it off.
     cfg.INPUT.SCALE_RANGE = [0.5, 2.0]
     # Shorter and longer side within which training images are fitted before that factor applies, as

@@ -26,9 +26,10 @@ from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from .atomic import replacing
+from .checking import label_counts, warn_of_labels
 from .mapper import SegmentationMapper
 from .pairing import Record, has_label
-from .reading import ANOMALY, CLOSED_SET, LabelRule, read_label
+from .reading import ANOMALY, CLOSED_SET, LabelRule
 from .registration import get_records, require_known
 from .stream import ClassBalancedSampler, TrainingStream
 
@@ -110,6 +111,8 @@ def build_train_loader(cfg: CfgNode, *, seed: int | None = None) -> InputLoader:
             f"{cfg.SOLVER.IMS_PER_BATCH}"
         )
     by_name = train_records(cfg)
+    for name, records in by_name.items():
+        warn_of_labels(name, records)
     stream = TrainingStream(
         [record for records in by_name.values() for record in records],
         SegmentationMapper(cfg, True),
@@ -184,7 +187,7 @@ def class_pixel_counts(records: Sequence[Record], rule: LabelRule, folder: str |
     """
 
     def count(record: Record) -> np.ndarray:
-        return np.bincount(read_label(record, rule).ravel(), minlength=256)[: rule.num_classes]
+        return label_counts(record, rule)[: rule.num_classes]
 
     counts = None
     if comm.is_main_process():

@@ -19,7 +19,7 @@ from detectron2.config import CfgNode
 from gmm_anomaly.data.atomic import replacing
 
 from .belonging import BELONGS_TO, belongings, require_same
-from .weights import check_backbone_filled, check_own_names, load_weight_file
+from .weights import check_backbone_filled, check_own_names, load_weight_file, own_state
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +210,10 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         """A file in one of the formats that Detectron2 knows, see ``load_weight_file``."""
         found = load_weight_file(filename)
-        if isinstance(found, dict) and "model" not in found:
+        state = own_state(found, self.model.state_dict().keys(), filename)
+        if isinstance(found, dict) and state is not None and not found.get("matching_heuristics"):
+            found |= {"model": state}
+        elif isinstance(found, dict) and "model" not in found:
             # Of other code bases, whose names Detectron2 matches; and a state dict alone.
             caffe2, pycls = filename.endswith(".pkl"), filename.endswith(".pyth")
             state = found.get("blobs", found) if caffe2 else found.get("model_state") if pycls else found

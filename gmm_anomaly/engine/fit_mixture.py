@@ -86,14 +86,12 @@ class MixtureFitter(TrainerBase):
         cfg: a frozen config from :func:`fitting_config`.
 
     Raises:
-        ValueError: ``MODEL.GMM.FIT_PASSES`` or ``SOLVER.IMS_PER_BATCH`` out of range.
+        ValueError: ``SOLVER.IMS_PER_BATCH`` is no multiple of the processes.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         ranks = comm.get_world_size()
-        if cfg.MODEL.GMM.FIT_PASSES < 1:
-            raise ValueError(f"MODEL.GMM.FIT_PASSES: expected at least 1, found {cfg.MODEL.GMM.FIT_PASSES}")
         if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % ranks:
             raise ValueError(
                 f"SOLVER.IMS_PER_BATCH: expected a positive multiple of the {ranks} processes, found "

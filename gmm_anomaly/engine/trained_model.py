@@ -18,7 +18,7 @@ from gmm_anomaly.data.atomic import replacing
 from .belonging import BELONGS_TO, belongings
 from .checkpoint import DISTANCES, GUIDE, TAG, Checkpointer
 from .config import read_config, with_weights
-from .weights import load_weight_file
+from .weights import load_weight_file, own_state
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def trained_classifier(path: str) -> tuple[str, int]:
     if not path:
         raise ValueError("MODEL.WEIGHTS: --fit-mixture needs a trained network; add MODEL.WEIGHTS FILE")
     content = load_weight_file(PathManager.get_local_path(path))
-    state = content.get("model", content) if isinstance(content, dict) else {}
+    state = own_state(content, (MEANS, SOFTMAX_WEIGHT), path) or {}
     if MEANS in state:
         return "gmm", len(state[MEANS])
     if SOFTMAX_WEIGHT in state:

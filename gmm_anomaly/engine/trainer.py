@@ -24,7 +24,7 @@ from gmm_anomaly.data.build import lost_workers_explained, run_seed
 
 from .checkpoint import Checkpointer
 from .config import with_weights
-from .evaluation import evaluate
+from .evaluation import evaluate, verify_expected_results
 from .feature_distance import FeatureDistanceHook
 from .health_hook import health_hooks
 from .hooks import BestCheckpoint, CheckpointHook, EMHook, PrototypeHook, StepSeeds
@@ -128,6 +128,7 @@ class Trainer(DefaultTrainer):
         self.seeds = StepSeeds(run_seed(cfg), fixed=cfg.SEED >= 0)
         self.interruption = Interruption()
         self.best = BestCheckpoint(cfg, self.checkpointer)
+        self._last_eval_results: dict[str, Any] = {}
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
@@ -203,13 +204,17 @@ class Trainer(DefaultTrainer):
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
+            ValueError: the last evaluation is not as ``TEST.EXPECTED_RESULTS`` say.
         """
         with self.interruption.watching(), lost_workers_explained():
             try:
-                return super().train()
+                # DefaultTrainer's own asks for results by Detectron2's names.
+                TrainerBase.train(self, self.start_iter, self.max_iter)
             finally:
                 # Ends the loader's workers. At the end of the process they would be sent SIGTERM, and wait.
                 self._trainer._data_loader_iter_obj = None
+        verify_expected_results(self.cfg, self._last_eval_results)
+        return self._last_eval_results
 
     def _evaluate(self) -> dict[str, Any]:
         # After the last step Detectron2 has already counted it.
@@ -223,6 +228,7 @@ class Trainer(DefaultTrainer):
         except Interrupted:
             self._checkpoints.save()
             raise
+        self._last_eval_results = results
         if comm.is_main_process():
             self.best.offer(results, done)
             # The first overlay of each data set goes to TensorBoard.
