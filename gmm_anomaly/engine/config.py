@@ -15,9 +15,10 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from gmm_anomaly.compat import add_upstream_keys
-from gmm_anomaly.config import add_gmm_anomaly_config
+from gmm_anomaly.config import RELEASED, add_gmm_anomaly_config, with_rules
 from gmm_anomaly.data import check_num_classes, configure_synthetic
 from gmm_anomaly.evaluation.anomaly import check_component_track
+from gmm_anomaly.gmm.bank import LEAST_VARIANCE
 from gmm_anomaly.modeling.norm import usable_norm
 from gmm_anomaly.modeling.registry import look_up
 from gmm_anomaly.modeling.scoring import score_names
@@ -45,6 +46,9 @@ IGNORED = (
     "TEST.EXPECTED_RESULTS", "TEST.KEYPOINT_", "TEST.DETECTIONS_PER_IMAGE", "TEST.AUG.MIN_SIZES",
     "TEST.AUG.MAX_SIZE", "TEST.PRECISE_BN.", "VIS_PERIOD",
 )  # fmt: skip
+
+# Ours that nothing reads with MODEL.GMM.WARM_START False.
+OF_WARM_START = ("MODEL.GMM.WARM_START_", "MODEL.GMM.GUIDE_WEIGHT")
 
 
 class _Loader(yaml.SafeLoader):
@@ -74,11 +78,29 @@ def read_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNode
             which holds its config; "" for the defaults.
 
     Raises:
-        ConfigError: what does not fit the keys. FileNotFoundError: no such config file, or ``_BASE_``.
+        ConfigError: what does not fit the keys, or ``MODEL.GMM.RULES``. FileNotFoundError: no such config
+            file, or ``_BASE_``.
     """
+    cfg = _merged(config_file, overrides, {})
+    if cfg.MODEL.GMM.RULES == "released":
+        # From its values on, so that a key that asks for a default of ours contradicts it too.
+        cfg = _merged(config_file, overrides, RELEASED)
+        found = dict(_items(cfg))
+        for key, value in RELEASED.items():
+            if found[key] != value:
+                raise ConfigError(
+                    f"{key}: MODEL.GMM.RULES released asks for {value!r}, found {found[key]!r}; leave one of "
+                    "the two keys out"
+                )
+    return cfg
+
+
+def _merged(config_file: str, overrides: Sequence[Any], defaults: Mapping[str, Any]) -> CfgNode:
     cfg = get_cfg()
     add_gmm_anomaly_config(cfg)
     add_upstream_keys(cfg)
+    for key, value in defaults.items():
+        _merge_value(cfg, key, value)
     if config_file:
         _merge_file(cfg, find_config(config_file), ())
     pairs = list(overrides)
@@ -107,14 +129,15 @@ def build_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNod
         cfg.MODEL.DEVICE = "cpu"
     for node in (cfg.MODEL.DECODER, cfg.MODEL.RESNETS):
         node.NORM = usable_norm(node.NORM, cfg.MODEL.DEVICE)
-    defaults = dict(_items(get_cfg()))
+    defaults = dict(_items(_merged("", (), {})))
+    unread = IGNORED if cfg.MODEL.GMM.WARM_START else (*IGNORED, *OF_WARM_START)
     ignored = [
         key
         for key, value in _items(cfg)
-        if key.startswith(IGNORED) and not isinstance(value, CfgNode) and value != defaults.get(key, value)
+        if key.startswith(unread) and not isinstance(value, CfgNode) and value != defaults.get(key, value)
     ]
     if ignored:
-        logger.warning("Keys of Detectron2 that have no effect here: %s", ", ".join(ignored))
+        logger.warning("Keys that have no effect here: %s", ", ".join(ignored))
     cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
     configure_synthetic(cfg)
     _check(cfg)
@@ -132,6 +155,12 @@ def with_weights(cfg: CfgNode, path: str | Path) -> CfgNode:
 
 
 def _check(cfg: CfgNode) -> None:
+    with_rules(cfg)
+    if cfg.MODEL.GMM.VARIANCE_FLOOR < LEAST_VARIANCE:
+        raise ValueError(
+            f"MODEL.GMM.VARIANCE_FLOOR: expected {LEAST_VARIANCE} or more (single precision holds no "
+            f"densities below), found {cfg.MODEL.GMM.VARIANCE_FLOOR}"
+        )
     look_up(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     # Before hours of training, not after them.
     given = {LOGITS}

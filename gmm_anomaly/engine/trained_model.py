@@ -124,6 +124,11 @@ def fitting_config(cfg: CfgNode) -> CfgNode:
     fitted.MODEL.CLASSIFIER.NAME = "gmm"
     keys = fitted.MODEL.GMM
     if name != "gmm":
+        if keys.RULES == "released":
+            raise ValueError(
+                'MODEL.GMM.RULES: expected "ours", found "released", whose projection would have to be '
+                f"trained: {cfg.MODEL.WEIGHTS} has none"
+            )
         keys.PROJECTION = "none"
     if name == "prototype":
         if keys.LOGITS == "softmax":
