@@ -117,7 +117,7 @@ def label_fault(counts: np.ndarray, kind: str, classes: Sequence[str] = ()) -> s
     """
     ignored, present = counts[IGNORE_LABEL], np.flatnonzero(counts[:IGNORE_LABEL])
     cure = "" if not ignored else (
-        f"; {100 * ignored / counts.sum():.3g} % are ignored (255): if 255 stands for another thing, register "
+        f"; {100 * ignored / counts.sum():.3g} % are ignored (255): if 255 stands for something, register "
         "the data set with label_map={0: 0, 255: 1}, say"
     )  # fmt: skip
     if not present.size:

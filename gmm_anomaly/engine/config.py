@@ -15,7 +15,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from gmm_anomaly.compat import add_upstream_keys
-from gmm_anomaly.config import add_gmm_anomaly_config
+from gmm_anomaly.config import RELEASED, add_gmm_anomaly_config, with_rules
 from gmm_anomaly.data import check_num_classes, configure_synthetic
 from gmm_anomaly.modeling.norm import usable_norm
 from gmm_anomaly.modeling.registry import CLASSIFIER_REGISTRY, look_up
@@ -77,11 +77,29 @@ def read_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNode
             defaults.
 
     Raises:
-        ConfigError: what does not fit the keys. FileNotFoundError: no such config file, or ``_BASE_``.
+        ConfigError: what does not fit the keys, or ``MODEL.GMM.RULES``. FileNotFoundError: no such config
+            file, or ``_BASE_``.
     """
+    cfg = _merged(config_file, overrides, {})
+    if cfg.MODEL.GMM.RULES == "released":
+        # From its values on, so that a key that asks for a default of ours contradicts it too.
+        cfg = _merged(config_file, overrides, RELEASED)
+        found = dict(_items(cfg))
+        for key, value in RELEASED.items():
+            if found[key] != value:
+                raise ConfigError(
+                    f"{key}: MODEL.GMM.RULES released asks for {value!r}, found {found[key]!r}; leave one of "
+                    "the two keys out"
+                )
+    return cfg
+
+
+def _merged(config_file: str, overrides: Sequence[Any], defaults: Mapping[str, Any]) -> CfgNode:
     cfg = get_cfg()
     add_gmm_anomaly_config(cfg)
     add_upstream_keys(cfg)
+    for key, value in defaults.items():
+        _merge_value(cfg, key, value)
     pairs = list(overrides)
     if len(pairs) % 2:
         raise ConfigError(f"expected KEY VALUE pairs, found the key {str(pairs[-1])!r} without a value")
@@ -153,6 +171,7 @@ def with_weights(cfg: CfgNode, path: str | Path) -> CfgNode:
 
 
 def _check(cfg: CfgNode) -> None:
+    with_rules(cfg)
     architecture = look_up(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     if architecture.__module__.startswith("detectron2."):
         raise ValueError(

@@ -14,6 +14,8 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from gmm_anomaly.data.atomic import replacing
+from gmm_anomaly.modeling.scoring import score_names
+from gmm_anomaly.postprocess import chain_name
 
 from .belonging import BELONGS_TO, belongings
 from .checkpoint import DISTANCES, GUIDE, TAG, Checkpointer
@@ -46,6 +48,11 @@ def inference_config(cfg: CfgNode) -> CfgNode:
     light.MODEL.GMM.SAVE_MEMORY = False
     light.freeze()
     return light
+
+
+def first_score(cfg: CfgNode) -> str:
+    """The score to predict with where none is named: the config's first, with its post-processes."""
+    return chain_name(score_names(cfg)[0], cfg.TEST.POSTPROCESS)
 
 
 def with_run_weights(cfg: CfgNode, config_file: str, overrides: Sequence[Any]) -> CfgNode:
@@ -162,6 +169,11 @@ def fitting_config(cfg: CfgNode) -> CfgNode:
     fitted.MODEL.CLASSIFIER.NAME = "gmm"
     keys = fitted.MODEL.GMM
     if name != "gmm":
+        if keys.RULES == "released":
+            raise ValueError(
+                'MODEL.GMM.RULES: expected "ours", found "released", whose projection would have to be '
+                f"trained: {cfg.MODEL.WEIGHTS} has none"
+            )
         keys.PROJECTION = "none"
     if name == "prototype":
         if keys.LOGITS == "softmax":

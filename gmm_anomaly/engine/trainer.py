@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.solver import LRMultiplier, build_lr_scheduler
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.solver.build import (
+    get_default_optimizer_params,
+    maybe_add_gradient_clipping,
+    reduce_param_groups,
+)
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from detectron2.utils import comm
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
@@ -42,7 +47,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """SGD or AdamW with Detectron2's keys for momentum, decay and gradient clipping.
 
     Parameters outside the backbone learn ``SOLVER.HEAD_LR_FACTOR`` times faster; norm layers decay with
-    ``SOLVER.WEIGHT_DECAY_NORM``.
+    ``SOLVER.WEIGHT_DECAY_NORM``, with ``MODEL.GMM.RULES`` "released" those of the backbone alone.
 
     Raises:
         ValueError: unknown ``SOLVER.OPTIMIZER``.
@@ -57,6 +62,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=keys.BIAS_LR_FACTOR,
         lr_factor_func=lambda name: 1.0 if any(part in name for part in BACKBONES) else keys.HEAD_LR_FACTOR,
     )
+    if cfg.MODEL.GMM.RULES == "released":
+        # There what has "norm" in its name is spared, but in the head; MiT's stages end with norms without.
+        spared = {v for name, v in model.named_parameters() if re.match(r"backbone\.(?!norm\d\.)", name)}
+        single = [{**group, "params": [v]} for group in groups for v in group["params"]]
+        decay = {"weight_decay": keys.WEIGHT_DECAY}
+        groups = reduce_param_groups(g if g["params"][0] in spared else g | decay for g in single)
     optimizer: torch.optim.Optimizer
     if keys.OPTIMIZER == "SGD":
         optimizer = torch.optim.SGD(groups, keys.BASE_LR, keys.MOMENTUM, nesterov=keys.NESTEROV)

@@ -124,7 +124,7 @@ def _notes(model: nn.Module, result: Conversion) -> list[str]:
             "MODEL.TIMM.OUTPUT_STRIDE 8)"
         )
     if any(name.startswith("classifier.project.") for name in result.lacking):
-        notes.append("the released head's projection is MODEL.GMM.PROJECTION released")
+        notes.append("the released head's projection is MODEL.GMM.PROJECTION released, or RULES released")
     if any(name.startswith("classifier.guide.") for name in result.lacking):
         notes.append(
             "the released head has no softmax classifier beside it: MODEL.GMM.WARM_START False, or "

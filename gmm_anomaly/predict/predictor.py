@@ -23,10 +23,8 @@ from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.engine.belonging import belongings
 from gmm_anomaly.engine.checkpoint import Checkpointer
 from gmm_anomaly.engine.config import build_config, read_config
-from gmm_anomaly.engine.trained_model import inference_config, with_run_weights
+from gmm_anomaly.engine.trained_model import first_score, inference_config, with_run_weights
 from gmm_anomaly.evaluation.files import distinct_colors, file_digest
-from gmm_anomaly.modeling.scoring import score_names
-from gmm_anomaly.postprocess import chain_name
 from gmm_anomaly.repository_files import BUNDLED, find_config
 
 from .inputs import AnyImage, as_rgb
@@ -128,8 +126,7 @@ class AnomalyPredictor:
             ValueError: no weights, weights that do not fit, a score the model cannot give, no such device.
         """
         if score is None:
-            known = read_config(os.fspath(config), list(opts))
-            score = chain_name(score_names(known)[0], known.TEST.POSTPROCESS)
+            score = first_score(read_config(os.fspath(config), list(opts)))
         name, *chain = score.split("+")
         overrides = [*map(str, opts), "TEST.POSTPROCESS", str(chain), "TEST.SCORES", str([name])]
         if weights is None and Path(find_config(config)).suffix == ".pth":
