@@ -77,7 +77,8 @@ def side_by_side(panels: Sequence[np.ndarray], captions: Sequence[str]) -> np.nd
 
     Args:
         panels: (H, W, 3) uint8, all of one size.
-        captions: one for each panel, ASCII (OpenCV's fonts have no other letters; others become "?").
+        captions: one for each panel, ASCII (OpenCV's fonts have no other letters; others become "?"). A
+            caption too long for its panel is written smaller, then cut.
 
     Returns:
         (H', W', 3) uint8.
@@ -88,20 +89,39 @@ def side_by_side(panels: Sequence[np.ndarray], captions: Sequence[str]) -> np.nd
         if width > MAX_PANEL_WIDTH:
             size = (MAX_PANEL_WIDTH, max(1, round(height * MAX_PANEL_WIDTH / width)))
             panel = cv2.resize(panel, size, interpolation=cv2.INTER_AREA)
-        column = np.concatenate([_caption_bar(caption, panel.shape[1]), panel])
+        column = np.concatenate([caption_bar(caption, panel.shape[1]), panel])
         if columns:
             columns.append(np.full((column.shape[0], SEPARATOR, 3), CAPTION_BACKGROUND, np.uint8))
         columns.append(column)
     return np.concatenate(columns, axis=1)
 
 
-def _caption_bar(caption: str, width: int) -> np.ndarray:
-    """A strip of text whose size follows the panel's width; what is too long is cut."""
-    scale = float(np.clip(width / 900, 0.42, 1.0))
-    bar = np.full((round(40 * scale), width, 3), CAPTION_BACKGROUND, np.uint8)
-    place, thickness = (round(9 * scale), round(28 * scale)), 2 if scale > 0.8 else 1
+def caption_bar(caption: str, width: int) -> np.ndarray:
+    """A strip of text over a panel, (B, width, 3) uint8 RGB; the size of its letters, and so B, follow the
+    panel's width. A text too long is written smaller, then cut."""
     text = caption.encode("ascii", "replace").decode("ascii")
-    cv2.putText(bar, text, place, _FONT, scale, CAPTION_COLOR, thickness, cv2.LINE_AA)
+    scale = float(np.clip(width / 900, 0.42, 1.0))
+    margin = max(4, round(9 * scale))
+    height = round(30 * scale) + margin
+    bar = np.full((height, width, 3), CAPTION_BACKGROUND, np.uint8)
+
+    # Bold letters are wider in some builds of OpenCV.
+    thickness = 2 if scale > 0.8 else 1
+
+    def text_width(size: float) -> int:
+        return cv2.getTextSize(text, _FONT, size, thickness)[0][0]
+
+    size = scale
+    room = width - 2 * margin
+    # Letters do not shrink in proportion.
+    while size > 0.34 and text_width(size) > room:
+        size = max(0.34, 0.95 * size)
+    while text and text_width(size) > room:
+        text = text[:-1]
+    text_height = cv2.getTextSize("Ag", _FONT, size, thickness)[0][1]
+    cv2.putText(
+        bar, text, (margin, (height + text_height) // 2), _FONT, size, CAPTION_COLOR, thickness, cv2.LINE_AA
+    )
     return bar
 
 

@@ -35,7 +35,15 @@ ALLOWED: dict[str, set[str]] = {
         "compat",
     },
     "report": {"gmm", "metrics", "visualization"},
-    "predict": {"metrics", "data", "evaluation", "engine", "compat", "visualization"},
+    "predict": {
+        "metrics",
+        "data",
+        "evaluation",
+        "engine",
+        "compat",
+        "visualization",
+        "repository_files",
+    },
 }
 
 # Verbs of the evaluation run a model: one file reaches back to the engine, when it is called.

@@ -69,12 +69,13 @@ def test_side_by_side_keeps_the_panels_and_writes_captions():
     for number, panel in enumerate(panels):
         left = number * (200 + SEPARATOR)
         assert np.array_equal(joined[bar:, left : left + 200], panel)
-    first, second = (joined[:bar, start : start + 200] for start in (0, 204))
+    first, second, third = (joined[:bar, start : start + 200] for start in (0, 204, 408))
     background = np.array(CAPTION_BACKGROUND)
     assert (second == background).all()
     assert first.max() > 200
     # Nothing touches the bar's border, so no letter is cut.
-    assert (first[[0, -1]] == background).all() and (first[:, [0, -1]] == background).all()
+    for text in (first, third):
+        assert (text[[0, -1]] == background).all() and (text[:, [0, -1]] == background).all()
 
 
 def test_embeddings_lie_where_pca_puts_them_and_ellipses_are_as_wide_as_sigma():

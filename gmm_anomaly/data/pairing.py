@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 COMMON_VARIABLE = "DETECTRON2_DATASETS"
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm")
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+# How the names begin of what systems and programs keep beside a user's files: .git, .ipynb_checkpoints,
+# ._image.png, @eaDir, #recycle, $RECYCLE.BIN, __MACOSX.
+HIDDEN = (".", "@", "#", "$", "__MACOSX")
 LABEL_EXTENSIONS = (".png",)
 
 Record = dict[str, Any]
@@ -74,7 +77,8 @@ def list_files(
     exclude: Container[Path] = (),
 ) -> dict[str, Path]:
     """Files of ``folder`` by key: their path in the folder without ``suffix`` and extension, sorted. Links
-    are followed; files whose stems lack the suffix, and those to ``exclude``, are passed over.
+    are followed; files and folders that are ``HIDDEN``, files whose stems lack the suffix, and those to
+    ``exclude`` are passed over.
 
     Raises:
         LayoutError: no such folder, or two files with the same key.
@@ -83,13 +87,12 @@ def list_files(
         raise LayoutError(f"there is no folder {folder}")
     found: dict[str, Path] = {}
     for current, folders, names in os.walk(folder, followlinks=True):
-        if not recursive:
-            folders.clear()
+        folders[:] = [name for name in folders if recursive and not name.startswith(HIDDEN)]
         for name in names:
             stem, extension = os.path.splitext(name)
             path = Path(current, name)
             wanted = extension.lower() in extensions and stem.endswith(suffix) and path not in exclude
-            if name.startswith(".") or not wanted:
+            if name.startswith(HIDDEN) or not wanted:
                 continue
             key = (path.parent.relative_to(folder) / stem.removesuffix(suffix)).as_posix()
             if key in found:
@@ -193,8 +196,8 @@ class FolderPairs:
 def listed_pairs(path: Path) -> list[Record]:
     """Records of a list file (.odgt): one JSON list, or one JSON object a line, of ``fpath_img`` and
     ``fpath_segm`` relative to its folder. The last folder and the stem make a frame's name."""
-    text = path.read_text().strip()
     try:
+        text = path.read_text(encoding="utf-8-sig").strip()
         lines = ",".join(filter(str.strip, text.splitlines()))
         entries = json.loads(text if text.startswith("[") else f"[{lines}]")
         pairs = [(path.parent / entry["fpath_img"], path.parent / entry["fpath_segm"]) for entry in entries]

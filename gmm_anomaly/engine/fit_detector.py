@@ -18,16 +18,13 @@ from detectron2.utils import comm
 from torch import nn
 from tqdm import tqdm
 
-from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.data.mapper import test_augmentations
 from gmm_anomaly.data.pairing import IMAGE_EXTENSIONS
 from gmm_anomaly.data.reading import read_image
-from gmm_anomaly.modeling.scoring import score_names
-from gmm_anomaly.postprocess import chain_name
 
 from .config import build_config
 from .feature_distance import fit_distances
-from .trained_model import inference_config
+from .trained_model import save_model
 
 logger = logging.getLogger(__name__)
 
@@ -114,25 +111,13 @@ def _items(cfg: CfgNode, frames: Iterable[Path | np.ndarray]) -> Iterator[dict[s
         raise ValueError(f"no frame to fit the detector to: none of {index} could be read")
 
 
-def detector_score(cfg: CfgNode) -> str:
-    """The score that a detector predicts with: its first, after the config's post-processes."""
-    return chain_name(score_names(cfg)[0], cfg.TEST.POSTPROCESS)
-
-
-def save_detector(cfg: CfgNode, model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a fitted model with its config into one file, which commands take for ``--weights``."""
-    state = {name: value.cpu() for name, value in model.state_dict().items()}
-    with replacing(Path(path)) as temporary:
-        torch.save({"model": state, "config": inference_config(cfg).dump()}, temporary)
-
-
 def run(args: argparse.Namespace) -> None:
     """Fit what the arguments say (see ``gmm_anomaly.verbs``) and write the detector's file."""
     device = ["MODEL.DEVICE", args.device] if args.device else []
     cfg = build_config(args.config_file, [*device, *args.opts])
     files = frame_files(args.folder)
     model = fit_detector(cfg, files)
-    save_detector(cfg, model, args.out)
+    save_model(cfg, model, args.out)
     print(
         f"{args.out}: a detector fitted to {args.folder}. Next: gmm-anomaly predict IMAGE --weights "
         f"{args.out} --out DIR"

@@ -249,5 +249,5 @@ def run(args: argparse.Namespace) -> None:
     print(tabulate(rows, headers="keys", tablefmt="github"))
     print(
         f"\nEvery file was read back. Submit {submission.folder}; {submission.manifest} says what it was "
-        "made from."
+        f"made from, by {cfg.MODEL.WEIGHTS or cfg.MODEL.MASK2FORMER.WEIGHTS}."
     )

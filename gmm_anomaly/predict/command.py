@@ -28,7 +28,6 @@ from gmm_anomaly.visualization import robust_range
 from .inputs import VideoReader, as_rgb, is_video, list_sources
 from .predictor import AnomalyPredictor
 from .result import Prediction, extremes, save_score_png, write_video
-from .threshold import Threshold
 
 # In a log file a line now and then, on a terminal a bar that moves.
 _bar = partial(tqdm, file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30)
@@ -82,6 +81,7 @@ def predict_sources(args: argparse.Namespace, sources: Sequence[Path]) -> dict[s
     videos = [job.video(path) for path in sources if is_video(path)]
     return {
         "score": predictor.score,
+        "weights": predictor.weights,
         "threshold": threshold,
         "color_range": job.color_range,
         "images": images,
@@ -102,16 +102,15 @@ def _threshold(args: argparse.Namespace, predictor: AnomalyPredictor) -> dict[st
         rate = {} if args.target_fpr is None else {"target_fpr": args.target_fpr}
         progress = partial(_bar, desc=f"threshold on {args.threshold_on}")
         predictor.fit_threshold(args.threshold_on, progress=progress, **rate).save(file)
-    if file is None:
-        return None
-    found = Threshold.load(file)
-    predictor.use_threshold(found)
-    return asdict(found) | {"file": str(file)}
+    if file is not None:
+        predictor.use_threshold(file)
+    found = predictor.fitted_threshold
+    return asdict(found) | {"file": str(file or args.weights or args.config_file)} if found else None
 
 
 def _report(summary: dict[str, Any], out: Path) -> str:
     """The summary for a person."""
-    lines, threshold = [], summary["threshold"]
+    lines, threshold = [f"weights: {summary['weights']}"], summary["threshold"]
     if threshold and "dataset" in threshold:
         lines.append(
             f"threshold {threshold['value']:.6g}: above it lie {100 * threshold['measured_fpr']:.3g} % of "
@@ -203,7 +202,7 @@ class Job:
         """Write all files of one image; returns what was found and where it was written, as plain values."""
         name = path.stem
         overlay = self.folder / "overlays" / f"{name}.png"
-        save_picture(overlay, prediction.overlay())
+        save_picture(overlay, prediction.captioned_overlay())
         segmentation = self.folder / "segmentation" / f"{name}.png"
         indexed = Image.fromarray(prediction.segmentation)
         indexed.putpalette([channel for color in prediction.class_colors for channel in color])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from gmm_anomaly.engine.belonging import require_same
 from gmm_anomaly.evaluation.files import range_sample, save_json, shared_range
 from gmm_anomaly.metrics import PixelMetrics
 from gmm_anomaly.metrics.score_counts import row_at
@@ -27,6 +29,8 @@ class Threshold:
         measured_fpr: the share of the data set's known pixels that do.
         dataset: the data set it was found on. images, known_pixels: how many there were.
         weights_sha256: of the checkpoint it was found with; None for a model without one.
+        belongs_to: what it was found under (:func:`gmm_anomaly.engine.belonging.belongings`); empty: not
+            known.
     """
 
     value: float
@@ -38,6 +42,7 @@ class Threshold:
     images: int
     known_pixels: int
     weights_sha256: str | None = None
+    belongs_to: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON; the file appears whole or not at all."""
@@ -54,14 +59,17 @@ class Threshold:
             ) from None
         except (ValueError, OSError) as error:
             raise ValueError(f"{path}: not a threshold file ({error})") from error
-        expected = [entry.name for entry in fields(cls)]
-        if not isinstance(found, dict) or set(found) != set(expected):
+        expected = [entry.name for entry in fields(cls) if entry.default_factory is MISSING]
+        if not isinstance(found, dict) or set(found) - {"belongs_to"} != set(expected):
             raise ValueError(f"{path}: not a threshold file: expected the entries {', '.join(expected)}")
         # Infinities are strings.
         return cls(**found | {"value": float(found["value"]), "color_range": tuple(found["color_range"])})
 
-    def require(self, score: str, weights_sha256: str | None) -> None:
-        """Raise ValueError unless it was found for this score of this checkpoint."""
+    def require(
+        self, score: str, weights_sha256: str | None, belongs_to: Mapping[str, Any] | None = None
+    ) -> None:
+        """Raise ValueError unless it was found for this score of this checkpoint, and these classes; another
+        test size, normalisation, ... is a warning."""
         if score != self.score:
             raise ValueError(
                 f"the threshold was found for the score {self.score!r}, the predictor gives {score!r}; "
@@ -72,6 +80,7 @@ class Threshold:
                 "the threshold was found with other weights (their SHA-256 differs); find one anew, or give "
                 f"the bare number {self.value:.6g}"
             )
+        require_same(self.belongs_to, belongs_to, f"the threshold found on {self.dataset}")
 
 
 def find_threshold(
@@ -81,6 +90,7 @@ def find_threshold(
     score: str,
     dataset: str,
     weights_sha256: str | None = None,
+    belongs_to: Mapping[str, Any] | None = None,
 ) -> Threshold:
     """The lowest threshold above which at most ``target_fpr`` of all known pixels lie.
 
@@ -90,7 +100,7 @@ def find_threshold(
     Args:
         frames: scores (H, W) float32 of each image, and where its pixels are known, (H, W) bool.
         target_fpr: in (0, 1).
-        score, dataset, weights_sha256: see :class:`Threshold`.
+        score, dataset, weights_sha256, belongs_to: see :class:`Threshold`.
 
     Raises:
         ValueError: ``target_fpr`` outside of (0, 1), or no known pixel.
@@ -119,4 +129,5 @@ def find_threshold(
         images=len(samples),
         known_pixels=pixels,
         weights_sha256=weights_sha256,
+        belongs_to=belongs_to or {},
     )
