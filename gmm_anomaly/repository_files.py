@@ -17,7 +17,7 @@ def find_config(config: str | os.PathLike[str]) -> Path:
     Raises:
         FileNotFoundError: it is in none of these places.
     """
-    for path in (Path(config), ROOT / config, ROOT / "configs" / config):
+    for path in (Path(config).expanduser(), ROOT / config, ROOT / "configs" / config):
         if path.is_file():
             return path
     folder = ROOT / "configs"
