@@ -8,6 +8,7 @@ is one; so torchrun --max-restarts N train_net.py --resume ... goes on by itself
 
 from __future__ import annotations
 
+import os
 import runpy
 from argparse import ArgumentParser, Namespace
 from contextlib import ExitStack
@@ -53,6 +54,7 @@ def parser() -> ArgumentParser:
         "--register",
         action="append",
         default=[],
+        type=os.path.expanduser,
         metavar="FILE.py",
         help="Python file that registers data sets of your own, run before the config is read; repeatable",
     )

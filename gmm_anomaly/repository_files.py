@@ -24,7 +24,7 @@ def find_config(config: str | os.PathLike[str]) -> Path:
     """
     if config == BUNDLED:
         return BUNDLED_FILE
-    for path in (Path(config), ROOT / config, ROOT / "configs" / config):
+    for path in (Path(config).expanduser(), ROOT / config, ROOT / "configs" / config):
         if path.is_file():
             return path
     folder = ROOT / "configs"

@@ -116,10 +116,12 @@ def label_fault(counts: np.ndarray, kind: str, classes: Sequence[str] = ()) -> s
         classes: names of a closed set's.
     """
     ignored, present = counts[IGNORE_LABEL], np.flatnonzero(counts[:IGNORE_LABEL])
-    cure = "" if not ignored else (
-        f"; {100 * ignored / counts.sum():.3g} % are ignored (255): if 255 stands for something, register "
-        "the data set with label_map={0: 0, 255: 1}, say"
-    )  # fmt: skip
+    cure = ""
+    if ignored:
+        cure = (
+            f"; {100 * ignored / counts.sum():.3g} % are ignored (255): if 255 stands for something else, "
+            "register the data set with label_map={0: 0, 255: 1}, say"
+        )
     if not present.size:
         return f"no pixel is labelled{cure}"
     if kind == ANOMALY and not counts[1]:

@@ -12,9 +12,9 @@ from typing import Any
 
 COMMON_VARIABLE = "DETECTRON2_DATASETS"
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
-# How the names begin of what systems and programs keep beside a user's files: .git, .ipynb_checkpoints,
-# ._image.png, @eaDir, #recycle, $RECYCLE.BIN, __MACOSX.
-HIDDEN = (".", "@", "#", "$", "__MACOSX")
+# How names begin of what systems and programs keep beside a user's files, .ipynb_checkpoints and ._image.png
+# among them.
+HIDDEN = (".", "@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE", "__MACOSX")
 LABEL_EXTENSIONS = (".png",)
 
 Record = dict[str, Any]
@@ -101,6 +101,11 @@ def list_files(
     return dict(sorted(found.items()))
 
 
+def is_hidden(path: Path, given: str | Path) -> bool:
+    """Whether a path has ``HIDDEN`` parts beyond those of the folder or pattern that led to it."""
+    return any(part.startswith(HIDDEN) and part not in Path(given).parts for part in path.parts)
+
+
 def pair(
     images: Mapping[str, Path],
     labels: Mapping[str, Path] | None,
@@ -122,7 +127,7 @@ def pair(
         labels, every_image_labelled = {}, False
     unlabelled = [path for key, path in images.items() if key not in labels]
     if unlabelled and every_image_labelled:
-        raise LayoutError(f"{_named(unlabelled, 'image')} without a label of the same name")
+        raise LayoutError(f"{_named(unlabelled, 'image')} without a label PNG of the same name")
     orphans = [path for key, path in labels.items() if key not in images]
     if orphans:
         raise LayoutError(f"{_named(orphans, 'label')} without an image of the same name")

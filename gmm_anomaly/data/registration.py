@@ -24,7 +24,7 @@ PairFiles = Callable[[Path, "Path | None"], Iterable["tuple[str | Path, str | Pa
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Everything that a registration says; nothing on disk is touched until the catalog entry is got.
+    """What a registration says; nothing on disk is touched until the catalog entry is got.
 
     Args:
         name: key in Detectron2's catalogs.
@@ -84,8 +84,7 @@ def register(spec: DatasetSpec, *, overwrite: bool = False) -> None:
     The same registration twice is no error.
 
     Raises:
-        ValueError: the name is taken by another data set and ``overwrite`` is False, or the spec contradicts
-            itself.
+        ValueError: the name is taken by another data set (without ``overwrite``), or the spec cannot be.
     """
     _check_classes(spec)
     spec.rule()
@@ -108,13 +107,12 @@ def register(spec: DatasetSpec, *, overwrite: bool = False) -> None:
 
 def _check_classes(spec: DatasetSpec) -> None:
     classes, colors = spec.classes, spec.colors
-    twice = sorted({str(name) for name in classes if classes.count(name) > 1})
-    if twice:
-        raise ValueError(f"{spec.name}: classes: expected each name once, found {', '.join(twice)} again")
     if not all(isinstance(name, str) and name.strip() for name in classes):
         raise ValueError(f"{spec.name}: classes: expected names that are not empty, found {list(classes)!r}")
-    if colors is not None and len(colors) != len(classes):
-        raise ValueError(f"{spec.name}: {len(classes)} classes, but {len(colors)} colors")
+    if twice := sorted({name for name in classes if classes.count(name) > 1}):
+        raise ValueError(f"{spec.name}: classes: expected each name once, found {', '.join(twice)} again")
+    if len(classes) != len(classes if colors is None else colors):
+        raise ValueError(f"{spec.name}: {len(classes)} classes, but {len(colors or ())} colors")
     for color in colors or ():
         if len(color) != 3 or not all(isinstance(part, Integral) and 0 <= part <= 255 for part in color):
             raise ValueError(f"{spec.name}: colors: expected whole (R, G, B) from 0 to 255, found {color}")
@@ -125,8 +123,7 @@ def load_records(spec: DatasetSpec) -> list[Record]:
 
     Raises:
         MissingDataError: there is no root folder; says what to download and where to put it.
-        LayoutError: the folder lacks something, an image has no label (or the reverse), or there are no
-            images.
+        LayoutError: the folder lacks something, an image has no label (or the reverse), or none is there.
     """
     root = Path() if spec.root is None else spec.root.path()
     try:
@@ -136,12 +133,10 @@ def load_records(spec: DatasetSpec) -> list[Record]:
         if not records:
             raise LayoutError(f"no images in {root}")
         named: dict[str, Record] = {}
-        for record in records:
-            other = named.setdefault(record["image_id"], record)
-            if other is not record:
-                raise LayoutError(
-                    f"{other['file_name']} and {record['file_name']} have one name, {record['image_id']!r}"
-                )
+        for one in records:
+            if (other := named.setdefault(one["image_id"], one)) is not one:
+                files = f"{other['file_name']} and {one['file_name']}"
+                raise LayoutError(f"{files} have one name, {one['image_id']!r}")
     except (LayoutError, MissingDataError) as error:
         raise type(error)(f"{spec.name}: {error}. {spec.hint()}".strip()) from None
     return records
@@ -153,8 +148,7 @@ def registered_specs() -> dict[str, DatasetSpec]:
 
 
 def get_records(name: str) -> list[Record]:
-    """Records of a data set in Detectron2's catalog, whoever registered it; a number of frames other than the
-    complete data set's is a warning, once.
+    """Records of a data set in Detectron2's catalog; another number than the complete data set's is a warning.
 
     Raises:
         ValueError: no data set of this name, or one without images. Others as ``load_records``.
@@ -297,7 +291,7 @@ def _register_own(
     label_suffix: str, pair_files: PairFiles | None, label_map: Mapping[int, int] | None, *, overwrite: bool,
     **more: Any,
 ) -> None:  # fmt: skip
-    if label_map is not None and not isinstance(label_map, Mapping):
+    if not isinstance(label_map, Mapping | None):
         raise ValueError(f"{name}: label_map: expected {{raw value: target}}, found {label_map!r}")
     labels = None if label_root is None else str(label_root)
     layout = _OwnLayout(labels, image_suffix, label_suffix, pair_files)

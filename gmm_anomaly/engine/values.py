@@ -148,7 +148,7 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
 # Infinite as a rule, or a norm.
 _MAY_BE_INFINITE = ("SOLVER.CLIP_GRADIENTS.NORM_TYPE",)
 
-# Keys, or beginnings of keys, that are read only if another key has one of some values.
+# Keys, or beginnings of keys, that are read only if another key has one of some values (none: any but empty).
 READ_WITH: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("SOLVER.STEPS", "SOLVER.LR_SCHEDULER_NAME", ("WarmupMultiStepLR",)),
     ("SOLVER.GAMMA", "SOLVER.LR_SCHEDULER_NAME", ("WarmupMultiStepLR", "WarmupStepWithFixedGammaLR")),
@@ -163,6 +163,8 @@ READ_WITH: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("TEST.SLIDING_WINDOW.S", "TEST.SLIDING_WINDOW.ENABLED", (True,)),
     ("TEST.AUG.FLIP", "TEST.AUG.ENABLED", (True,)),
     ("TEST.AUG.SCALES", "TEST.AUG.ENABLED", (True,)),
+    ("MODEL.BACKBONE.DROP_PATH", "MODEL.BACKBONE.NAME",
+     ("build_timm_backbone", "build_mit_backbone", "build_vit_backbone")),
     ("MODEL.TIMM.", "MODEL.BACKBONE.NAME", ("build_timm_backbone",)),
     ("MODEL.MIT.", "MODEL.BACKBONE.NAME", ("build_mit_backbone",)),
     ("MODEL.VIT.", "MODEL.BACKBONE.NAME", ("build_vit_backbone",)),
@@ -172,8 +174,15 @@ READ_WITH: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("MODEL.GMM.SINKHORN_", "MODEL.GMM.ASSIGNMENT", ("sinkhorn",)),
     ("MODEL.PROTOTYPE.", "MODEL.CLASSIFIER.NAME", ("prototype",)),
     ("MODEL.MASK2FORMER.", "MODEL.META_ARCHITECTURE", ("MaskAnomalySegmentor",)),
-    ("MODEL.DECODER.", "MODEL.META_ARCHITECTURE", ("AnomalySegmentor",)),
-)
+    *((key, "MODEL.META_ARCHITECTURE", ("AnomalySegmentor",)) for key in (
+        "MODEL.DECODER.", "MODEL.CLASSIFIER.D", "MODEL.FEATURE_DISTANCE.", "MODEL.BACKBONE.FREEZE_AT",
+        "MODEL.BACKBONE.DROP_PATH", "MODEL.BACKBONE.GRAD", "MODEL.CHANNELS_LAST", "TEST.MAX_WHOLE_PIXELS",
+    )),
+    *((f"MODEL.FEATURE_DISTANCE.{key}", "MODEL.FEATURE_DISTANCE.FEATURES", ()) for key in (
+        "BACKBONE", "COMPONENTS", "HYBRID_WITH", "PIXELS_PER_IMAGE",
+    )),
+    ("MODEL.GMM.SAMPLED_CONTRAST.", "MODEL.GMM.SAMPLED_CONTRAST.WEIGHT", ()),
+)  # fmt: skip
 
 
 def rules() -> Iterator[tuple[str, str, Test]]:
@@ -230,6 +239,8 @@ def _require(key: str, expected: str, holds: bool, found: Any) -> None:
 def unread(key: str, values: Mapping[str, Any]) -> str:
     """Why nothing reads a key, such as "SOLVER.OPTIMIZER is 'ADAMW'"; "" if something does."""
     for beginning, other, needed in READ_WITH:
-        if key.startswith(beginning) and key != other and values[other] not in needed:
-            return f"{other} is {values[other]!r}"
+        if key.startswith(beginning) and key != other:
+            found = values[other]
+            if found not in needed if needed else not found:
+                return f"{other} is {found!r}"
     return ""

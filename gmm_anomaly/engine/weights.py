@@ -213,6 +213,8 @@ def run(args: argparse.Namespace) -> None:
         ValueError: tensors of the model that the input does not fill; nothing is written.
     """
     trust_pickles(args.trust_pickle)
+    if args.output.exists() and args.output.samefile(args.input):
+        raise ValueError(f"OUTPUT: {args.output} is INPUT itself, which would be lost; give another name")
     if "" in args.allow_missing:
         raise ValueError('--allow-missing: expected the beginning of names, found ""')
     source = tensors_of(load_weight_file(args.input, "INPUT"), args.input, "INPUT")

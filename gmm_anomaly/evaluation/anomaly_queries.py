@@ -154,12 +154,12 @@ def search(args: argparse.Namespace, cfg: CfgNode, model: nn.Module, *, road: bo
     """Queries for the anomalies of one data set, or for the road of the other; prints their table."""
     name = args.road_dataset if road else args.dataset
     records = EvaluatedRecords(name, "closed_set" if road else "anomaly")
-    value = 1
+    value, road_class = 1, args.road_class or "road"
     if road:
         classes = list(records.metadata.stuff_classes)
-        if args.road_class not in classes:
-            raise ValueError(f"{name} has no class {args.road_class!r}; its classes are {', '.join(classes)}")
-        value = classes.index(args.road_class)
+        if road_class not in classes:
+            raise ValueError(f"{name} has no class {road_class!r}; its classes are {', '.join(classes)}")
+        value = classes.index(road_class)
     overlap = measure_overlap(
         model,
         build_test_loader(cfg, name),
@@ -168,7 +168,7 @@ def search(args: argparse.Namespace, cfg: CfgNode, model: nn.Module, *, road: bo
         threshold=args.mask_threshold,
     )
     taken = overlap.chosen(minimum_iou=args.minimum_iou, at_least=0 if road else args.at_least)
-    what = args.road_class if road else "anomalies"
+    what = road_class if road else "anomalies"
     print(f"\n{name}: queries by mean IoU with the {what} of {overlap.images} images")
     print(query_table(overlap, taken, known_class_names(cfg, model.network.config.id2label)))
     weak = [query for query in taken if overlap.mean_iou[query] < args.minimum_iou]
@@ -183,6 +183,8 @@ def run(args: argparse.Namespace) -> None:
     """`gmm-anomaly find-queries`."""
     if not 0 < args.mask_threshold < 1:
         raise ValueError(f"--mask-threshold: expected a value between 0 and 1, found {args.mask_threshold:g}")
+    if args.road_class and not args.road_dataset:
+        raise ValueError("--road-class: needs --road-dataset, whose class it is")
     cfg = model_config(args)
     if cfg.MODEL.META_ARCHITECTURE != "MaskAnomalySegmentor":
         raise ValueError(

@@ -52,7 +52,7 @@ class Threshold:
     def load(cls, path: str | Path) -> Threshold:
         """Read what :meth:`save` wrote. Raises FileNotFoundError, ValueError for something else."""
         try:
-            found = json.loads(Path(path).read_text())
+            found = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"no threshold file {path}; `gmm-anomaly predict --threshold-on DATASET` writes one"
