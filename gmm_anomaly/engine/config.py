@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,7 +112,9 @@ def build_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNod
     ignored = [
         key
         for key, value in _items(cfg)
-        if key.startswith(IGNORED) and not isinstance(value, CfgNode) and value != defaults.get(key, value)
+        if key.startswith(IGNORED) and not isinstance(value, CfgNode)
+        # Tuples in tuples are lists in a file.
+        and json.dumps(value) != json.dumps(defaults.get(key, value))
     ]
     if ignored:
         logger.warning("Keys of Detectron2 that have no effect here: %s", ", ".join(ignored))
