@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -150,7 +151,9 @@ def _warn_of_unread(values: Mapping[str, Any], typed: Sequence[Any]) -> None:
     """Name keys that were set and have no effect: of Detectron2's keys any, of the project's own those of the
     command line, for config files share them with twins that read them."""
     upstream, defaults, named = _values(get_cfg()), _values(read_config()), []
-    for key in [key for key, value in values.items() if value != defaults.get(key, value)]:
+    # Tuples in tuples are lists in a file.
+    plain = {key: json.dumps(value) for key, value in defaults.items()}
+    for key in [key for key, value in values.items() if json.dumps(value) != plain.get(key)]:
         why = unread(key, values) if key in upstream or key in typed else ""
         # The installed Detectron2 may be older than the key, see `add_upstream_keys`.
         if key.startswith(IGNORED) or key == "FLOAT32_PRECISION" and key not in upstream:

@@ -76,7 +76,8 @@ def with_run_weights(cfg: CfgNode, config_file: str, overrides: Sequence[Any]) -
         if file.is_file() and file.resolve().parent == folder.resolve():
             return cfg
         last = Checkpointer(nn.Identity(), str(folder)).get_checkpoint_file()
-        logger.warning("Weights: %s, the last checkpoint of the run whose config this is", last)
+        if cfg.MODEL.WEIGHTS:
+            logger.warning("MODEL.WEIGHTS %s is what a run started from; its last checkpoint is used", file)
         return with_weights(cfg, last)
     if cfg.MODEL.WEIGHTS and (output / TAG).is_file() and (output / CONFIG).is_file():
         if read_config(str(output / CONFIG)).MODEL.WEIGHTS == cfg.MODEL.WEIGHTS:
