@@ -167,7 +167,10 @@ def test_two_processes_train_and_evaluate_on_the_cpu(module, tmp_path, monkeypat
     "overrides, message",
     [
         (("TEST.SCORES", "['density']"), r"TEST\.SCORES: unknown score 'density'; known are"),
-        (("TEST.COMPONENT_TRACK", "road"), "TEST.COMPONENT_TRACK: expected 'anomaly', 'obstacle' or 'none'"),
+        (
+            ("TEST.COMPONENT_TRACK", "road"),
+            "TEST.COMPONENT_TRACK: expected one of '', 'anomaly', 'obstacle', 'none'",
+        ),
         (("MODEL.CLASSIFIER.NUM_CLASSES", 7), "has 10 classes, MODEL.CLASSIFIER.NUM_CLASSES is 7"),
         (("DATASETS.TEST", "('synthetic_street_vall',)"), "synthetic_street_vall"),
         (("MODEL.META_ARCHITECTURE", "Segmentor"), "MODEL.META_ARCHITECTURE: unknown name 'Segmentor'"),

@@ -26,14 +26,7 @@ from gmm_anomaly.metrics.score_counts import ScoreCounts
 
 from .files import KeptScores, anomaly_overlay, range_sample, save_array, save_json, shared_range
 from .records import RecordEvaluator
-from .results import (
-    ANOMALY,
-    COMPONENTS,
-    TaskResult,
-    check_component_track,
-    component_task,
-    pixel_task,
-)
+from .results import ANOMALY, COMPONENTS, TaskResult, component_task, pixel_task
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +86,8 @@ class AnomalyEvaluator(RecordEvaluator):
         super().__init__(dataset_name, "anomaly", distributed, output_dir, num_visualizations)
         metadata = self.records.metadata
         track = component_track or metadata.get("component_track") or "none"
-        check_component_track(track, "component_track")
+        if track not in ("anomaly", "obstacle", "none"):
+            raise ValueError(f"component_track: expected 'anomaly', 'obstacle' or 'none', found {track!r}")
         self.track = None if track == "none" else track
         self.protocol = protocol or metadata.get("protocol") or "pooled"
         self.smiyc = self.protocol.startswith("smiyc")

@@ -38,15 +38,8 @@ _TABLES = {
         ("score", "track"), ("sIoU_gt", "PPV", "F1"), ("threshold", "threshold from"),
     ),
 }  # fmt: skip
-COMPONENT_TRACKS = ("anomaly", "obstacle")
 _ROWS_PER_COLUMN = 20
 _TEXTS = ("data set", "score", "protocol", "track", "class", "threshold from")  # columns without numbers
-
-
-def check_component_track(track: str, key: str = "TEST.COMPONENT_TRACK") -> None:
-    """Raise ValueError for a value that the key ``TEST.COMPONENT_TRACK`` cannot have."""
-    if track not in ("", "none", *COMPONENT_TRACKS):
-        raise ValueError(f"{key}: expected 'anomaly', 'obstacle' or 'none', found {track!r}")
 
 
 class TaskResult(dict[str, float]):
