@@ -16,18 +16,21 @@ BUNDLED_FILE = _PACKAGE / "bundled" / "road.pth"
 
 
 def find_config(config: str | os.PathLike[str]) -> Path:
-    """The file of a config: a path as it is, one below the repository, with or without "configs/", or that
-    of the bundled model ("bundled").
+    """The file of a config: a path as it is, one below the repository, with or without "configs/", a name
+    that only one file there has ("mask2former_swin_t"), or "bundled": that of the model that comes along.
 
     Raises:
         FileNotFoundError: it is in none of these places.
     """
     if config == BUNDLED:
         return BUNDLED_FILE
-    for path in (Path(config), ROOT / config, ROOT / "configs" / config):
+    for path in (Path(config).expanduser(), ROOT / config, ROOT / "configs" / config):
         if path.is_file():
             return path
     folder = ROOT / "configs"
+    named = [path for path in folder.glob("*/*.yaml") if path.stem == os.fspath(config)]
+    if len(named) == 1:
+        return named[0]
     known = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("*/*.yaml"))]
     given = Path(config).as_posix().removeprefix("configs/")
     nearest = get_close_matches(given, known, n=1)

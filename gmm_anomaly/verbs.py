@@ -95,6 +95,8 @@ def fit(parser: argparse.ArgumentParser) -> None:
 
     Ten frames are enough, a few hundred take a minute or two on two CPU cores. predict, evaluate and export
     take the file written as --weights, without a config.
+
+    Exit status: 0; 1 after an error, or if a frame could not be read (the others are used).
     """
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="frames of what is normal; folders inside count too")
@@ -138,7 +140,7 @@ def predict(parser: argparse.ArgumentParser) -> None:
     threshold.add_argument("--threshold", type=float, metavar="X", help="a score: above it is anomalous")
     add("--target-fpr", type=float, metavar="RATE",
         help="with --threshold-on: the share of known pixels that may be called anomalous (0.05)")
-    add("--min-area", type=int, default=50, metavar="N", help="smallest anomaly in pixels (50)")
+    add("--min-area", type=int, metavar="N", help="with a threshold: smallest anomaly in pixels (50)")
     add_json(parser)
 
 
@@ -266,7 +268,7 @@ def find_queries(parser: argparse.ArgumentParser) -> None:
     add("--dataset", required=True, metavar="NAME", help="registered anomaly data set with labels")
     add("--road-dataset", metavar="NAME",
         help="registered closed set with labels; without it the config's road queries stay as they are")
-    add("--road-class", default="road", metavar="NAME", help="its class (road)")
+    add("--road-class", metavar="NAME", help="its class (road)")
     add("--minimum-iou", type=float, default=0.25, metavar="X",
         help="mean IoU that a query needs (0.25, Maskomaly's)")
     add("--at-least", type=int, default=0, metavar="N",

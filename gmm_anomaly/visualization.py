@@ -31,33 +31,20 @@ def colorize_labels(label: np.ndarray, colors: Sequence[Sequence[int]]) -> np.nd
     return table[np.where(known, label, len(table) - 1)]
 
 
-def heat_map(score: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
+def heat_map(score: np.ndarray, low: float, high: float) -> np.ndarray:
     """Paint a score map with the inferno colour map: black to purple to yellow, brighter = higher.
 
     Args:
-        score: (H, W) float; infinities saturate, NaN becomes grey.
-        low, high: scores of the darkest and the brightest colour. Give them to make frames comparable; by
-            default the frame's own :func:`robust_range`.
+        score: (H, W) float without NaN; what is beyond the range saturates.
+        low, high: scores of the darkest and the brightest colour; of several frames, to make them comparable.
 
     Returns:
         (H, W, 3) uint8 RGB.
-
-    Raises:
-        ValueError: ``low`` exceeds ``high``.
     """
-    values = np.asarray(score, dtype=np.float32)
-    if low is None or high is None:
-        own_low, own_high = robust_range(values)
-        low, high = own_low if low is None else low, own_high if high is None else high
-    if low > high:
-        raise ValueError(f"low must not exceed high, found {low} and {high}")
-    missing = np.isnan(values)
-    scale = 255.0 / (high - low) if high > low else 0.0
     # Clipping first keeps infinities out of the arithmetic.
-    levels = (np.clip(np.where(missing, low, values), low, high) - low) * scale
-    colored = cv2.applyColorMap(np.rint(levels).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1].copy()
-    colored[missing] = 128
-    return colored
+    levels = np.clip(np.asarray(score, dtype=np.float32), low, high) - low
+    levels *= 255.0 / (high - low) if high > low else 0.0
+    return cv2.applyColorMap(np.rint(levels).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1].copy()
 
 
 def robust_range(score: np.ndarray) -> tuple[float, float]:
@@ -79,12 +66,7 @@ def overlay(image: np.ndarray, color: np.ndarray, alpha: float | np.ndarray = 0.
 
     Returns:
         (H, W, 3) uint8.
-
-    Raises:
-        ValueError: shapes that differ.
     """
-    if image.shape != color.shape:
-        raise ValueError(f"image and color must both be (H, W, 3), found {image.shape} and {color.shape}")
     weight = np.asarray(alpha, dtype=np.float32)
     weight = weight[..., None] if weight.ndim else weight
     return np.rint(image * (1 - weight) + color * weight).astype(np.uint8)
@@ -141,11 +123,6 @@ def caption_bar(caption: str, width: int) -> np.ndarray:
         bar, text, (margin, (height + text_height) // 2), _FONT, size, CAPTION_COLOR, thickness, cv2.LINE_AA
     )
     return bar
-
-
-def encode_png(picture: np.ndarray) -> bytes:
-    """An (H, W, 3) uint8 RGB picture as the bytes of a PNG file."""
-    return bytes(cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1])
 
 
 def plot_embedding(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MapDataset, MetadataCatalog
 from detectron2.data.build import trivial_batch_collator
+from detectron2.data.catalog import Metadata
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
@@ -24,9 +26,10 @@ from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from .atomic import replacing
+from .checking import label_counts, warn_of_labels
 from .mapper import SegmentationMapper
 from .pairing import Record, has_label
-from .reading import ANOMALY, CLOSED_SET, LabelRule, read_label
+from .reading import ANOMALY, CLOSED_SET, LabelRule
 from .registration import get_records, require_known
 from .stream import ClassBalancedSampler, TrainingStream
 
@@ -108,6 +111,8 @@ def build_train_loader(cfg: CfgNode, *, seed: int | None = None) -> InputLoader:
             f"{cfg.SOLVER.IMS_PER_BATCH}"
         )
     by_name = train_records(cfg)
+    for name, records in by_name.items():
+        warn_of_labels(name, records)
     stream = TrainingStream(
         [record for records in by_name.values() for record in records],
         SegmentationMapper(cfg, True),
@@ -182,7 +187,7 @@ def class_pixel_counts(records: Sequence[Record], rule: LabelRule, folder: str |
     """
 
     def count(record: Record) -> np.ndarray:
-        return np.bincount(read_label(record, rule).ravel(), minlength=256)[: rule.num_classes]
+        return label_counts(record, rule)[: rule.num_classes]
 
     counts = None
     if comm.is_main_process():
@@ -200,15 +205,32 @@ def class_pixel_counts(records: Sequence[Record], rule: LabelRule, folder: str |
     return comm.all_gather(counts)[0]
 
 
+def closed_set(cfg: CfgNode) -> Metadata | None:
+    """Metadata of the first data set with classes in ``DATASETS``, or None."""
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("evaluator_type") in (CLOSED_SET, "sem_seg"):
+            return metadata
+    return None
+
+
+def class_difference(first: Sequence[str], second: Sequence[str]) -> str | None:
+    """In what two lists of classes differ, "order" or "names", or None: spelling does not count (capitals,
+    spaces, hyphens, underscores)."""
+    plain = [[re.sub(r"[\s_-]+", " ", name).casefold() for name in names] for names in (first, second)]
+    if plain[0] == plain[1]:
+        return None
+    return "order" if sorted(plain[0]) == sorted(plain[1]) else "names"
+
+
 def check_num_classes(cfg: CfgNode) -> None:
     """Raise ValueError unless ``MODEL.CLASSIFIER.NUM_CLASSES`` is that of every closed set named in
-    ``DATASETS``.
+    ``DATASETS``, and all of these have the same classes in the same order.
 
-    Also refused: an unknown name, training on an anomaly set, training sets with different classes. Touches
-    no files.
+    Also refused: an unknown name, training on an anomaly set. Touches no files.
     """
     expected = cfg.MODEL.CLASSIFIER.NUM_CLASSES
-    first: list[str] | None = None
+    first: tuple[str, list[str]] | None = None
     for key, names in (("DATASETS.TRAIN", cfg.DATASETS.TRAIN), ("DATASETS.TEST", cfg.DATASETS.TEST)):
         training = key == "DATASETS.TRAIN"
         for name in names:
@@ -227,9 +249,11 @@ def check_num_classes(cfg: CfgNode) -> None:
                     f"{key}: {name} has {len(classes)} classes, MODEL.CLASSIFIER.NUM_CLASSES is "
                     f"{expected}; set it to {len(classes)}"
                 )
-            first = first or classes
-            if training and classes != first:
+            first = first or (name, classes)
+            if differ := class_difference(first[1], classes):
+                what = "the classes in another order" if differ == "order" else "different classes"
                 raise ValueError(
-                    f"{key}: {cfg.DATASETS.TRAIN[0]} and {name} have different classes "
-                    f"({', '.join(first)}; {', '.join(classes)}); they cannot be trained on together"
+                    f"{key}: {first[0]} and {name} have {what} ({', '.join(first[1])}; "
+                    f"{', '.join(classes)}); register one with the classes of the other, in their order "
+                    "(label_map translates the labels)"
                 )

@@ -1,20 +1,26 @@
-"""Whether data sets are on disk, complete and sound; the command that prints it."""
+"""Whether data sets are on disk, complete and sound, and whether their labels can mean what is asked of them;
+the command that prints it."""
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
 import json
+import logging
 import runpy
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from .pairing import MissingDataError, Record, has_label
-from .reading import read_image, read_label
+from .reading import ANOMALY, IGNORE_LABEL, LabelRule, read_image, read_label
 from .registration import load_records, registered_specs
 
 PRESENT = "present"
@@ -22,6 +28,9 @@ WRONG_COUNT = "wrong count"
 WRONG_LAYOUT = "wrong layout"
 MISSING = "missing"
 BAD_FILES = "bad files"
+BAD_LABELS = "bad labels"
+# Labels that are looked at when a training or an evaluation begins.
+SAMPLED = 8
 
 
 @dataclass
@@ -29,7 +38,7 @@ class DatasetCheck:
     """What was found of one data set.
 
     Attributes:
-        state: PRESENT, WRONG_COUNT, WRONG_LAYOUT, MISSING or (deep checks) BAD_FILES.
+        state: PRESENT, WRONG_COUNT, WRONG_LAYOUT, MISSING or (deep checks) BAD_FILES, BAD_LABELS.
         root: where it was looked for; None for data that need no files.
         expected: frames of the complete data set; None: any number.
         count, labelled: frames found, and how many of them have labels.
@@ -63,27 +72,79 @@ def check_dataset(name: str, *, deep: bool = False) -> DatasetCheck:
         check.message = str(error)
         return check
     check.count, check.labelled = len(records), sum(map(has_label, records))
-    rule = spec.rule()
+    rule, fault = spec.rule(), ""
 
-    def problem(record: Record) -> str:
+    def look(record: Record) -> str | np.ndarray:
+        """What is wrong with a frame, or the pixel counts of its label."""
         try:
             size = read_image(record, "RGB").shape[:2]
-            if has_label(record):
-                read_label(record, rule, size=size)
+            return label_counts(record, rule, size) if has_label(record) else np.zeros(256, np.int64)
         except (OSError, ValueError) as error:
             return str(error)
-        return ""
 
     if deep:
         bar = {"tqdm_class": tqdm, "desc": name, "unit": "frame", "disable": not sys.stderr.isatty()}
-        check.bad_files = list(filter(None, thread_map(problem, records, **bar)))
+        found = thread_map(look, records, **bar)
+        check.bad_files = [one for one in found if isinstance(one, str)]
+        counts = sum((one for one in found if not isinstance(one, str)), np.zeros(256, np.int64))
+        fault = label_fault(counts, spec.evaluator_type, spec.classes) if check.labelled else ""
+        absent = [one for value, one in enumerate(spec.classes) if not counts[value]]
+        if check.labelled and absent:
+            check.message = f"{name}: no label has a pixel of {', '.join(absent)}"
     if check.bad_files:
         check.state = BAD_FILES
         check.message = f"{name}: {len(check.bad_files)} of {len(records)} frames cannot be used"
+    elif fault:
+        check.state, check.message = BAD_LABELS, f"{name}: of all labels, {fault}"
     elif spec.expected_count not in (None, len(records)):
         check.state = WRONG_COUNT
         check.message = f"{name}: {len(records)} frames in {root}, not {spec.expected_count}. {spec.hint()}"
     return check
+
+
+def label_counts(record: Record, rule: LabelRule, size: tuple[int, int] | None = None) -> np.ndarray:
+    """(256,) int64, pixels of each value of a label as it is read. Errors as ``read_label``."""
+    return np.bincount(read_label(record, rule, size=size).ravel(), minlength=256)
+
+
+def label_fault(counts: np.ndarray, kind: str, classes: Sequence[str] = ()) -> str:
+    """What labels cannot mean, to follow "of these labels"; "" if nothing. Masks of 0 and 255 have the form
+    of labels, but 255 is ignored.
+
+    Args:
+        counts: (256,) pixels of each value. kind: the data set's ``evaluator_type``.
+        classes: names of a closed set's.
+    """
+    ignored, present = counts[IGNORE_LABEL], np.flatnonzero(counts[:IGNORE_LABEL])
+    cure = ""
+    if ignored:
+        cure = (
+            f"; {100 * ignored / counts.sum():.3g} % are ignored (255): if 255 stands for something else, "
+            "register the data set with label_map={0: 0, 255: 1}, say"
+        )
+    if not present.size:
+        return f"no pixel is labelled{cure}"
+    if kind == ANOMALY and not counts[1]:
+        return f"no pixel is an anomaly{cure}"
+    if kind != ANOMALY and len(present) == 1 < len(classes) and ignored:
+        return f"no pixel is of another class than {classes[present[0]]}{cure}"
+    return ""
+
+
+def warn_of_labels(name: str, records: Sequence[Record]) -> None:
+    """Look at some labels of a data set, evenly spaced, before work on it begins, and log what they cannot
+    mean, once. Only on rank 0. Errors as ``read_label``."""
+    labelled = [record for record in records if has_label(record) and "render" not in record]
+    if not labelled or not comm.is_main_process():
+        return
+    metadata = MetadataCatalog.get(name)
+    rule = LabelRule.from_metadata(metadata)
+    sample = labelled[:: -(-len(labelled) // SAMPLED)]
+    counts = np.sum([label_counts(record, rule) for record in sample], axis=0)
+    fault = label_fault(counts, metadata.get("evaluator_type", ""), metadata.get("stuff_classes") or ())
+    if fault:
+        of = f"the {len(sample)} labels looked at" if len(sample) < len(labelled) else "all labels"
+        log_first_n(logging.WARNING, f"{name}: of {of}, {fault}", key="message")
 
 
 def render(checks: Sequence[DatasetCheck]) -> str:
@@ -98,7 +159,7 @@ def render(checks: Sequence[DatasetCheck]) -> str:
             frames += f", {check.labelled} with labels"
         lines.append(f"{check.name:<{width}}  {check.state:<12}  {frames}".rstrip())
         lines += [f"  {text}" for text in check.bad_files]
-        if check.state != PRESENT:
+        if check.message:
             # Splits of one data set lack the same folder for the same reason.
             advice.setdefault(check.message.removeprefix(f"{check.name}: "), []).append(check.name)
     for reason, names in advice.items():

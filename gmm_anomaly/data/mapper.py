@@ -5,6 +5,7 @@ All randomness comes from numpy's global generator, which the training stream se
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
+from detectron2.utils.logger import log_first_n
 from fvcore.transforms.transform import Transform
 
 from .reading import IGNORE_LABEL, LabelRule, read_image, read_label, require_format
@@ -139,7 +141,27 @@ def test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """The image's own size, or its shorter side resized to ``INPUT.MIN_SIZE_TEST``."""
     if cfg.INPUT.MIN_SIZE_TEST <= 0:
         return []
-    return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
+    return [ResizeForTest(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
+
+
+class ResizeForTest(T.ResizeShortestEdge):
+    """Detectron2's, which says so, once, where the longer side keeps the shorter one below what was asked
+    for."""
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        height, width = image.shape[:2]
+        shorter, longer = min(height, width), max(height, width)
+        # With both alike it is the longer side that is chosen.
+        wanted = self.short_edge_length[0]
+        if wanted < self.max_size and longer * wanted > self.max_size * shorter:
+            log_first_n(
+                logging.WARNING,
+                f"images of {height} x {width} (height x width) are tested with a shorter side of "
+                f"{round(shorter * self.max_size / longer)} pixels, not INPUT.MIN_SIZE_TEST "
+                f"{wanted}: INPUT.MAX_SIZE_TEST is {self.max_size}",
+                key="caller",
+            )
+        return super().get_transform(image)
 
 
 class _PixelTransform(Transform):

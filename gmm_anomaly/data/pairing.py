@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 COMMON_VARIABLE = "DETECTRON2_DATASETS"
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm")
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+# How names begin of what systems and programs keep beside a user's files, .ipynb_checkpoints and ._image.png
+# among them.
+HIDDEN = (".", "@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE", "__MACOSX")
 LABEL_EXTENSIONS = (".png",)
 
 Record = dict[str, Any]
@@ -74,7 +77,8 @@ def list_files(
     exclude: Container[Path] = (),
 ) -> dict[str, Path]:
     """Files of ``folder`` by key: their path in the folder without ``suffix`` and extension, sorted. Links
-    are followed; files whose stems lack the suffix, and those to ``exclude``, are passed over.
+    are followed; files and folders that are ``HIDDEN``, files whose stems lack the suffix, and those to
+    ``exclude`` are passed over.
 
     Raises:
         LayoutError: no such folder, or two files with the same key.
@@ -83,19 +87,23 @@ def list_files(
         raise LayoutError(f"there is no folder {folder}")
     found: dict[str, Path] = {}
     for current, folders, names in os.walk(folder, followlinks=True):
-        if not recursive:
-            folders.clear()
+        folders[:] = [name for name in folders if recursive and not name.startswith(HIDDEN)]
         for name in names:
             stem, extension = os.path.splitext(name)
             path = Path(current, name)
             wanted = extension.lower() in extensions and stem.endswith(suffix) and path not in exclude
-            if name.startswith(".") or not wanted:
+            if name.startswith(HIDDEN) or not wanted:
                 continue
             key = (path.parent.relative_to(folder) / stem.removesuffix(suffix)).as_posix()
             if key in found:
                 raise LayoutError(f"two files stand for one frame: {found[key]} and {path}; remove one")
             found[key] = path
     return dict(sorted(found.items()))
+
+
+def is_hidden(path: Path, given: str | Path) -> bool:
+    """Whether a path has ``HIDDEN`` parts beyond those of the folder or pattern that led to it."""
+    return any(part.startswith(HIDDEN) and part not in Path(given).parts for part in path.parts)
 
 
 def pair(
@@ -119,7 +127,7 @@ def pair(
         labels, every_image_labelled = {}, False
     unlabelled = [path for key, path in images.items() if key not in labels]
     if unlabelled and every_image_labelled:
-        raise LayoutError(f"{_named(unlabelled, 'image')} without a label of the same name")
+        raise LayoutError(f"{_named(unlabelled, 'image')} without a label PNG of the same name")
     orphans = [path for key, path in labels.items() if key not in images]
     if orphans:
         raise LayoutError(f"{_named(orphans, 'label')} without an image of the same name")
@@ -193,8 +201,8 @@ class FolderPairs:
 def listed_pairs(path: Path) -> list[Record]:
     """Records of a list file (.odgt): one JSON list, or one JSON object a line, of ``fpath_img`` and
     ``fpath_segm`` relative to its folder. The last folder and the stem make a frame's name."""
-    text = path.read_text().strip()
     try:
+        text = path.read_text(encoding="utf-8-sig").strip()
         lines = ",".join(filter(str.strip, text.splitlines()))
         entries = json.loads(text if text.startswith("[") else f"[{lines}]")
         pairs = [(path.parent / entry["fpath_img"], path.parent / entry["fpath_segm"]) for entry in entries]

@@ -169,11 +169,12 @@ def read_raw_label(path: str | Path) -> np.ndarray:
             depth = file.read(25)[24] if image.format == "PNG" else 0
         turn, wide = _orientation(image), _is_16_bits(image)
     found = f"{image.format} of mode {image.mode}, {depth} bits"
+    hint = "; are its colours classes, or is it the image itself?" if image.mode == "RGB" else ""
     # Pillow stretches the values of 1-, 2- and 4-bit grey images over 0 .. 255.
     if not depth or not (wide or image.mode == "P" or (image.mode == "L" and depth == 8)):
         raise ValueError(
             f"{path}: a label must be a PNG of one 8-bit channel whose pixels are label values (mode L, or P "
-            f"with a palette); found {found}"
+            f"with a palette); found {found}{hint}"
         )
     if turn != 1:
         raise ValueError(

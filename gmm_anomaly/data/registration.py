@@ -6,6 +6,7 @@ import difflib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ PairFiles = Callable[[Path, "Path | None"], Iterable["tuple[str | Path, str | Pa
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Everything that a registration says; nothing on disk is touched until the catalog entry is got.
+    """What a registration says; nothing on disk is touched until the catalog entry is got.
 
     Args:
         name: key in Detectron2's catalogs.
@@ -43,7 +44,7 @@ class DatasetSpec:
     layout: Callable[[Path], list[Record]]
     root: DataRoot | None
     classes: tuple[str, ...] = ()
-    colors: tuple[tuple[int, int, int], ...] | None = None
+    colors: tuple[tuple[int, ...], ...] | None = None
     label_map: tuple[tuple[int, int], ...] | None = None
     expected_count: int | None = None
     protocol: str = "pooled"
@@ -59,7 +60,7 @@ class DatasetSpec:
         if self.classes:
             values["stuff_classes"] = list(self.classes)
         if self.colors is not None:
-            values["stuff_colors"] = [list(color) for color in self.colors]
+            values["stuff_colors"] = [list(map(int, color)) for color in self.colors]
         return values
 
     def rule(self) -> LabelRule:
@@ -83,12 +84,10 @@ def register(spec: DatasetSpec, *, overwrite: bool = False) -> None:
     The same registration twice is no error.
 
     Raises:
-        ValueError: the name is taken by another data set and ``overwrite`` is False, or the spec contradicts
-            itself.
+        ValueError: the name is taken by another data set (without ``overwrite``), or the spec cannot be.
     """
+    _check_classes(spec)
     spec.rule()
-    if spec.colors is not None and len(spec.colors) != len(spec.classes):
-        raise ValueError(f"{spec.name}: {len(spec.classes)} classes, but {len(spec.colors)} colors")
     if _SPECS.get(spec.name) == spec and spec.name in DatasetCatalog:
         return
     if spec.name in DatasetCatalog:
@@ -106,13 +105,25 @@ def register(spec: DatasetSpec, *, overwrite: bool = False) -> None:
     MetadataCatalog.get(spec.name).set(**spec.metadata())
 
 
+def _check_classes(spec: DatasetSpec) -> None:
+    classes, colors = spec.classes, spec.colors
+    if not all(isinstance(name, str) and name.strip() for name in classes):
+        raise ValueError(f"{spec.name}: classes: expected names that are not empty, found {list(classes)!r}")
+    if twice := sorted({name for name in classes if classes.count(name) > 1}):
+        raise ValueError(f"{spec.name}: classes: expected each name once, found {', '.join(twice)} again")
+    if len(classes) != len(classes if colors is None else colors):
+        raise ValueError(f"{spec.name}: {len(classes)} classes, but {len(colors or ())} colors")
+    for color in colors or ():
+        if len(color) != 3 or not all(isinstance(part, Integral) and 0 <= part <= 255 for part in color):
+            raise ValueError(f"{spec.name}: colors: expected whole (R, G, B) from 0 to 255, found {color}")
+
+
 def load_records(spec: DatasetSpec) -> list[Record]:
     """List the frames of a data set; opens no image.
 
     Raises:
         MissingDataError: there is no root folder; says what to download and where to put it.
-        LayoutError: the folder lacks something, an image has no label (or the reverse), or there are no
-            images.
+        LayoutError: the folder lacks something, an image has no label (or the reverse), or none is there.
     """
     root = Path() if spec.root is None else spec.root.path()
     try:
@@ -121,9 +132,11 @@ def load_records(spec: DatasetSpec) -> list[Record]:
         records = spec.layout(root)
         if not records:
             raise LayoutError(f"no images in {root}")
-        different = len({record["image_id"] for record in records})
-        if different != len(records):
-            raise LayoutError(f"{len(records)} frames, but only {different} different names")
+        named: dict[str, Record] = {}
+        for one in records:
+            if (other := named.setdefault(one["image_id"], one)) is not one:
+                files = f"{other['file_name']} and {one['file_name']}"
+                raise LayoutError(f"{files} have one name, {one['image_id']!r}")
     except (LayoutError, MissingDataError) as error:
         raise type(error)(f"{spec.name}: {error}. {spec.hint()}".strip()) from None
     return records
@@ -135,8 +148,7 @@ def registered_specs() -> dict[str, DatasetSpec]:
 
 
 def get_records(name: str) -> list[Record]:
-    """Records of a data set in Detectron2's catalog, whoever registered it; a number of frames other than the
-    complete data set's is a warning, once.
+    """Records of a data set in Detectron2's catalog; another number than the complete set's is a warning.
 
     Raises:
         ValueError: no data set of this name, or one without images. Others as ``load_records``.
@@ -158,7 +170,10 @@ def require_known(name: str) -> None:
         return
     close = difflib.get_close_matches(name, list(DatasetCatalog), n=1)
     guess = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"unknown data set {name!r}.{guess} Known data sets: {', '.join(_SPECS)}")
+    raise ValueError(
+        f"unknown data set {name!r}.{guess} Data sets of your own are known where the file that registers "
+        f"them is given (--register FILE.py). Known data sets: {', '.join(_SPECS)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -205,7 +220,7 @@ def register_segmentation_dataset(
 
     Args:
         name: name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
-        image_root: folder of the images (png, jpg, webp, bmp, ppm; subfolders are looked into).
+        image_root: folder of the images (png, jpg, webp, bmp, ppm, tif; subfolders are looked into).
         label_root: folder of the label PNGs: single-channel, 8 bits, of the images' relative paths and stems.
             None: there are none, the images can be predicted only.
         classes: names of the train ids 0, 1, ...
@@ -219,10 +234,12 @@ def register_segmentation_dataset(
         overwrite: replace a data set of the same name.
 
     Raises:
-        ValueError: the name is taken by another data set, or ``label_map`` or ``colors`` do not fit the
-            classes.
+        ValueError: the name is taken by another data set, ``classes`` are no names, each once, or
+            ``label_map`` or ``colors`` do not fit them.
     """
-    rgb = None if colors is None else tuple((int(r), int(g), int(b)) for r, g, b in colors)
+    if isinstance(classes, str) or not isinstance(classes, Sequence) or not classes:
+        raise ValueError(f"{name}: classes: expected a list of names such as ['road'], found {classes!r}")
+    rgb = None if colors is None else tuple(map(tuple, colors))
     _register_own(
         name, CLOSED_SET, image_root, label_root, image_suffix, label_suffix, pair_files, label_map,
         overwrite=overwrite, classes=tuple(classes), colors=rgb, expected_count=expected_count,
@@ -274,6 +291,8 @@ def _register_own(
     label_suffix: str, pair_files: PairFiles | None, label_map: Mapping[int, int] | None, *, overwrite: bool,
     **more: Any,
 ) -> None:  # fmt: skip
+    if not isinstance(label_map, Mapping | None):
+        raise ValueError(f"{name}: label_map: expected {{raw value: target}}, found {label_map!r}")
     labels = None if label_root is None else str(label_root)
     layout = _OwnLayout(labels, image_suffix, label_suffix, pair_files)
     pairs = None if label_map is None else tuple(sorted(label_map.items(), key=str))

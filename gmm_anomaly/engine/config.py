@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +16,10 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from gmm_anomaly.compat import add_upstream_keys
-from gmm_anomaly.config import add_gmm_anomaly_config
+from gmm_anomaly.config import RELEASED, add_gmm_anomaly_config, with_rules
 from gmm_anomaly.data import check_num_classes, configure_synthetic
-from gmm_anomaly.evaluation.anomaly import check_component_track
 from gmm_anomaly.modeling.norm import usable_norm
-from gmm_anomaly.modeling.registry import look_up
+from gmm_anomaly.modeling.registry import CLASSIFIER_REGISTRY, look_up
 from gmm_anomaly.modeling.scoring import score_names
 from gmm_anomaly.repository_files import BUNDLED, BUNDLED_FILE, find_config
 from gmm_anomaly.scores import (
@@ -31,7 +31,8 @@ from gmm_anomaly.scores import (
     get_scores,
 )
 
-from .evaluation import check_postprocesses
+from .evaluation import check_expected_results, check_postprocesses
+from .values import check_values, unread
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,11 @@ IGNORED = (
     "MODEL.ANCHOR_GENERATOR.", "MODEL.RPN.", "MODEL.ROI_", "MODEL.RETINANET.", "MODEL.SEM_SEG_HEAD.",
     "MODEL.PANOPTIC_FPN.", "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MASK_FORMAT",
     "DATASETS.PROPOSAL_", "DATASETS.PRECOMPUTED_", "DATALOADER.REPEAT_", "DATALOADER.FILTER_EMPTY_",
-    "TEST.EXPECTED_RESULTS", "TEST.KEYPOINT_", "TEST.DETECTIONS_PER_IMAGE", "TEST.AUG.MIN_SIZES",
-    "TEST.AUG.MAX_SIZE", "TEST.PRECISE_BN.", "VIS_PERIOD",
+    "TEST.KEYPOINT_", "TEST.DETECTIONS_PER_IMAGE", "TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE",
+    "TEST.PRECISE_BN.", "VIS_PERIOD", "GLOBAL.HACK",
 )  # fmt: skip
+# Keys that are paths; "~" is the home folder.
+PATHS = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.BACKBONE.WEIGHTS", "MODEL.MASK2FORMER.WEIGHTS")
 
 
 class _Loader(yaml.SafeLoader):
@@ -75,11 +78,29 @@ def read_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNode
             defaults.
 
     Raises:
-        ConfigError: what does not fit the keys. FileNotFoundError: no such config file, or ``_BASE_``.
+        ConfigError: what does not fit the keys, or ``MODEL.GMM.RULES``. FileNotFoundError: no such config
+            file, or ``_BASE_``.
     """
+    cfg = _merged(config_file, overrides, {})
+    if cfg.MODEL.GMM.RULES == "released":
+        # From its values on, so that a key that asks for a default of ours contradicts it too.
+        cfg = _merged(config_file, overrides, RELEASED)
+        found = dict(_items(cfg))
+        for key, value in RELEASED.items():
+            if found[key] != value:
+                raise ConfigError(
+                    f"{key}: MODEL.GMM.RULES released asks for {value!r}, found {found[key]!r}; leave one of "
+                    "the two keys out"
+                )
+    return cfg
+
+
+def _merged(config_file: str, overrides: Sequence[Any], defaults: Mapping[str, Any]) -> CfgNode:
     cfg = get_cfg()
     add_gmm_anomaly_config(cfg)
     add_upstream_keys(cfg)
+    for key, value in defaults.items():
+        _merge_value(cfg, key, value)
     pairs = list(overrides)
     if len(pairs) % 2:
         raise ConfigError(f"expected KEY VALUE pairs, found the key {str(pairs[-1])!r} without a value")
@@ -90,6 +111,10 @@ def read_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNode
         _merge_file(cfg, find_config(config_file), ())
     for key, value in given:
         _merge_value(cfg, key, value)
+    for key in PATHS:
+        section, _, name = key.rpartition(".")
+        node = dict(_items(cfg))[section] if section else cfg
+        node[name] = os.path.expanduser(node[name])
     if cfg.MODEL.WEIGHTS == BUNDLED:
         cfg.MODEL.WEIGHTS = str(BUNDLED_FILE)
     return cfg
@@ -108,24 +133,35 @@ def build_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNod
         FileNotFoundError: no such config file.
     """
     cfg = read_config(config_file, overrides)
+    values = _values(cfg)
+    check_values(values)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %r, but there is no GPU: using the CPU", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
     for node in (cfg.MODEL.DECODER, cfg.MODEL.RESNETS):
         node.NORM = usable_norm(node.NORM, cfg.MODEL.DEVICE)
-    defaults = dict(_items(get_cfg()))
-    ignored = [
-        key
-        for key, value in _items(cfg)
-        if key.startswith(IGNORED) and not isinstance(value, CfgNode) and value != defaults.get(key, value)
-    ]
-    if ignored:
-        logger.warning("Keys of Detectron2 that have no effect here: %s", ", ".join(ignored))
-    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
+    _warn_of_unread(values, overrides[::2])
     configure_synthetic(cfg)
     _check(cfg)
     cfg.freeze()
     return cfg
+
+
+def _warn_of_unread(values: Mapping[str, Any], typed: Sequence[Any]) -> None:
+    """Name keys that were set and have no effect: of Detectron2's keys any, of the project's own those of the
+    command line, for config files share them with twins that read them."""
+    upstream, defaults, named = _values(get_cfg()), _values(read_config()), []
+    # Tuples in tuples are lists in a file.
+    plain = {key: json.dumps(value) for key, value in defaults.items()}
+    for key in [key for key, value in values.items() if json.dumps(value) != plain.get(key)]:
+        why = unread(key, values) if key in upstream or key in typed else ""
+        # The installed Detectron2 may be older than the key, see `add_upstream_keys`.
+        if key.startswith(IGNORED) or key == "FLOAT32_PRECISION" and key not in upstream:
+            named.append(key)
+        elif why:
+            named.append(f"{key} ({why})")
+    if named:
+        logger.warning("Keys that have no effect here: %s", ", ".join(named))
 
 
 def with_weights(cfg: CfgNode, path: str | Path) -> CfgNode:
@@ -138,7 +174,14 @@ def with_weights(cfg: CfgNode, path: str | Path) -> CfgNode:
 
 
 def _check(cfg: CfgNode) -> None:
-    look_up(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
+    with_rules(cfg)
+    architecture = look_up(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
+    if architecture.__module__.startswith("detectron2."):
+        raise ValueError(
+            'MODEL.META_ARCHITECTURE: expected "AnomalySegmentor" or "MaskAnomalySegmentor", found '
+            f"{cfg.MODEL.META_ARCHITECTURE!r}, which gives no anomaly scores"
+        )
+    look_up(CLASSIFIER_REGISTRY, cfg.MODEL.CLASSIFIER.NAME, "MODEL.CLASSIFIER.NAME")
     # Before hours of training, not after them.
     given = {LOGITS}
     if cfg.MODEL.META_ARCHITECTURE == "MaskAnomalySegmentor":
@@ -155,8 +198,8 @@ def _check(cfg: CfgNode) -> None:
             given.add(FEATURE_DISTANCE)
     get_scores(score_names(cfg), given=given)
     check_postprocesses(cfg)
-    check_component_track(cfg.TEST.COMPONENT_TRACK)
     check_num_classes(cfg)
+    check_expected_results(cfg)
 
 
 def _merge_file(cfg: CfgNode, file: Path, inheriting: tuple[Path, ...]) -> None:
@@ -246,3 +289,8 @@ def _items(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield f"{prefix}{name}", value
         if isinstance(value, CfgNode):
             yield from _items(value, f"{prefix}{name}.")
+
+
+def _values(cfg: CfgNode) -> dict[str, Any]:
+    """The values of all keys, by their dotted names."""
+    return {key: value for key, value in _items(cfg) if not isinstance(value, CfgNode)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
 
@@ -18,6 +20,7 @@ from gmm_anomaly.data import build_test_loader
 from gmm_anomaly.data.registration import require_known
 from gmm_anomaly.evaluation import AnomalyEvaluator, ClosedSetEvaluator, format_results, write_results
 from gmm_anomaly.evaluation.records import EVALUATOR_TYPES
+from gmm_anomaly.evaluation.results import UNITS
 from gmm_anomaly.modeling.norm import share_statistics
 from gmm_anomaly.modeling.scoring import score_names
 from gmm_anomaly.postprocess import chain_name, get_postprocesses
@@ -44,6 +47,40 @@ def check_postprocesses(cfg: CfgNode) -> None:
         if isinstance(chain, str):
             raise ValueError(f"{key}: expected a list of post-processes, found {chain!r}")
         get_postprocesses(chain, key=key)
+
+
+def check_expected_results(cfg: CfgNode) -> None:
+    """Raise ValueError for a task of ``TEST.EXPECTED_RESULTS`` that no evaluation of the config gives."""
+    datasets = cfg.DATASETS.TEST
+    for task, *_ in cfg.TEST.EXPECTED_RESULTS:
+        first, _, rest = task.partition("/")
+        kind = rest.partition("/")[0] if first in datasets else first if len(datasets) == 1 else ""
+        if kind not in UNITS:
+            raise ValueError(
+                "TEST.EXPECTED_RESULTS: expected a task as in results.json, DATA_SET/TASK with a data set of "
+                f"DATASETS.TEST ({', '.join(datasets) or 'which is empty'}) and {', '.join(UNITS)}, or TASK "
+                f"alone where there is one data set; found {task!r}"
+            )
+
+
+def verify_expected_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
+    """Compare an evaluation with ``TEST.EXPECTED_RESULTS``, as Detectron2's ``verify_results``.
+
+    Args:
+        results: as :func:`evaluate` returns them; empty on the ranks that have none.
+
+    Raises:
+        ValueError: a number that is not there, or is further off than its tolerance; names all of them.
+    """
+    found = flatten_results_dict(results) if results else {}
+    wrong = []
+    for task, metric, number, tolerance in cfg.TEST.EXPECTED_RESULTS if results else ():
+        name = task if task.partition("/")[0] in results else f"{next(iter(results))}/{task}"
+        actual = found.get(f"{name}/{metric}", "none")
+        if isinstance(actual, str) or not abs(actual - number) <= tolerance:
+            wrong.append(f"{name}/{metric} is {actual}, expected {number} +- {tolerance}")
+    if wrong:
+        raise ValueError(f"TEST.EXPECTED_RESULTS: {'; '.join(wrong)}")
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -92,5 +129,6 @@ def evaluate(cfg: CfgNode, model: nn.Module, *, iteration: int | None = None) ->
     if results:
         logger.info("Results\n%s", format_results(results))
         write_results(results, cfg.OUTPUT_DIR, iteration=iteration, weights=cfg.MODEL.WEIGHTS)
-        logger.info("Results are in %s", Path(cfg.OUTPUT_DIR) / "results.json")
+        path = Path(cfg.OUTPUT_DIR) / "results.json"
+        logger.info("Results are in %s; weights: %s", path, cfg.MODEL.WEIGHTS or "not saved")
     return results

@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from gmm_anomaly.data.mapper import test_augmentations
-from gmm_anomaly.data.pairing import IMAGE_EXTENSIONS
+from gmm_anomaly.data.pairing import IMAGE_EXTENSIONS, is_hidden
 from gmm_anomaly.data.reading import read_image
 
 from .config import build_config
@@ -45,14 +45,16 @@ def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
     files = [
         path
         for path in sorted(Path(folder).rglob("*"))
-        if path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_EXTENSIONS and not is_hidden(path, folder)
     ]
     if not files:
         raise FileNotFoundError(f"{folder}: no images in this folder ({', '.join(IMAGE_EXTENSIONS)})")
     return files
 
 
-def fit_detector(cfg: CfgNode, frames: Iterable[Path | np.ndarray]) -> nn.Module:
+def fit_detector(
+    cfg: CfgNode, frames: Iterable[Path | np.ndarray], left_out: list[str] | None = None
+) -> nn.Module:
     """Build a config's model and fit its distances to frames of what is normal. Collective.
 
     Frames are seen once, at the size that test images are seen at; memory does not grow with their number. A
@@ -62,6 +64,7 @@ def fit_detector(cfg: CfgNode, frames: Iterable[Path | np.ndarray]) -> nn.Module
     Args:
         cfg: with ``MODEL.CLASSIFIER.NAME`` "none", such as that of ``CONFIG``.
         frames: files, or (H, W, 3) uint8 RGB arrays, of any sizes. Two are enough.
+        left_out: gets what was wrong with files that cannot be read.
 
     Returns:
         The model, in evaluation mode.
@@ -77,11 +80,13 @@ def fit_detector(cfg: CfgNode, frames: Iterable[Path | np.ndarray]) -> nn.Module
             "train --fit-feature-distance`"
         )
     model = build_model(cfg).eval()
-    fit_distances(model, _items(cfg, frames), CELLS_PER_FRAME)
+    fit_distances(model, _items(cfg, frames, [] if left_out is None else left_out), CELLS_PER_FRAME)
     return model
 
 
-def _items(cfg: CfgNode, frames: Iterable[Path | np.ndarray]) -> Iterator[dict[str, Any]]:
+def _items(
+    cfg: CfgNode, frames: Iterable[Path | np.ndarray], left_out: list[str]
+) -> Iterator[dict[str, Any]]:
     resize = T.AugmentationList(test_augmentations(cfg))
     count = len(frames) if isinstance(frames, Sized) else None
     used = index = 0
@@ -98,6 +103,7 @@ def _items(cfg: CfgNode, frames: Iterable[Path | np.ndarray]) -> Iterator[dict[s
             resize(inputs)
         except (OSError, ValueError) as error:
             logger.warning("Left out: %s", error)
+            left_out.append(str(error))
             continue
         pixels = torch.from_numpy(np.array(inputs.image.transpose(2, 0, 1), order="C"))
         # All of it is known.
@@ -111,14 +117,17 @@ def _items(cfg: CfgNode, frames: Iterable[Path | np.ndarray]) -> Iterator[dict[s
         raise ValueError(f"no frame to fit the detector to: none of {index} could be read")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Fit what the arguments say (see ``gmm_anomaly.verbs``) and write the detector's file."""
+def run(args: argparse.Namespace) -> int:
+    """Fit what the arguments say (see ``gmm_anomaly.verbs``) and write the detector's file; the exit status
+    is 1 if a frame could not be read."""
+    left_out: list[str] = []
     device = ["MODEL.DEVICE", args.device] if args.device else []
     cfg = build_config(args.config_file, [*device, *args.opts])
     files = frame_files(args.folder)
-    model = fit_detector(cfg, files)
+    model = fit_detector(cfg, files, left_out)
     save_model(cfg, model, args.out)
     print(
         f"{args.out}: a detector fitted to {args.folder}. Next: gmm-anomaly predict IMAGE --weights "
         f"{args.out} --out DIR"
     )
+    return 1 if left_out else 0

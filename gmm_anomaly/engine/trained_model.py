@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,17 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from gmm_anomaly.data.atomic import replacing
+from gmm_anomaly.modeling.scoring import score_names
+from gmm_anomaly.postprocess import chain_name
 
-from .checkpoint import DISTANCES, GUIDE, Checkpointer
-from .config import with_weights
-from .weights import load_weight_file
+from .belonging import BELONGS_TO, belongings
+from .checkpoint import DISTANCES, GUIDE, TAG, Checkpointer
+from .config import read_config, with_weights
+from .weights import load_weight_file, own_state
 
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"
 MIXTURES, MEANS = "classifier.bank.", "classifier.bank.means"
 SOFTMAX, SOFTMAX_WEIGHT, SOFTMAX_BIAS = (f"classifier.predictor.{part}" for part in ("", "weight", "bias"))
 
@@ -40,6 +48,45 @@ def inference_config(cfg: CfgNode) -> CfgNode:
     light.MODEL.GMM.SAVE_MEMORY = False
     light.freeze()
     return light
+
+
+def first_score(cfg: CfgNode) -> str:
+    """The score to predict with where none is named: the config's first, with its post-processes."""
+    return chain_name(score_names(cfg)[0], cfg.TEST.POSTPROCESS)
+
+
+def with_run_weights(cfg: CfgNode, config_file: str, overrides: Sequence[Any]) -> CfgNode:
+    """The config of a command that makes use of a trained model: what a run started from never stands in for
+    what it made.
+
+    Args:
+        cfg: of ``config_file``. overrides: ``KEY VALUE`` pairs of the command.
+
+    Returns:
+        A config with ``MODEL.WEIGHTS`` as it is, if that is among the overrides or in the folder of the
+        config; for a run's config.yaml otherwise that run's last checkpoint that is whole.
+
+    Raises:
+        ValueError: the run in ``OUTPUT_DIR`` started from these weights, so that they may not be meant.
+    """
+    if "MODEL.WEIGHTS" in overrides[::2]:
+        return cfg
+    folder, file, output = Path(config_file).parent, Path(cfg.MODEL.WEIGHTS), Path(cfg.OUTPUT_DIR)
+    if Path(config_file).name == CONFIG and (folder / TAG).is_file():
+        if file.is_file() and file.resolve().parent == folder.resolve():
+            return cfg
+        last = Checkpointer(nn.Identity(), str(folder)).get_checkpoint_file()
+        if cfg.MODEL.WEIGHTS:
+            logger.warning("MODEL.WEIGHTS %s is what a run started from; its last checkpoint is used", file)
+        return with_weights(cfg, last)
+    if cfg.MODEL.WEIGHTS and (output / TAG).is_file() and (output / CONFIG).is_file():
+        if read_config(str(output / CONFIG)).MODEL.WEIGHTS == cfg.MODEL.WEIGHTS:
+            raise ValueError(
+                f"MODEL.WEIGHTS: the run in {output} (OUTPUT_DIR) started from {file}; add the weights that "
+                f"are meant to the command: MODEL.WEIGHTS {output / (output / TAG).read_text().strip()}, or "
+                f"MODEL.WEIGHTS {file}"
+            )
+    return cfg
 
 
 def save_model(
@@ -66,8 +113,9 @@ def save_model(
     }
     # The file may be moved: whoever uses it names it.
     config = with_weights(inference_config(cfg), "").dump()
+    content = {"model": state, "config": config, "threshold": threshold, BELONGS_TO: belongings(cfg)}
     with replacing(Path(path)) as temporary:
-        torch.save({"model": state, "config": config, "threshold": threshold}, temporary)
+        torch.save(content, temporary)
 
 
 def trained_classifier(path: str) -> tuple[str, int]:
@@ -81,7 +129,7 @@ def trained_classifier(path: str) -> tuple[str, int]:
     if not path:
         raise ValueError("MODEL.WEIGHTS: --fit-mixture needs a trained network; add MODEL.WEIGHTS FILE")
     content = load_weight_file(PathManager.get_local_path(path))
-    state = content.get("model", content) if isinstance(content, dict) else {}
+    state = own_state(content, (MEANS, SOFTMAX_WEIGHT), path) or {}
     if MEANS in state:
         return "gmm", len(state[MEANS])
     if SOFTMAX_WEIGHT in state:
@@ -122,6 +170,11 @@ def fitting_config(cfg: CfgNode) -> CfgNode:
     fitted.MODEL.CLASSIFIER.NAME = "gmm"
     keys = fitted.MODEL.GMM
     if name != "gmm":
+        if keys.RULES == "released":
+            raise ValueError(
+                'MODEL.GMM.RULES: expected "ours", found "released", whose projection would have to be '
+                f"trained: {cfg.MODEL.WEIGHTS} has none"
+            )
         keys.PROJECTION = "none"
     if name == "prototype":
         if keys.LOGITS == "softmax":

@@ -4,8 +4,10 @@ to this project's segmentors (``gmm-anomaly convert``), and checks of what is lo
 from __future__ import annotations
 
 import argparse
+import logging
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,13 +21,18 @@ from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.modeling import AnomalySegmentor
 from gmm_anomaly.modeling.backbones.weight_names import COUNTER
 from gmm_anomaly.modeling.backbones.weights import (
+    AVERAGED,
     load_weight_file,
+    state_dicts,
     tensors_of,
     trust_pickles,
 )
 from gmm_anomaly.modeling.classifiers.gmm import GMMClassifier
 
+from .belonging import BELONGS_TO, belongings
 from .weight_names import renamed
+
+logger = logging.getLogger(__name__)
 
 # Tensors that need no place: what is computed from the architecture, counters, and leftovers of the released
 # head (its base class has a linear classifier that nothing uses).
@@ -117,13 +124,43 @@ def _notes(model: nn.Module, result: Conversion) -> list[str]:
             "MODEL.TIMM.OUTPUT_STRIDE 8)"
         )
     if any(name.startswith("classifier.project.") for name in result.lacking):
-        notes.append("the released head's projection is MODEL.GMM.PROJECTION released")
+        notes.append("the released head's projection is MODEL.GMM.PROJECTION released, or RULES released")
     if any(name.startswith("classifier.guide.") for name in result.lacking):
         notes.append(
             "the released head has no softmax classifier beside it: MODEL.GMM.WARM_START False, or "
             "--allow-missing classifier.guide."
         )
     return notes
+
+
+def own_state(loaded: Any, own: Collection[str], source: str) -> dict[str, Any] | None:
+    """The state dict in what a file held that fits best: trainers put it into entries, averaged copies beside
+    it, and wrappers something in front of all names. The log says what was taken where that is not plain.
+
+    Args:
+        own: names of the model's tensors. source: the file, for messages.
+
+    Returns:
+        Tensors or arrays by the model's names and whatever else stands there; None if no name fits.
+    """
+    fits: list[tuple[int, str, str, dict[str, Any]]] = []
+    for path, state in state_dicts(loaded):
+        prefixes: Counter[str] = Counter()
+        for name in state:
+            parts = name.split(".")
+            ends = (place for place in range(len(parts)) if ".".join(parts[place:]) in own)
+            prefixes.update(".".join([*parts[:place], ""]) for place in ends)
+        # A plain name before a wrapped one, an averaged copy last.
+        ordered = sorted(prefixes, key=lambda prefix: (bool(AVERAGED.search(prefix)), len(prefix)))
+        fits += [(prefixes[prefix], path, prefix, state) for prefix in ordered]
+    if not fits:
+        return None
+    most, path, prefix, state = max(fits, key=lambda fit: fit[0])
+    taken, *others = ("/".join(filter(None, (p, f"{q}*"))) for n, p, q, _ in fits if n == most)
+    if path not in ("", "model") or prefix not in ("", "module.") or others:
+        beside = f"; those of {', '.join(others)} are not used" if others else ""
+        logger.warning("MODEL.WEIGHTS: the tensors of %s in %s are taken%s", taken, source, beside)
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
 
 
 def check_own_names(model: nn.Module, checkpoint: dict[str, Any], source: str) -> None:
@@ -136,12 +173,13 @@ def check_own_names(model: nn.Module, checkpoint: dict[str, Any], source: str) -
         ValueError: none of its names is one of the model, and Detectron2 is not to match them.
     """
     own, names = model.state_dict(), checkpoint["model"]
-    if checkpoint.get("matching_heuristics") or any(name.removeprefix("module.") in own for name in names):
+    if checkpoint.get("matching_heuristics") or any(name in own for name in names):
         return
     raise ValueError(
-        f"MODEL.WEIGHTS: nothing in {source} has a place in the {type(model).__name__}. Weights of a "
-        "backbone alone are MODEL.BACKBONE.WEIGHTS; a checkpoint of MMSegmentation is converted by "
-        f"gmm-anomaly convert --config-file CONFIG {source} OUTPUT.pth"
+        f"MODEL.WEIGHTS: nothing in {source} has a place in the {type(model).__name__}, its tensors are "
+        f"called {', '.join([*map(str, names)][:3])}, ... Weights of a backbone alone are "
+        "MODEL.BACKBONE.WEIGHTS; a checkpoint of MMSegmentation is converted by gmm-anomaly convert "
+        f"--config-file CONFIG {source} OUTPUT.pth"
     )
 
 
@@ -175,10 +213,13 @@ def run(args: argparse.Namespace) -> None:
         ValueError: tensors of the model that the input does not fill; nothing is written.
     """
     trust_pickles(args.trust_pickle)
+    if args.output.exists() and args.output.samefile(args.input):
+        raise ValueError(f"OUTPUT: {args.output} is INPUT itself, which would be lost; give another name")
     if "" in args.allow_missing:
         raise ValueError('--allow-missing: expected the beginning of names, found ""')
     source = tensors_of(load_weight_file(args.input, "INPUT"), args.input, "INPUT")
-    model = build_model(_config(args.config_file, args.opts))
+    cfg = _config(args.config_file, args.opts)
+    model = build_model(cfg)
     result = convert(model, source)
     print(report(model, result))
     lacking = [name for name in result.lacking if not name.startswith(tuple(args.allow_missing))]
@@ -189,7 +230,7 @@ def run(args: argparse.Namespace) -> None:
             "architecture, or --allow-missing PREFIX for what may stay as it is initialised"
         )
     with replacing(args.output) as temporary:
-        torch.save({"model": result.tensors}, temporary)
+        torch.save({"model": result.tensors, BELONGS_TO: belongings(cfg)}, temporary)
     print(f"written to {args.output}")
 
 

@@ -19,16 +19,16 @@ import numpy as np
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 from torch import Tensor, nn
 
 from gmm_anomaly.data import build_test_loader
 from gmm_anomaly.data.atomic import replacing
-from gmm_anomaly.data.reading import CLOSED_SET, IGNORE_LABEL
+from gmm_anomaly.data.build import closed_set
+from gmm_anomaly.data.reading import IGNORE_LABEL
 
 from .command import load_model, model_config
-from .records import EVALUATOR_TYPES, EvaluatedRecords
+from .records import EvaluatedRecords
 
 # Maskomaly's rule: masks above 0.9 count, queries with a mean IoU of at least 0.25 are taken.
 MASK_THRESHOLD = 0.9
@@ -119,10 +119,9 @@ def query_table(overlap: QueryOverlap, taken: Sequence[int], class_names: Sequen
 
 def known_class_names(cfg: CfgNode, labels: Mapping[int, str]) -> list[str]:
     """Names of the known classes: a closed set's of ``DATASETS``, else ``labels``, the weights' own."""
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        metadata = MetadataCatalog.get(name)
-        if metadata.get("evaluator_type") in EVALUATOR_TYPES[CLOSED_SET]:
-            return list(metadata.stuff_classes)
+    metadata = closed_set(cfg)
+    if metadata is not None:
+        return list(metadata.stuff_classes)
     return [str(labels[index]) for index in sorted(labels)]
 
 
@@ -155,12 +154,12 @@ def search(args: argparse.Namespace, cfg: CfgNode, model: nn.Module, *, road: bo
     """Queries for the anomalies of one data set, or for the road of the other; prints their table."""
     name = args.road_dataset if road else args.dataset
     records = EvaluatedRecords(name, "closed_set" if road else "anomaly")
-    value = 1
+    value, road_class = 1, args.road_class or "road"
     if road:
         classes = list(records.metadata.stuff_classes)
-        if args.road_class not in classes:
-            raise ValueError(f"{name} has no class {args.road_class!r}; its classes are {', '.join(classes)}")
-        value = classes.index(args.road_class)
+        if road_class not in classes:
+            raise ValueError(f"{name} has no class {road_class!r}; its classes are {', '.join(classes)}")
+        value = classes.index(road_class)
     overlap = measure_overlap(
         model,
         build_test_loader(cfg, name),
@@ -169,7 +168,7 @@ def search(args: argparse.Namespace, cfg: CfgNode, model: nn.Module, *, road: bo
         threshold=args.mask_threshold,
     )
     taken = overlap.chosen(minimum_iou=args.minimum_iou, at_least=0 if road else args.at_least)
-    what = args.road_class if road else "anomalies"
+    what = road_class if road else "anomalies"
     print(f"\n{name}: queries by mean IoU with the {what} of {overlap.images} images")
     print(query_table(overlap, taken, known_class_names(cfg, model.network.config.id2label)))
     weak = [query for query in taken if overlap.mean_iou[query] < args.minimum_iou]
@@ -184,6 +183,8 @@ def run(args: argparse.Namespace) -> None:
     """`gmm-anomaly find-queries`."""
     if not 0 < args.mask_threshold < 1:
         raise ValueError(f"--mask-threshold: expected a value between 0 and 1, found {args.mask_threshold:g}")
+    if args.road_class and not args.road_dataset:
+        raise ValueError("--road-class: needs --road-dataset, whose class it is")
     cfg = model_config(args)
     if cfg.MODEL.META_ARCHITECTURE != "MaskAnomalySegmentor":
         raise ValueError(

@@ -14,6 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from gmm_anomaly.data.checking import warn_of_labels
 from gmm_anomaly.data.reading import ANOMALY, CLOSED_SET, read_image, read_label
 from gmm_anomaly.data.registration import get_records
 
@@ -69,6 +70,7 @@ class EvaluatedRecords:
                 f"{dataset_name}: image_id must be unique, found {len(self._by_id)} different ones in "
                 f"{len(self.records)} records"
             )
+        warn_of_labels(dataset_name, self.records)
 
     def __len__(self) -> int:
         return len(self.records)

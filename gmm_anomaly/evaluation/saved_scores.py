@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from gmm_anomaly.data.pairing import is_hidden
+
 from .anomaly import AnomalyEvaluator
 from .files import json_text, save_json
 from .records import EvaluatedRecords
@@ -126,9 +128,8 @@ def match_files(folder: Path, records: EvaluatedRecords, suffix: str) -> list[Pa
         raise FileNotFoundError(f"--scores: there is no folder {folder}")
     by_name: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if hidden or path.suffix.lower() not in SCORE_EXTENSIONS or not path.stem.endswith(suffix):
+        relative, wanted = path.relative_to(folder), path.suffix.lower() in SCORE_EXTENSIONS
+        if is_hidden(path, folder) or not wanted or not path.stem.endswith(suffix):
             continue
         stem = path.stem.removesuffix(suffix)
         for name in {stem, (relative.parent / stem).as_posix().replace("/", "__")}:

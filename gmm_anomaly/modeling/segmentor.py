@@ -17,6 +17,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from gmm_anomaly.config import with_rules
 from gmm_anomaly.gmm import GaussianMixtureBank
 from gmm_anomaly.scores import FEATURE_DISTANCE, LOG_DENSITY, LOGITS, MAX_LOGIT_MOMENTS, PixelOutputs
 
@@ -140,6 +141,7 @@ class AnomalySegmentor(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        cfg = with_rules(cfg)
         if cfg.MODEL.COMPILE:
             check_compiler(cfg.MODEL.DEVICE)
         backbone = build_backbone(cfg)

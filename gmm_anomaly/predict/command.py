@@ -27,7 +27,7 @@ from gmm_anomaly.visualization import robust_range
 
 from .inputs import VideoReader, as_rgb, is_video, list_sources
 from .predictor import AnomalyPredictor
-from .result import Prediction, extremes, save_score_png, write_video
+from .result import MIN_AREA, Prediction, extremes, save_score_png, write_video
 
 # In a log file a line now and then, on a terminal a bar that moves.
 _bar = partial(tqdm, file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30)
@@ -43,11 +43,15 @@ def run(args: argparse.Namespace) -> int:
         argparse.ArgumentError: arguments that contradict each other.
     """
     rate = args.target_fpr
+    marks = args.threshold is not None or args.threshold_file or args.threshold_on
     for wrong, message in (
         (not (args.inputs or args.threshold_on), "nothing to predict: give images, videos or folders"),
         (rate is not None and not args.threshold_on, "--target-fpr needs a data set: --threshold-on DATASET"),
         (rate is not None and not 0 < rate < 1, "--target-fpr: expected a share between 0 and 1"),
-        (args.min_area < 0, "--min-area must be at least 0"),
+        (
+            args.min_area is not None and (args.min_area < 0 or not marks),
+            "--min-area: expected 0 or more, and a threshold",
+        ),
         (args.range and not args.range[0] < args.range[1], "--range: LOW must be below HIGH"),
     ):
         if wrong:
@@ -73,7 +77,7 @@ def predict_sources(args: argparse.Namespace, sources: Sequence[Path]) -> dict[s
     """Predict images and videos as the arguments say; returns what was found, as plain values."""
     predictor = AnomalyPredictor.from_config(
         args.config_file, args.weights, score=args.score, device=args.device, half=args.half,
-        min_area=args.min_area, opts=args.opts,
+        min_area=MIN_AREA if args.min_area is None else args.min_area, opts=args.opts,
     )  # fmt: skip
     threshold = _threshold(args, predictor)
     job = Job(args, predictor)
@@ -81,6 +85,7 @@ def predict_sources(args: argparse.Namespace, sources: Sequence[Path]) -> dict[s
     videos = [job.video(path) for path in sources if is_video(path)]
     return {
         "score": predictor.score,
+        "weights": predictor.weights,
         "threshold": threshold,
         "color_range": job.color_range,
         "images": images,
@@ -109,7 +114,7 @@ def _threshold(args: argparse.Namespace, predictor: AnomalyPredictor) -> dict[st
 
 def _report(summary: dict[str, Any], out: Path) -> str:
     """The summary for a person."""
-    lines, threshold = [], summary["threshold"]
+    lines, threshold = [f"weights: {summary['weights']}"], summary["threshold"]
     if threshold and "dataset" in threshold:
         lines.append(
             f"threshold {threshold['value']:.6g}: above it lie {100 * threshold['measured_fpr']:.3g} % of "

@@ -13,15 +13,14 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from gmm_anomaly.data.mapper import test_augmentations
+from gmm_anomaly.engine.belonging import belongings
 from gmm_anomaly.engine.config import build_config
 from gmm_anomaly.engine.fit_detector import (
     CONFIG,
     fit_detector,
     frame_files,
 )
-from gmm_anomaly.engine.trained_model import save_model
-from gmm_anomaly.modeling.scoring import score_names
-from gmm_anomaly.postprocess import chain_name
+from gmm_anomaly.engine.trained_model import first_score, save_model
 
 from .inputs import AnyImage, as_rgb
 from .predictor import AnomalyPredictor
@@ -75,8 +74,11 @@ class AnomalyDetector(AnomalyPredictor):
             frames = (Path(one) if isinstance(one, str | os.PathLike) else as_rgb(one) for one in images)
         model = fit_detector(cfg, frames)
         resize = test_augmentations(cfg)
-        score = chain_name(score_names(cfg)[0], cfg.TEST.POSTPROCESS)
-        detector = cls(model, score, image_format=cfg.INPUT.FORMAT, resize=resize, **options)
+        score = first_score(cfg)
+        detector = cls(
+            model, score, image_format=cfg.INPUT.FORMAT, resize=resize,
+            belongs_to=belongings(cfg, scores=True), **options,
+        )  # fmt: skip
         detector.cfg = cfg
         return detector
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from glob import glob
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gmm_anomaly.data.pairing import IMAGE_EXTENSIONS
+from gmm_anomaly.data.pairing import IMAGE_EXTENSIONS, is_hidden
 from gmm_anomaly.data.reading import IMAGE_FORMATS, read_image, upright_rgb
 
 AnyImage: TypeAlias = "np.ndarray | torch.Tensor | Image.Image | str | os.PathLike[str]"
@@ -22,6 +24,7 @@ VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".m
 COUNTED_EXTENSIONS = (".mp4", ".avi", ".mov", ".m4v")
 # Of videos that do not say.
 DEFAULT_FPS = 25.0
+logger = logging.getLogger(__name__)
 _EXPECTED = "an (H, W, 3) uint8 array, a (3, H, W) uint8 tensor"
 
 
@@ -43,7 +46,7 @@ def as_rgb(image: AnyImage, format: str = "RGB") -> np.ndarray:
     if format not in IMAGE_FORMATS:
         raise ValueError(f"format: expected one of {', '.join(IMAGE_FORMATS)}, found {format!r}")
     if isinstance(image, str | os.PathLike):
-        return read_image({"file_name": os.fspath(image)}, "RGB")
+        return read_image({"file_name": os.path.expanduser(image)}, "RGB")
     if isinstance(image, Image.Image):
         return np.array(upright_rgb(image), order="C")
     array: Any = image
@@ -105,9 +108,14 @@ def list_sources(given: Iterable[str]) -> list[Path]:
         ValueError: two images or two videos of one name, whose results would overwrite each other.
     """
     paths = list(dict.fromkeys(path for entry in given for path in _paths(entry)))
+    videos = {path.stem: path for path in paths if is_video(path)}
     by_name: dict[tuple[str, bool], Path] = {}
     for path in paths:
         other = by_name.setdefault((path.stem, is_video(path)), path)
+        # The scores of a video's frames are numbered.
+        numbered = re.fullmatch(r"(.+)_\d{6,}", path.stem)
+        if numbered and not is_video(path):
+            other = videos.get(numbered[1], other)
         if other is not path:
             raise ValueError(
                 f"{other} and {path} would be written under one name, {path.stem!r}; predict them in two "
@@ -124,13 +132,16 @@ def _paths(entry: str) -> list[Path]:
     path = Path(entry)
     if path.is_file():
         return [path]
-    candidates = path.iterdir() if path.is_dir() else map(Path, glob(entry, recursive=True))
+    candidates = list(path.iterdir()) if path.is_dir() else [*map(Path, glob(entry, recursive=True))]
     extensions = IMAGE_EXTENSIONS + VIDEO_EXTENSIONS
     found = sorted(
         file
         for file in candidates
-        if file.suffix.lower() in extensions and not file.name.startswith(".") and file.is_file()
+        if file.suffix.lower() in extensions and not is_hidden(file, entry) and file.is_file()
     )
+    others = {file.suffix.lower() for file in candidates} & Image.registered_extensions().keys()
+    if others := sorted(others - {*extensions}):
+        logger.warning("%s: files of other kinds are left out: %s", entry, ", ".join(others))
     if not found:
         wrong = "no images or videos in this folder" if path.is_dir() else "no such file or folder"
         raise FileNotFoundError(f"{entry}: {wrong} ({', '.join(extensions)})")

@@ -260,6 +260,13 @@ def write_video(folder: Path, name: str, fps: float, predictions: Iterable[Predi
                 writer.write(picture)
                 frames += 1
             writer.release()
+            # OpenCV is silent about a full disk, and about frames of another size.
+            written = int(cv2.VideoCapture(str(growing)).get(cv2.CAP_PROP_FRAME_COUNT))
+            if written != frames:
+                raise OSError(
+                    f"{video}: {written} of {frames} frames could be written; is there room on the disk, "
+                    "and are all frames of one size?"
+                )
             growing.replace(unfinished)
         finally:
             writer.release()

@@ -76,7 +76,7 @@ def closed(tmp_path, make_pairs, cfg):
     make_pairs(tmp_path / "two", "ef", values=(10, 11, 12))
     for name, label_map in (("one", None), ("two", {10: 0, 11: 1, 12: 2})):
         folders = (tmp_path / name / "images", tmp_path / name / "labels")
-        register_segmentation_dataset(name, *folders, classes="xyz", label_map=label_map)
+        register_segmentation_dataset(name, *folders, classes=list("xyz"), label_map=label_map)
     cfg.DATASETS.TRAIN = ("one", "two")
     cfg.MODEL.CLASSIFIER.NUM_CLASSES = 3
     cfg.SOLVER.IMS_PER_BATCH = 3

@@ -13,14 +13,16 @@ from gmm_anomaly import cli
 from gmm_anomaly.data import register_anomaly_dataset, register_segmentation_dataset
 from gmm_anomaly.data.checking import (
     BAD_FILES,
+    BAD_LABELS,
     MISSING,
     PRESENT,
     WRONG_COUNT,
     WRONG_LAYOUT,
     check_dataset,
     render,
+    warn_of_labels,
 )
-from gmm_anomaly.data.registration import registered_specs
+from gmm_anomaly.data.registration import get_records, registered_specs
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,8 +68,32 @@ def test_only_deep_checks_open_files(mine, save_image):
     assert all(line in render([check]) for line in check.bad_files)
 
 
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ((0, 255), ("an anomaly; 50 % .*{0: 0, 255: 1}", "of another class than a; 50 % .*255: 1}")),
+        ((255,), ("no pixel is labelled; 100 %", "no pixel is labelled; 100 %")),
+        ((0, 1, 255), ("", "")),
+        ((0,), ("an anomaly$", "")),
+    ],
+)
+def test_labels_that_have_the_form_alone(values, found, tmp_path, make_pairs, caplog):
+    make_pairs(tmp_path, "abc", values)
+    folders = (tmp_path / "images", tmp_path / "labels")
+    register_anomaly_dataset("odd", *folders)
+    register_segmentation_dataset("two", *folders, classes=["a", "b"])
+    for name, fault in zip(("odd", "two"), found, strict=True):
+        check = check_dataset(name, deep=True)
+        assert check.state == (BAD_LABELS if fault else PRESENT)
+        assert re.search(fault and f"{name}: of all labels, .*{fault}", check.message)
+        warn_of_labels(name, get_records(name))
+        assert [record.getMessage() for record in caplog.records] == [check.message] * bool(fault)
+        caplog.clear()
+    assert ("two: no label has a pixel of b" == check.message) == (values == (0,))
+
+
 def test_withheld_labels_are_fine(mine):
-    register_segmentation_dataset("secret", mine / "images", None, classes="ab")
+    register_segmentation_dataset("secret", mine / "images", None, classes=list("ab"))
     check = check_dataset("secret", deep=True)
     assert (check.state, check.count, check.labelled) == (PRESENT, 3, 0)
     assert "3 frames, 0 with labels" in render([check])

@@ -133,3 +133,14 @@ def test_what_fails_names_its_image(closed, record, monkeypatch):
     monkeypatch.setattr(mapper, "augmentations", lambda inputs: 1 // 0)
     with pytest.raises(RuntimeError, match=r"images/a.png could not be prepared: ZeroDivisionError"):
         mapper(record)
+
+
+@pytest.mark.parametrize(("most", "size"), [(4096, (1024, 2048)), (1333, (667, 1333)), (1024, (512, 1024))])
+def test_a_longer_side_that_makes_images_smaller_is_named(cfg, most, size, caplog):
+    """Cityscapes' size: Detectron2's limit of 1333 would shrink it; 1024 and 1024 asks for a longer side."""
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 1024, most
+    (resize,) = mapper_module.test_augmentations(cfg)
+    image = np.zeros((1024, 2048, 3), np.uint8)
+    assert resize.get_transform(image).apply_image(image).shape == (*size, 3)
+    found = "shorter side of 666 pixels, not INPUT.MIN_SIZE_TEST 1024: INPUT.MAX_SIZE_TEST is 1333"
+    assert (found in caplog.text) == (most == 1333) == bool(caplog.records)

@@ -95,7 +95,7 @@ def test_pair_files_takes_any_layout(tmp_path):
         get_records("gone")
     twice = [(tmp_path / "a/frame.png", None)] * 2
     register_anomaly_dataset("twice", tmp_path, None, pair_files=lambda *_: twice)
-    with pytest.raises(LayoutError, match="twice: 2 frames, but only 1 different names"):
+    with pytest.raises(LayoutError, match="twice: .*frame.png and .*frame.png have one name, 'a__frame'"):
         get_records("twice")
 
 
@@ -118,7 +118,14 @@ def test_same_name_twice(tmp_path):
         ({"protocol": "mean"}, "protocol must be one of pooled, .*found 'mean'"),
         ({"component_track": "cars"}, "component_track must be 'anomaly', 'obstacle' or None, found 'cars'"),
         ({"label_map": {0: 2}}, "mine: label_map maps 0 to 2"),
-        ({"classes": "ab", "colors": [(0, 0, 0)]}, "2 classes, but 1 colors"),
+        ({"label_map": [(0, 1)]}, "mine: label_map: expected {raw value: target}, found"),
+        ({"classes": ["a", "b"], "colors": [(0, 0, 0)]}, "2 classes, but 1 colors"),
+        ({"classes": ["a"], "colors": [(0.1, 0, 0)]}, r"colors: expected whole .* found \(0.1, 0, 0\)"),
+        ({"classes": "road"}, r"mine: classes: expected a list of names such as \['road'\], found 'road'"),
+        ({"classes": []}, "classes: expected a list of names"),
+        ({"classes": [1, 2]}, r"classes: expected names that are not empty, found \[1, 2\]"),
+        ({"classes": ["a", " "]}, "classes: expected names that are not empty"),
+        ({"classes": ["a", "b", "a"]}, "classes: expected each name once, found a again"),
     ],
 )
 def test_bad_arguments(tmp_path, arguments, message):
@@ -222,7 +229,9 @@ def test_stems_match_whatever_the_extension(tmp_path):
 
 
 def test_suffixes_and_subfolders(tmp_path):
-    images = ("im/x/1_image.png", "im/y/1_image.png", "im/._x.png", "im/z/other.png")
+    images = ("im/x/1_image.png", "im/y/1_image.png", "im/._x_image.png", "im/z/other.png")
+    folders = (".ipynb_checkpoints", "x/@eaDir", ".git/a", "__MACOSX/x")
+    images += tuple(f"im/{folder}/1_image.png" for folder in folders)
     touch(tmp_path, *images, "gt/x/1_gt.png", "gt/x/1_gt_color.png", "gt/y/1_gt.png")
     records = FolderPairs("im", "gt", "_image", "_gt", recursive=True)(tmp_path)
     assert [record["image_id"] for record in records] == ["x__1", "y__1"]

@@ -53,7 +53,9 @@ def test_a_stream_can_begin_at_any_batch_with_any_workers(closed, sampler, worke
 def test_grouped_batches_can_begin_anywhere_too(tmp_path, closed, make_pairs):
     """Without crops batches hold wide or high images alone."""
     make_pairs(tmp_path / "high", "ghi", values=(0, 1, 2), size=(16, 12))
-    register_segmentation_dataset("high", tmp_path / "high/images", tmp_path / "high/labels", classes="xyz")
+    register_segmentation_dataset(
+        "high", tmp_path / "high/images", tmp_path / "high/labels", classes=list("xyz")
+    )
     closed.DATASETS.TRAIN = ("one", "high")
     closed.INPUT.CROP.ENABLED = False
     whole = batches(closed, 8)
@@ -160,8 +162,8 @@ def test_pixel_counts_are_kept(tmp_path, save_image, monkeypatch):
         for index, label in enumerate(labels)
     ]
     reads = []
-    read = build.read_label
-    monkeypatch.setattr(build, "read_label", lambda *args: reads.append(args) or read(*args))
+    read = build.label_counts
+    monkeypatch.setattr(build, "label_counts", lambda *args: reads.append(args) or read(*args))
     rule = LabelRule.build("set", {0: 0, 1: 1, 2: 2, 3: 0, 9: 255}, num_classes=3)
     expected = [[int(np.isin(label, raw).sum()) for raw in ([0, 3], [1], [2])] for label in labels]
     for _ in range(2):

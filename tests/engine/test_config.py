@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.engine import hooks
 from detectron2.modeling import build_model
 from torch import nn
 
 from gmm_anomaly.engine import Checkpointer, Trainer, build_config, inference_config
-from gmm_anomaly.engine.config import ConfigError, read_config
+from gmm_anomaly.engine.config import ConfigError, _values, read_config
+from gmm_anomaly.engine.evaluation import verify_expected_results
 from gmm_anomaly.engine.hooks import CheckpointHook
 from gmm_anomaly.engine.trainer import build_optimizer, build_scheduler
+from gmm_anomaly.engine.values import check_values, rules
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = "synthetic/effnetlite0_deeplabv3plus_gmm.yaml"
@@ -101,22 +105,80 @@ def test_configs_are_found_by_their_names(tmp_path, monkeypatch):
         read_config("synthetic/effnetlite0.yaml")
 
 
-def test_keys_of_detectron2_that_have_no_effect_are_named(caplog):
+def test_keys_that_have_no_effect_are_named(caplog):
+    keys = ["MODEL.RPN.NMS_THRESH", 0.5, "INPUT.MIN_SIZE_TRAIN", (640,), "SOLVER.STEPS", (5,)]
     with caplog.at_level(logging.WARNING):
-        build_config(DEMO, [*TINY, "MODEL.RPN.NMS_THRESH", 0.5, "INPUT.MIN_SIZE_TRAIN", (640,)])
+        build_config(DEMO, [*TINY, *keys, "MODEL.PROTOTYPE.MOMENTUM", 0.5])
     (line,) = [record.getMessage() for record in caplog.records if "no effect" in record.getMessage()]
-    assert line.endswith(": MODEL.RPN.NMS_THRESH, INPUT.MIN_SIZE_TRAIN")
+    assert line.split(": ")[1].split(", ") == [
+        "MODEL.RPN.NMS_THRESH", "MODEL.PROTOTYPE.MOMENTUM (MODEL.CLASSIFIER.NAME is 'gmm')",
+        "INPUT.MIN_SIZE_TRAIN", "SOLVER.STEPS (SOLVER.LR_SCHEDULER_NAME is 'WarmupPolyLR')",
+    ]  # fmt: skip
     caplog.clear()
-    for file in (ROOT / "configs").glob("*/*gmm.yaml"):
+    for file in (ROOT / "configs").glob("[!b]*/*.yaml"):
         build_config(str(file), ["MODEL.DEVICE", "cpu"])
     assert "no effect" not in caplog.text
+
+
+# One of them is what no key of that type can be.
+WRONG = {
+    int: (-1, 0, 7, 254, 2**32),
+    float: (-0.5, 0.0, 1.5, math.nan),
+    str: ("cudo", ""),
+    list: ([], [0, 0], [-1.0, 1.0], ["a", "a"], [1, 2, 3.5]),
+    tuple: ((-1,), ("a", "a"), (3,)),
+    type(None): (-1, "a"),
+}
+
+
+def test_every_key_with_numbers_has_a_rule_and_each_rule_names_its_key():
+    values, ruled = _values(read_config()), {key for key, _, _ in rules()}
+    own = [key for key in values if key not in _values(get_cfg()) and not key.startswith("DATASETS.SYN")]
+    assert {key for key in own if type(values[key]) in (int, float, list)} <= ruled
+    for key, expected, _ in rules():
+        refused = []
+        for value in WRONG[type(values[key])]:
+            try:
+                check_values(values | {key: value})
+            except ValueError as error:
+                refused.append(str(error))
+        assert any(text.startswith(f"{key}: expected {expected}, found ") for text in refused), (key, refused)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("TEST.SCORES", ["msp", "msp"]),
+        ("MODEL.META_ARCHITECTURE", "SemanticSegmentor"),
+        ("MODEL.CLASSIFIER.NAME", "gm"),
+        ("INPUT.CROP.SIZE", [64]),
+        ("INPUT.CROP.TYPE", "relative"),
+        ("SOLVER.REFERENCE_WORLD_SIZE", 3),
+        ("TEST.POSTPROCESS", ["x"]),
+        ("TEST.EXPECTED_RESULTS", [["synthetic_street_val", "mIoU", 1.0, 99.0]]),
+        ("TEST.EXPECTED_RESULTS", [["sem_seg", "mIoU", 1.0]]),
+    ],
+)
+def test_values_that_cannot_be_are_named_at_the_start(key, value):
+    with pytest.raises(ValueError, match=rf"{key}: "):
+        build_config(DEMO, [*TINY, key, value])
+
+
+def test_expected_results_are_found_by_their_names():
+    expected = [["val/sem_seg", "mIoU", 50, 2], ["sem_seg", "IoU-a/b", 1.0, 0.1]]
+    cfg = read_config("", ["TEST.EXPECTED_RESULTS", expected])
+    verify_expected_results(cfg, {"val": {"sem_seg": {"mIoU": 51.0, "IoU-a/b": 1.0}}})
+    verify_expected_results(cfg, {})
+    with pytest.raises(ValueError, match=r"val/sem_seg/mIoU is nan, expected 50 \+- 2; .*IoU-a/b is none"):
+        verify_expected_results(cfg, {"val": {"sem_seg": {"mIoU": math.nan}}})
 
 
 def test_a_classifier_alone_is_a_config(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     keys = ["MODEL.CLASSIFIER.NAME", "softmax", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", "~/run"]
-    cfg = build_config("", keys)
+    cfg = build_config("", [*keys, "MODEL.BACKBONE.WEIGHTS", "~/w.pth"])
     assert cfg.TEST.SCORES == [] and cfg.OUTPUT_DIR == "/home/me/run"
+    assert cfg.MODEL.BACKBONE.WEIGHTS == "/home/me/w.pth" and cfg.MODEL.WEIGHTS == ""
 
 
 def test_a_checkpoint_predicts_the_same_without_memory_and_pretrained_weights(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 
 import cv2
 import numpy as np
@@ -166,8 +167,15 @@ def test_one_file_holds_all_of_it(detector, streets, tmp_path):
 
 def test_commands_take_the_one_file(folder, tmp_path, capsys):
     out = tmp_path / "detector.pth"
-    assert main(["fit", str(folder), "--out", str(out), "--device", "cpu", *TINY[2:]]) == 0
-    assert str(out) in capsys.readouterr().out
+    fit = ["fit", str(tmp_path / "frames"), "--out", str(out), "--device", "cpu", *TINY[2:]]
+    shutil.copytree(folder, tmp_path / "frames")
+    (tmp_path / "frames/.ipynb_checkpoints").mkdir()
+    broken = [tmp_path / "frames" / name for name in (".ipynb_checkpoints/a.png", "broken.png")]
+    for path in broken:
+        path.write_bytes(b"no picture")
+    assert main(fit) == 1 and out.is_file()
+    broken[1].unlink()
+    assert main(fit) == 0 and str(out) in capsys.readouterr().out
     image = str(folder / "street0.png")
     predicted = ["predict", image, "--weights", str(out), "--out", str(tmp_path), "--device", "cpu"]
     assert main([*predicted, "--save-score", "npy"]) == 0

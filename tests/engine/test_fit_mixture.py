@@ -245,7 +245,7 @@ def test_bad_input_is_named(softmax, tmp_path):
         fit("MODEL.WEIGHTS", str(eleven))
     with pytest.raises(ValueError, match="the checkpoint does not fit the model"):
         fitter_of(fit("MODEL.WEIGHTS", softmax, "MODEL.DECODER.CHANNELS", 16))
-    with pytest.raises(ValueError, match="MODEL.GMM.FIT_PASSES: expected at least 1, found 0"):
+    with pytest.raises(ValueError, match="MODEL.GMM.FIT_PASSES: expected 1 or more, found 0"):
         MixtureFitter(fit("MODEL.WEIGHTS", softmax, "MODEL.GMM.FIT_PASSES", 0))
     cfg, last = config(tmp_path), tmp_path / "last_checkpoint"
     last.write_text("mixtures_0000007.pth")

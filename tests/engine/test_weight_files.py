@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gmm_anomaly.engine.checkpoint import Checkpointer
-from gmm_anomaly.engine.weights import load_weight_file, trust_pickles
+from gmm_anomaly.engine.weights import load_weight_file, tensors_of, trust_pickles
 
 
 class MakesFolder:
@@ -78,6 +78,40 @@ def test_checkpointer_reads_detectron2s_formats(tmp_path, extension):
         np.testing.assert_array_equal(model.state_dict()[name].numpy(), expected)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda net: {"model": nn.DataParallel(net).state_dict()},
+        lambda net: {
+            "epoch": 1,
+            "state_dict": nn.ModuleDict({"model": net, "loss": nn.PReLU()}).state_dict(),
+        },
+        lambda net: {"ema_state_dict": torch.optim.swa_utils.AveragedModel(net).state_dict(), "step": 3},
+        lambda net: {
+            "state_dict_ema": nn.Sequential(net).state_dict(),
+            "optimizer": {"state": {0: {"m": 1}}},
+        },
+        lambda net: {"model_ema": {k: v + 1 for k, v in net.state_dict().items()}, "model": net.state_dict()},
+        lambda net: {"a": {"b": nn.ModuleDict({"ema": nn.Linear(2, 3), "net": net}).state_dict()}},
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_wrappers_put_around_a_network_is_taken_off(wrap, inside, tmp_path, caplog):
+    """The oracle is the state dict of the network itself; what is not plain is said."""
+    plain, net = (nn.ModuleDict({"backbone": nn.Linear(2, 3)}) for _ in range(2))
+    compiled = nn.Module()
+    compiled.add_module(
+        "backbone", nn.ModuleDict({"_orig_mod": plain.backbone}) if inside else plain.backbone
+    )
+    torch.save(wrap(compiled), tmp_path / "wrapped.pth")
+    loaded = torch.load(tmp_path / "wrapped.pth")
+    Checkpointer(net).load(str(tmp_path / "wrapped.pth"))
+    for name, value in plain.state_dict().items():
+        assert torch.equal(net.state_dict()[name], value)
+        assert torch.equal(tensors_of(loaded, "file")[name], value)
+    assert (list(loaded) == ["model"]) != ("are taken" in caplog.text)
+
+
 def test_files_that_hold_nothing_are_named(tmp_path):
     (tmp_path / "text.pth").write_text("not a checkpoint")
     torch.save({"model": {"weight": torch.ones(9)}}, tmp_path / "torn.pth")
@@ -87,7 +121,7 @@ def test_files_that_hold_nothing_are_named(tmp_path):
             load_weight_file(tmp_path / name, "INPUT")
     with pytest.raises(FileNotFoundError, match=r"INPUT: no file .*none\.pth"):
         load_weight_file(tmp_path / "none.pth", "INPUT")
-    for name, content in (("a.pth", [1, 2]), ("b.pth", {"model": 3}), ("c.pyth", {"weight": torch.ones(1)})):
+    for name, content in (("a.pth", [1, 2]), ("b.pth", {"model": 3})):
         torch.save(content, tmp_path / name)
         with pytest.raises(ValueError, match=f"MODEL.WEIGHTS: .*{name} .*state dict"):
             Checkpointer(nn.Linear(2, 2)).load(str(tmp_path / name))

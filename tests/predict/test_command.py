@@ -197,6 +197,10 @@ def test_a_video_that_fails_leaves_nothing(predictor, make_picture, tmp_path):
 
     with pytest.raises(RuntimeError, match="midway"):
         write_video(tmp_path, "a", 5, frames())
+    # OpenCV drops a frame of another size, as it drops what a full disk does not take.
+    sizes = (predictor(make_picture(0, size)) for size in ((44, 60), (30, 40)))
+    with pytest.raises(OSError, match="a.mp4: 1 of 2 frames could be written"):
+        write_video(tmp_path, "a", 5, sizes)
     assert files_below(tmp_path) == []
 
 
@@ -206,7 +210,8 @@ def test_arguments_that_contradict(trained, capsys):
         ("a.png --target-fpr 0.1", "--target-fpr needs a data set"),
         ("--threshold-on d --target-fpr 5", "expected a share between 0 and 1"),
         ("a.png --range 2 1", "LOW must be below HIGH"),
-        ("a.png --min-area -1", "--min-area must be at least 0"),
+        ("a.png --threshold 1 --min-area -1", "--min-area: expected 0 or more, and a threshold"),
+        ("a.png --min-area 9", "--min-area: expected 0 or more, and a threshold"),
     ):
         with pytest.raises(SystemExit) as stop:
             cli.main(["predict", "--config", trained.config, "--out", "x", *arguments.split()])
@@ -231,9 +236,12 @@ def test_errors_name_what_is_missing(call, street, tmp_path, monkeypatch):
     assert call("~/street", "--out=~/out")[0] == 0 and (tmp_path / "out/overlays/0.png").is_file()
 
 
-def test_what_inputs_mean(make_picture, save_rgb, tmp_path):
-    for name in ("b.png", "a.jpg", ".hidden.png", "deep/c.webp", "other/a.png"):
+def test_what_inputs_mean(make_picture, save_rgb, tmp_path, caplog):
+    hidden = (".hidden.png", ".ipynb_checkpoints/d.webp", "deep/@eaDir/e.webp")
+    for name in ("b.png", "a.jpg", "deep/c.webp", "other/a.png", *hidden):
         save_rgb(tmp_path / name, make_picture(0))
+    for name in ("f.gif", "f.jp2"):
+        (tmp_path / name).touch()
     (tmp_path / "film.MP4").touch()
     (tmp_path / "notes.txt").touch()
 
@@ -241,6 +249,10 @@ def test_what_inputs_mean(make_picture, save_rgb, tmp_path):
         return [path.name for path in list_sources(str(tmp_path / entry) for entry in given)]
 
     assert names("") == ["a.jpg", "b.png", "film.MP4"]
+    assert "files of other kinds are left out: .gif, .jp2" in caplog.text
+    save_rgb(tmp_path / "other/film_000001.png", make_picture(0))
+    with pytest.raises(ValueError, match="film.MP4 and .*film_000001.png would be written under one name"):
+        names("", "other/film_000001.png")
     assert names("b.png", "", "b.png") == ["b.png", "a.jpg", "film.MP4"]
     assert names("**/*.webp") == ["c.webp"]
     assert names("notes.txt") == ["notes.txt"]

@@ -19,10 +19,12 @@ SWIN_OPTIONS = {"strict_img_size": False, "always_partition": True}
 HRNET_OPTIONS = {"feature_location": ""}
 # Networks whose stages end without a norm; the official segmentation code adds one to each output.
 NORM_FREE_STAGES = ("swin", "convnext")
-
-
-# Networks that need no padding; others add maps of several strides inside, or cut windows or patches.
-ANY_SIZE = ("resnet", "resnext", "wide_resnet", "seresnet")
+# Networks that take any size; others may add maps of several strides inside, or cut patches. TensorFlow's
+# ("tf_...") pad each layer by the parity of its size: at multiples of 32 always as in training.
+ANY_SIZE = (
+    "resnet", "resnext", "wide_resnet", "seresnet", "regnet", "convnext", "hrnet", "swin", "efficientnet",
+    "test_efficientnet", "mobilenet",
+)  # fmt: skip
 
 
 class TimmBackbone(FreezableBackbone):
@@ -78,10 +80,10 @@ class TimmBackbone(FreezableBackbone):
                 f"{list(out_indices)} and OUTPUT_STRIDE {output_stride}: {error}. timm.list_models() names "
                 "the known models"
             ) from error
-        if name.startswith("swin_"):
-            from .timm_families import pad_before_shifting
+        if name.startswith(("swin", "hrnet")):
+            from .timm_families import adapt
 
-            pad_before_shifting(self.model)
+            adapt(self.model)
         if synchronised:
             # timm's own, which knows its batch norms with an activation.
             self.model = timm.layers.convert_sync_batchnorm(self.model)
@@ -95,13 +97,17 @@ class TimmBackbone(FreezableBackbone):
         self.output_norms: nn.ModuleDict | None = None
         if name.startswith(NORM_FREE_STAGES):
             self.output_norms = nn.ModuleDict(
-                {level: nn.LayerNorm(shape.channels) for level, shape in self._shapes.items()}
+                {
+                    level: nn.LayerNorm(shape.channels, eps=1e-5 if name.startswith("swin") else 1e-6)
+                    for level, shape in self._shapes.items()
+                }
             )
         output_format = getattr(self.model, "output_fmt", "NCHW")
         self._nhwc = getattr(output_format, "value", output_format) == "NHWC"
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """x: (B, 3, H, W) normalised images -> {level: (B, F, H / stride, W / stride)}, rounded up."""
+        """x: (B, 3, H, W) normalised images -> {level: (B, F, H / stride, W / stride)}, rounded up, of
+        ConvNeXt down."""
         features = dict(zip(self._names, self.model(x), strict=True))
         return {level: self._finished(level, feature) for level, feature in features.items()}
 

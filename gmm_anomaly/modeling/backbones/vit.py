@@ -100,7 +100,7 @@ class VitBackbone(SimpleFeaturePyramid, FreezableBackbone):
 
     @property
     def size_divisibility(self) -> int:
-        return 32
+        return STRIDE
 
     def frozen_parts(self, freeze_at: int) -> list[Part]:
         vit = self.net.vit

@@ -6,10 +6,12 @@ import importlib.util
 import logging
 import pickle
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling.backbone import ResNet
@@ -18,8 +20,11 @@ from torch import Tensor, nn
 from .weight_names import COUNTER, misfits, own_names
 
 KEY = "MODEL.BACKBONE.WEIGHTS"
-# Entries under which training scripts put the state dict itself.
-WRAPPERS = ("state_dict", "model")
+# What wrappers put into names at any place, and in front of all of them; names of averaged copies.
+INSIDE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+IN_FRONT = ("module.", "model.", "net.", "network.", "segmentor.")
+AVERAGED = re.compile(r"ema|swa|averag", re.IGNORECASE)
+BEFORE_BACKBONE = re.compile(r"((?:\w+\.)*?)backbone\.")
 
 Fetched = TypeVar("Fetched")
 logger = logging.getLogger(__name__)
@@ -74,18 +79,35 @@ def load_weight_file(path: str | Path, key: str = "MODEL.WEIGHTS") -> Any:
         raise ValueError(f"{key}: {path} cannot be read as a file of tensors ({reason})") from error
 
 
-def tensors_of(loaded: Any, source: Path | str, key: str = KEY) -> dict[str, Tensor]:
-    """The tensors of what a file held, by name; those of a state dict under "state_dict" or "model".
+def state_dicts(loaded: Any, path: str = "") -> list[tuple[str, dict[str, Any]]]:
+    """The state dicts in what a file held: the name of the entry ("" for the file itself, "a/b" for one
+    inside another), and tensors by name, without what compiling and sharding put into the names. Averaged
+    copies come last, otherwise the one with the most tensors first."""
+    if not isinstance(loaded, dict):
+        return []
+    tensors = {
+        INSIDE.sub("", name): value
+        for name, value in loaded.items()
+        if isinstance(name, str) and isinstance(value, Tensor | np.ndarray)
+    }
+    inside = [state_dicts(value, f"{path}/{name}".lstrip("/")) for name, value in loaded.items()]
+    found = [*([(path, tensors)] if tensors else []), *(one for entries in inside for one in entries)]
+    return sorted(found, key=lambda one: (bool(AVERAGED.search(one[0])), -len(one[1])))
 
-    "module." in front of the names is dropped. ValueError: there are none.
-    """
-    for wrapper in WRAPPERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    named = loaded.items() if isinstance(loaded, dict) else ()
-    state = {str(name).removeprefix("module."): value for name, value in named if isinstance(value, Tensor)}
+
+def tensors_of(loaded: Any, source: Path | str, key: str = KEY) -> dict[str, Tensor]:
+    """The tensors of what a file held, by name, without the names of wrappers (see ``state_dicts``); of a
+    whole segmentor's file, from "backbone." on. ValueError: there are none."""
+    state = next((state for _, state in state_dicts(loaded)), {})
+    state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not state:
         raise ValueError(f"{key}: {source} holds no state dict (names with tensors)")
+    prefixes = Counter(match[1] for match in map(BEFORE_BACKBONE.match, state) if match)
+    if prefixes:
+        front = prefixes.most_common(1)[0][0]
+        return {name[len(front) :]: value for name, value in state.items() if name.startswith(front)}
+    while front := next((each for each in IN_FRONT if all(name.startswith(each) for name in state)), ""):
+        state = {name[len(front) :]: value for name, value in state.items()}
     return state
 
 
