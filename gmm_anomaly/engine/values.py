@@ -96,8 +96,9 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     ("three whole numbers from 1", _numbers(lambda x: x >= 1, 3, whole=True), (
         "MODEL.DECODER: ASPP_DILATIONS", "MODEL.RESNETS: RES5_MULTI_GRID",
     )),
-    ("height and width, above 0", _numbers(lambda x: x > 0, 2), (
-        "INPUT.CROP: SIZE", "TEST.SLIDING_WINDOW: SIZE STRIDE",
+    ("height and width, above 0", _numbers(lambda x: x > 0, 2), ("INPUT.CROP: SIZE",)),
+    ("height and width in pixels, 1 or more", _numbers(lambda x: x >= 1, 2, whole=True), (
+        "TEST.SLIDING_WINDOW: SIZE STRIDE",
     )),
     ("one or more numbers above 0", lambda v: len(v) > 0 and _numbers(lambda x: x > 0)(v), (
         "TEST.AUG: SCALES",
