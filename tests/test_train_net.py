@@ -140,9 +140,7 @@ def test_softmax_twin_and_own_data_by_registration(train_net, tmp_path):
     keys = ("MODEL.WEIGHTS", output / "model_final.pth", "DATASETS.TEST", "('my_anomalies',)")
     expected = ("TEST.EXPECTED_RESULTS", '[["anomaly/pooled/msp", "AUROC", 9, 1]]')
     flags = ("--register", register, "--eval-only")
-    with pytest.raises(
-        ValueError, match=r"my_anomalies/anomaly/pooled/msp/AUROC is 0\.\d+, expected 9 \+- 1"
-    ):
+    with pytest.raises(ValueError, match=r"my_anomalies/anomaly/pooled/msp/AUROC is 0.*, expected 9 \+- 1"):
         train_net(command_line(evaluated, *keys, *expected, classifier="softmax", flags=flags))
     found = json.loads((evaluated / "results.json").read_text())["datasets"]["my_anomalies"]["anomaly"]
     # Labels are noise: any score is right about half of the time.

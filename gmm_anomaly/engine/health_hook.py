@@ -57,8 +57,6 @@ class HealthHook(HookBase):
         held_out: bool,
         period: int,
     ) -> None:
-        if period < 1:
-            raise ValueError(f"MODEL.GMM.HEALTH_PERIOD: expected at least 1, found {period}")
         self.model = model
         self.images = images
         self.dataset = dataset
