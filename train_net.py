@@ -35,7 +35,7 @@ from gmm_anomaly.engine import (  # noqa: E402
     with_weights,
 )
 from gmm_anomaly.engine.config import ConfigError, read_config  # noqa: E402
-from gmm_anomaly.engine.evaluation import verify_expected_results  # noqa: E402
+from gmm_anomaly.engine.evaluation import build_evaluator, verify_expected_results  # noqa: E402
 from gmm_anomaly.engine.launch import config_overrides, held_log, launch  # noqa: E402
 from gmm_anomaly.engine.weights import trust_pickles  # noqa: E402
 from gmm_anomaly.repository_files import find_config  # noqa: E402
@@ -86,6 +86,9 @@ def main(args: Namespace) -> object:
         overrides = [*overrides, "MODEL.CLASSIFIER.NAME", "gmm"]
     with held_log("gmm_anomaly"):
         cfg = build_config(args.config_file, overrides)
+        for name in cfg.DATASETS.TEST:
+            # What an evaluation lacks is told now, not after hours of training.
+            build_evaluator(cfg, name)
         if args.fit_mixture:
             # Before anything is written: the folder may belong to a training.
             check_output_dir(cfg)
