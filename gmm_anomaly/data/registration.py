@@ -148,7 +148,7 @@ def registered_specs() -> dict[str, DatasetSpec]:
 
 
 def get_records(name: str) -> list[Record]:
-    """Records of a data set in Detectron2's catalog; another number than the complete set's is a warning.
+    """Records of a data set in Detectron2's catalog; another number than the complete one's is a warning.
 
     Raises:
         ValueError: no data set of this name, or one without images. Others as ``load_records``.

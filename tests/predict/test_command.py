@@ -240,7 +240,7 @@ def test_what_inputs_mean(make_picture, save_rgb, tmp_path, caplog):
     hidden = (".hidden.png", ".ipynb_checkpoints/d.webp", "deep/@eaDir/e.webp")
     for name in ("b.png", "a.jpg", "deep/c.webp", "other/a.png", *hidden):
         save_rgb(tmp_path / name, make_picture(0))
-    for name in ("f.gif", "f.jp2"):
+    for name in ("f.gif", "f.HEIC"):
         (tmp_path / name).touch()
     (tmp_path / "film.MP4").touch()
     (tmp_path / "notes.txt").touch()
@@ -249,7 +249,7 @@ def test_what_inputs_mean(make_picture, save_rgb, tmp_path, caplog):
         return [path.name for path in list_sources(str(tmp_path / entry) for entry in given)]
 
     assert names("") == ["a.jpg", "b.png", "film.MP4"]
-    assert "files of other kinds are left out: .gif, .jp2" in caplog.text
+    assert "files of other kinds are left out: .gif, .heic, .txt" in caplog.text
     save_rgb(tmp_path / "other/film_000001.png", make_picture(0))
     with pytest.raises(ValueError, match="film.MP4 and .*film_000001.png would be written under one name"):
         names("", "other/film_000001.png")
