@@ -173,7 +173,7 @@ class PixelMetrics(Metric):
             intervals = self._store.bins.intervals(FPR_RULES["first"].rate)
             result |= {"exact": False} | {f"{key}_interval": held for key, held in intervals.items()}
         if isinstance(self._store, FrameBins) and self._store.dropped:
-            notes.append(f"{self._store.dropped} scores outside [-0.01, 1.01] were dropped")
+            notes.append(f"{self._store.dropped} scores outside [-0.01, 1.01] count as the lowest")
         if self._saturated:
             notes.append(f"{self._saturated} scores beyond {precision} became infinite")
         result["note"] = "; ".join(note for note in notes if note) or None

@@ -145,8 +145,9 @@ class FrameBins:
     Memory: at most 768 thresholds a frame.
 
     Args:
-        uniform: 4096 equal bins over [−0.01, 1.01] instead of the quantiles. Scores outside are dropped, as
-            the reference drops them; :attr:`dropped` counts them.
+        uniform: 4096 equal bins over [−0.01, 1.01] instead of the quantiles. Scores outside, too high ones
+            as well, are in no bin but in the totals, as in the reference: below all bins. :attr:`dropped`
+            counts them.
     """
 
     def __init__(self, uniform: bool = False) -> None:
@@ -167,8 +168,10 @@ class FrameBins:
             edges = quantile_edges(sides)
         for side, waiting in zip(sides, self._waiting, strict=True):
             binned = bin_counts(side, edges, closed=not self._uniform)
-            self.dropped += side.total - binned.total
             waiting.append(binned)
+            if outside := side.total - binned.total:
+                self.dropped += outside
+                waiting.append(Runs(2 * edges[:1] - edges[1], np.array([outside])))
         if sum(map(len, self._waiting[0])) > max(len(self._pooled[0]), 2**16):
             self.totals()
 
