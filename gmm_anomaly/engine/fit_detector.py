@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from gmm_anomaly.data.mapper import test_augmentations
-from gmm_anomaly.data.pairing import IMAGE_EXTENSIONS, is_hidden
+from gmm_anomaly.data.pairing import IMAGE_EXTENSIONS, visible_files
 from gmm_anomaly.data.reading import read_image
 
 from .config import build_config
@@ -35,18 +35,14 @@ CELLS_PER_FRAME = 4096
 
 
 def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The image files in a folder and below, sorted; hidden ones are left out.
+    """The image files in a folder and below, sorted; hidden ones are left out, links are followed.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    files = [
-        path
-        for path in sorted(Path(folder).rglob("*"))
-        if path.suffix.lower() in IMAGE_EXTENSIONS and not is_hidden(path, folder)
-    ]
+    files = sorted(path for path in visible_files(folder) if path.suffix.lower() in IMAGE_EXTENSIONS)
     if not files:
         raise FileNotFoundError(f"{folder}: no images in this folder ({', '.join(IMAGE_EXTENSIONS)})")
     return files
