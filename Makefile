@@ -5,6 +5,8 @@ VENV ?= .venv
 # Which Detectron2. Empty: keep what imports already, else the pinned wheel of the package registry.
 DETECTRON2 ?=
 PYTEST_ARGS ?=
+# Pictures that `make demo` scores; none: synthetic streets.
+PHOTOS ?=
 # Data sets of `make compare` (a folder of configs/), and KEY VALUE pairs for all its runs.
 CONFIG_SET ?= synthetic
 COMPARE_ARGS ?=
@@ -39,6 +41,7 @@ help:  ## this text
 	@echo "                   registry                  the registry's wheel, replacing another one"
 	@echo "                 Compiling takes about two minutes and a C++17 compiler; this project needs none of the"
 	@echo "                 compiled operators, so a checkout on PYTHONPATH, not installed at all, works as well."
+	@echo "  PHOTOS=...     pictures for 'make demo' to score; left out: synthetic streets"
 	@echo "  CONFIG_SET=... data sets of 'make compare': synthetic (default) or camvid"
 	@echo "  COMPARE_ARGS=. KEY VALUE pairs for its runs, for example COMPARE_ARGS='SOLVER.MAX_ITER 200'"
 	@echo "  PYTEST_ARGS=.. more arguments for the tests, for example PYTEST_ARGS='-k metrics'"
@@ -51,9 +54,9 @@ check-python:
 setup: check-python  ## make the environment: pinned packages, Detectron2, this project (seconds when nothing changed)
 	@$(SETUP)
 
-demo: check-python  ## set-up, then train and evaluate the GMM and its softmax twin on synthetic streets
+demo: check-python  ## set-up, score PHOTOS, fit a detector and train a GMM on synthetic streets, evaluate
 	@$(SETUP) --extras demo
-	@$(PY) tools/study.py synthetic --systems GMMSeg softmax
+	@$(PY) tools/study.py demo --photos $(PHOTOS)
 
 compare: check-python  ## set-up, then train and evaluate the published systems on CONFIG_SET, in one table
 	@$(SETUP) --extras demo

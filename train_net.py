@@ -11,13 +11,15 @@ from __future__ import annotations
 import os
 import runpy
 from argparse import ArgumentParser, Namespace
+from contextlib import ExitStack
 from pathlib import Path
 
 from gmm_anomaly.compat import silence_import_warnings
 
 silence_import_warnings()
 
-from detectron2.engine import default_argument_parser, default_setup  # noqa: E402
+from detectron2.config import CfgNode  # noqa: E402
+from detectron2.engine import default_argument_parser  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
@@ -34,9 +36,12 @@ from gmm_anomaly.engine import (  # noqa: E402
     inference_config,
     with_weights,
 )
+from gmm_anomaly.engine.checkpoint import TAG  # noqa: E402
 from gmm_anomaly.engine.config import ConfigError, read_config  # noqa: E402
 from gmm_anomaly.engine.evaluation import build_evaluator, verify_expected_results  # noqa: E402
 from gmm_anomaly.engine.launch import config_overrides, held_log, launch  # noqa: E402
+from gmm_anomaly.engine.output_dir import locked, set_up, write_config  # noqa: E402
+from gmm_anomaly.engine.trained_model import with_run_weights  # noqa: E402
 from gmm_anomaly.engine.weights import trust_pickles  # noqa: E402
 from gmm_anomaly.repository_files import find_config  # noqa: E402
 
@@ -84,39 +89,53 @@ def main(args: Namespace) -> object:
     if args.fit_mixture:
         # The config may be that of a twin without densities, the scores those of mixtures.
         overrides = [*overrides, "MODEL.CLASSIFIER.NAME", "gmm"]
-    with held_log("gmm_anomaly"):
-        cfg = build_config(args.config_file, overrides)
-        for name in cfg.DATASETS.TEST:
-            # What an evaluation lacks is told now, not after hours of training.
-            build_evaluator(cfg, name)
-        if args.fit_mixture:
-            # Before anything is written: the folder may belong to a training.
-            check_output_dir(cfg)
-            cfg = fitting_config(cfg)
-        if args.config_file.endswith(".pth"):
-            # Of a detector, in which Detectron2 cannot read.
-            args.config_file = ""
-        default_setup(cfg, args)
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gmm_anomaly")
+    with ExitStack() as running:
+        with held_log("gmm_anomaly"):
+            cfg = build_config(args.config_file, overrides)
+            for name in cfg.DATASETS.TEST:
+                # What an evaluation lacks is told now, not after hours of training.
+                build_evaluator(cfg, name)
+            evaluates = args.eval_only or args.fit_feature_distance
+            last = args.resume and (Path(cfg.OUTPUT_DIR) / TAG).is_file()
+            if args.fit_mixture or evaluates and not last:
+                cfg = with_run_weights(cfg, args.config_file, overrides)
+            if args.fit_mixture:
+                # Before anything is written: the folder may belong to a training.
+                check_output_dir(cfg)
+                cfg = fitting_config(cfg)
+            if args.config_file.endswith(".pth"):
+                # Of a detector, in which Detectron2 cannot read.
+                args.config_file = ""
+            running.enter_context(locked(cfg.OUTPUT_DIR))
+            set_up(cfg, args)
+            setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gmm_anomaly")
+        if not (args.fit_mixture or evaluates):
+            return train(cfg, args)
+        results = fit_or_evaluate(cfg, args)
+        verify_expected_results(cfg, results)
+        return results
+
+
+def train(cfg: CfgNode, args: Namespace) -> object:
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    write_config(cfg)
+    return trainer.train()
+
+
+def fit_or_evaluate(cfg: CfgNode, args: Namespace) -> object:
     if args.fit_mixture:
-        results = fit_mixture(cfg, resume=args.resume)
-    elif args.eval_only or args.fit_feature_distance:
-        model = Trainer.build_model(inference_config(cfg))
-        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process())
-        if args.resume and checkpointer.has_checkpoint():
-            cfg = with_weights(cfg, checkpointer.get_checkpoint_file())
-        checkpointer.load_for_evaluation(cfg.MODEL.WEIGHTS, distances=not args.fit_feature_distance)
-        if args.fit_feature_distance:
-            fit_feature_distance(cfg, model)
-            checkpointer.save_weights("model_with_distances")
-            cfg = with_weights(cfg, Path(cfg.OUTPUT_DIR) / "model_with_distances.pth")
-        results = evaluate(cfg, model)
-    else:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
-    verify_expected_results(cfg, results)
-    return results
+        return fit_mixture(cfg, resume=args.resume)
+    model = Trainer.build_model(inference_config(cfg))
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg, save_to_disk=comm.is_main_process())
+    if args.resume and checkpointer.has_checkpoint():
+        cfg = with_weights(cfg, checkpointer.get_checkpoint_file())
+    checkpointer.load_for_evaluation(cfg.MODEL.WEIGHTS, distances=not args.fit_feature_distance)
+    if args.fit_feature_distance:
+        fit_feature_distance(cfg, model)
+        checkpointer.save_weights("model_with_distances")
+        cfg = with_weights(cfg, Path(cfg.OUTPUT_DIR) / "model_with_distances.pth")
+    return evaluate(cfg, model)
 
 
 def checked_arguments() -> Namespace:

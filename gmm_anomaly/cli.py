@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from . import __version__, compat
-from .repository_files import ROOT, find_config
+from .repository_files import BUNDLED, ROOT, find_config
 from .verbs import VERBS
 
 # `run(args)` of the module does the work and returns the exit status; None is 0.
@@ -31,6 +31,8 @@ MODULES = {
     "find-queries": "gmm_anomaly.evaluation.anomaly_queries",
     "doctor": "gmm_anomaly.doctor",
 }
+# What runs the bundled model where no other is given.
+BUNDLED_VERBS = ("predict", "evaluate", "export", "submit")
 # What was called otherwise in version 0.1.
 OLD_VERBS = {"datasets": ["check-datasets"]}
 OLD_OPTIONS = {
@@ -63,8 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.opts = [*others, *pairs]
     if hasattr(args, "config_file"):
         args.config_file = args.config_file or getattr(args, "weights", None)
+        if not args.config_file and args.verb in BUNDLED_VERBS and "MODEL.WEIGHTS" not in args.opts:
+            args.config_file = args.weights = BUNDLED
         if not args.config_file:
-            parsers[args.verb].error("give --config-file, or the --weights of a detector (`gmm-anomaly fit`)")
+            parsers[args.verb].error("give --config-file, or --weights with a config inside")
         try:
             args.config_file = str(find_config(args.config_file))
         except FileNotFoundError as error:

@@ -2,7 +2,53 @@
 
 from __future__ import annotations
 
+import logging
+
 from detectron2.config import CfgNode as CN
+
+logger = logging.getLogger(__name__)
+
+# What MODEL.GMM.RULES "released" fixes: the released GMMSeg code has it that way and no other.
+RELEASED = {
+    "MODEL.CLASSIFIER.LOSS_AVERAGE": "all",
+    "MODEL.GMM.PROJECTION": "released",
+    "MODEL.GMM.VARIANCE_FLOOR": 1e-2,
+    "MODEL.GMM.REDUCTION": "max",
+    "MODEL.GMM.LOGITS": "density",
+    "MODEL.GMM.ASSIGNMENT": "sinkhorn",
+    "MODEL.GMM.SINKHORN_ITERATIONS": 3,
+    "MODEL.GMM.SINKHORN_EPSILON": 0.05,
+    "MODEL.GMM.WARM_START": False,
+    "MODEL.GMM.FEATURE_GRADIENT": 1.0,
+}
+
+
+def with_rules(cfg: CN) -> CN:
+    """``cfg``, or under ``MODEL.GMM.RULES`` "released" a frozen copy with the values of :data:`RELEASED`.
+
+    A config of :func:`gmm_anomaly.engine.build_config` has them already; of any other one a warning names the
+    keys that had other values.
+
+    Raises:
+        ValueError: rules of another name.
+    """
+    rules = cfg.MODEL.GMM.RULES
+    if rules not in ("ours", "released"):
+        raise ValueError(f'MODEL.GMM.RULES: expected "ours" or "released", found {rules!r}')
+    if rules == "ours":
+        return cfg
+    ruled = cfg.clone()
+    ruled.defrost()
+    changed = []
+    for key, value in RELEASED.items():
+        _, section, name = key.split(".")
+        if ruled.MODEL[section][name] != value:
+            ruled.MODEL[section][name] = value
+            changed.append(f"{key} {value}")
+    ruled.freeze()
+    if changed:
+        logger.warning("MODEL.GMM.RULES released sets %s", ", ".join(changed))
+    return ruled
 
 
 def add_gmm_anomaly_config(cfg: CN) -> None:
@@ -120,13 +166,19 @@ def _add_model(cfg: CN) -> None:
 
 def _add_gmm(cfg: CN) -> None:
     cfg.MODEL.GMM = CN()
+    # "ours", or "released": training as the released GMMSeg code does it. A memory full of random vectors
+    # that count, EM of the newest batch's classes, decay of the head's norms, LOSS_AVERAGE "all", PROJECTION
+    # "released", no WARM_START, and FEATURE_GRADIENT, REDUCTION, LOGITS, ASSIGNMENT, SINKHORN_* and
+    # VARIANCE_FLOOR at their defaults. Another value of one of these keys is refused beside it.
+    cfg.MODEL.GMM.RULES = "ours"
     # Components per class (M).
     cfg.MODEL.GMM.NUM_COMPONENTS = 5
     # Dimensions of the pixel embedding (D).
     cfg.MODEL.GMM.EMBED_DIM = 64
     # From the decoder's features to the embedding: "mlp" (1x1 convolution, norm, ReLU, 1x1 convolution),
-    # "linear" (one convolution), "released" (1x1 convolution, norm, ReLU, as in the released code) or "none"
-    # (the decoder's features as they are; EMBED_DIM is not read).
+    # "linear" (one convolution), "released" (1x1 convolution, norm, ReLU, as in the released code; nothing
+    # where the decoder has EMBED_DIM channels) or "none" (the decoder's features as they are; EMBED_DIM is
+    # not read).
     cfg.MODEL.GMM.PROJECTION = "mlp"
     # Slots of each component's feature memory (K).
     cfg.MODEL.GMM.MEMORY_SIZE = 32000
@@ -144,7 +196,8 @@ def _add_gmm(cfg: CN) -> None:
     # Momentum of the means and of the standard deviations (0: replaced at each EM step).
     cfg.MODEL.GMM.MOMENTUM_MEAN = 0.999
     cfg.MODEL.GMM.MOMENTUM_SCALE = 0.0
-    # Added to every variance. 0.01 at 64 dimensions is the paper's; it should scale like 1 / EMBED_DIM.
+    # Added to every variance, 1e-6 or more. 0.01 at 64 dimensions is the paper's; it should scale like
+    # 1 / EMBED_DIM.
     cfg.MODEL.GMM.VARIANCE_FLOOR = 1e-2
     # How components combine into a class density: "max" (the released code) or "logsumexp" (the mixture).
     cfg.MODEL.GMM.REDUCTION = "max"
@@ -164,8 +217,8 @@ def _add_gmm(cfg: CN) -> None:
     cfg.MODEL.GMM.HEALTH_PERIOD = 500
     # Start that does not starve rare classes: k-means for the first components, misclassified pixels enter a
     # component's memory until it holds 400 features, and the LayerNorm over classes starts with weight 3.
-    # False: the paper's rules (only correctly classified pixels are stored, random first means, constant
-    # momentum, weight 1, no guide).
+    # False: only correctly classified pixels are stored, random first means, constant momentum, weight 1, no
+    # guide, as in the paper, but with a memory that starts empty; see RULES.
     cfg.MODEL.GMM.WARM_START = True
     # A class's mixture is initialised once this many of its features were seen.
     cfg.MODEL.GMM.WARM_START_FEATURES = 300

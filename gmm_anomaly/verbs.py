@@ -16,10 +16,13 @@ def add_model(parser: argparse.ArgumentParser, *, weights: bool = True, device: 
     parser.add_argument(
         "--config-file", metavar="FILE",
         help="config of the model, also by its name below configs/, or the config.yaml beside a checkpoint; "
-        "default: the one that the file of a detector (--weights) holds",
+        "default: the one that the file of --weights holds, as a detector's does",
     )
     if weights:
-        parser.add_argument("--weights", metavar="FILE", help="checkpoint; default: the config's")
+        parser.add_argument(
+            "--weights", metavar="FILE",
+            help="checkpoint; default: the config's. Without either, predict, evaluate, export and submit "
+            "take the model that comes along, 'bundled'",)
     if device:
         parser.add_argument("--device", help="cpu, cuda or cuda:N; default: the config's")
     parser.add_argument(
@@ -107,8 +110,8 @@ def predict(parser: argparse.ArgumentParser) -> None:
     """Predict anomalies in images and videos.
 
     Writes into --out: overlays/, segmentation/ and, if asked for, scores/ and components/ for images; videos/
-    for videos, with a line of JSON per frame. A threshold makes pixels anomalous: give --threshold-on,
-    --threshold-file or --threshold; without one there are heat maps only.
+    for videos, with a line of JSON per frame. A threshold makes pixels anomalous: the bundled model has one,
+    for others give --threshold-on, --threshold-file or --threshold; without one there are heat maps only.
 
     Exit status: 0; 1 after an error, or if an input could not be read, or not wholly (the others are
     predicted); 2 for a bad argument or config.
@@ -120,7 +123,7 @@ def predict(parser: argparse.ArgumentParser) -> None:
     add_register(parser)
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
     add("--score", metavar="NAME[+POST...]",
-        help="which of TEST.SCORES, with post-processes after it; default: the first, as it is")
+        help="which of TEST.SCORES, with post-processes after it; default: the first, with TEST.POSTPROCESS")
     add("--batch-size", type=at_least_one, default=1, metavar="N", help="images of one size at a time (1)")
     add("--half", action="store_true", help="half precision: float16, on the CPU bfloat16")
     add("--save-score", choices=("npy", "png16"),

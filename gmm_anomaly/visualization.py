@@ -31,33 +31,20 @@ def colorize_labels(label: np.ndarray, colors: Sequence[Sequence[int]]) -> np.nd
     return table[np.where(known, label, len(table) - 1)]
 
 
-def heat_map(score: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
+def heat_map(score: np.ndarray, low: float, high: float) -> np.ndarray:
     """Paint a score map with the inferno colour map: black to purple to yellow, brighter = higher.
 
     Args:
-        score: (H, W) float; infinities saturate, NaN becomes grey.
-        low, high: scores of the darkest and the brightest colour. Give them to make frames comparable; by
-            default the frame's own :func:`robust_range`.
+        score: (H, W) float without NaN; what is beyond the range saturates.
+        low, high: scores of the darkest and the brightest colour; of several frames, to make them comparable.
 
     Returns:
         (H, W, 3) uint8 RGB.
-
-    Raises:
-        ValueError: ``low`` exceeds ``high``.
     """
-    values = np.asarray(score, dtype=np.float32)
-    if low is None or high is None:
-        own_low, own_high = robust_range(values)
-        low, high = own_low if low is None else low, own_high if high is None else high
-    if low > high:
-        raise ValueError(f"low must not exceed high, found {low} and {high}")
-    missing = np.isnan(values)
-    scale = 255.0 / (high - low) if high > low else 0.0
     # Clipping first keeps infinities out of the arithmetic.
-    levels = (np.clip(np.where(missing, low, values), low, high) - low) * scale
-    colored = cv2.applyColorMap(np.rint(levels).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1].copy()
-    colored[missing] = 128
-    return colored
+    levels = np.clip(np.asarray(score, dtype=np.float32), low, high) - low
+    levels *= 255.0 / (high - low) if high > low else 0.0
+    return cv2.applyColorMap(np.rint(levels).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1].copy()
 
 
 def robust_range(score: np.ndarray) -> tuple[float, float]:
@@ -79,12 +66,7 @@ def overlay(image: np.ndarray, color: np.ndarray, alpha: float | np.ndarray = 0.
 
     Returns:
         (H, W, 3) uint8.
-
-    Raises:
-        ValueError: shapes that differ.
     """
-    if image.shape != color.shape:
-        raise ValueError(f"image and color must both be (H, W, 3), found {image.shape} and {color.shape}")
     weight = np.asarray(alpha, dtype=np.float32)
     weight = weight[..., None] if weight.ndim else weight
     return np.rint(image * (1 - weight) + color * weight).astype(np.uint8)
@@ -107,41 +89,40 @@ def side_by_side(panels: Sequence[np.ndarray], captions: Sequence[str]) -> np.nd
         if width > MAX_PANEL_WIDTH:
             size = (MAX_PANEL_WIDTH, max(1, round(height * MAX_PANEL_WIDTH / width)))
             panel = cv2.resize(panel, size, interpolation=cv2.INTER_AREA)
-        column = np.concatenate([_caption_bar(caption, panel.shape[1]), panel])
+        column = np.concatenate([caption_bar(caption, panel.shape[1]), panel])
         if columns:
             columns.append(np.full((column.shape[0], SEPARATOR, 3), CAPTION_BACKGROUND, np.uint8))
         columns.append(column)
     return np.concatenate(columns, axis=1)
 
 
-def _caption_bar(caption: str, width: int) -> np.ndarray:
-    """A strip of text whose size follows the panel's width."""
+def caption_bar(caption: str, width: int) -> np.ndarray:
+    """A strip of text over a panel, (B, width, 3) uint8 RGB; the size of its letters, and so B, follow the
+    panel's width. A text too long is written smaller, then cut."""
     text = caption.encode("ascii", "replace").decode("ascii")
     scale = float(np.clip(width / 900, 0.42, 1.0))
     margin = max(4, round(9 * scale))
     height = round(30 * scale) + margin
     bar = np.full((height, width, 3), CAPTION_BACKGROUND, np.uint8)
 
+    # Bold letters are wider in some builds of OpenCV.
+    thickness = 2 if scale > 0.8 else 1
+
     def text_width(size: float) -> int:
-        return cv2.getTextSize(text, _FONT, size, 1)[0][0]
+        return cv2.getTextSize(text, _FONT, size, thickness)[0][0]
 
     size = scale
     room = width - 2 * margin
-    if text_width(size) > room:
-        size = max(0.34, scale * room / text_width(size))
+    # Letters do not shrink in proportion.
+    while size > 0.34 and text_width(size) > room:
+        size = max(0.34, 0.95 * size)
     while text and text_width(size) > room:
         text = text[:-1]
-    text_height = cv2.getTextSize("Ag", _FONT, size, 1)[0][1]
-    thickness = 2 if size > 0.8 else 1
+    text_height = cv2.getTextSize("Ag", _FONT, size, thickness)[0][1]
     cv2.putText(
         bar, text, (margin, (height + text_height) // 2), _FONT, size, CAPTION_COLOR, thickness, cv2.LINE_AA
     )
     return bar
-
-
-def encode_png(picture: np.ndarray) -> bytes:
-    """An (H, W, 3) uint8 RGB picture as the bytes of a PNG file."""
-    return bytes(cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1])
 
 
 def plot_embedding(

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 from gmm_anomaly.config import add_gmm_anomaly_config
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "datasets" / "README.md"])
+PAGES = sorted([*ROOT.glob("*/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 KEY = re.compile(r"\b((?:MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST)(?:\.[A-Z0-9_]+)+)(?!\w)(\*?)")
 
 

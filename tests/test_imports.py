@@ -24,10 +24,26 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": MODELS | {"modeling", "data", "visualization"},
     "engine": MODELS | {"modeling", "data", "evaluation", "config", "visualization", "repository_files"},
     "export": {
-        "gmm", "scores", "postprocess", "modeling", "data", "evaluation", "engine", "predict", "compat",
+        "gmm",
+        "scores",
+        "postprocess",
+        "modeling",
+        "data",
+        "evaluation",
+        "engine",
+        "predict",
+        "compat",
     },
     "report": {"gmm", "metrics", "visualization"},
-    "predict": {"metrics", "data", "evaluation", "engine", "compat", "visualization"},
+    "predict": {
+        "metrics",
+        "data",
+        "evaluation",
+        "engine",
+        "compat",
+        "visualization",
+        "repository_files",
+    },
 }
 
 # Verbs of the evaluation run a model: one file reaches back to the engine, when it is called.

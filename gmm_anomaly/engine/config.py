@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +16,12 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from gmm_anomaly.compat import add_upstream_keys
-from gmm_anomaly.config import add_gmm_anomaly_config
+from gmm_anomaly.config import RELEASED, add_gmm_anomaly_config, with_rules
 from gmm_anomaly.data import check_num_classes, configure_synthetic
 from gmm_anomaly.modeling.norm import usable_norm
 from gmm_anomaly.modeling.registry import CLASSIFIER_REGISTRY, look_up
 from gmm_anomaly.modeling.scoring import score_names
-from gmm_anomaly.repository_files import find_config
+from gmm_anomaly.repository_files import BUNDLED, BUNDLED_FILE, find_config
 from gmm_anomaly.scores import (
     FEATURE_DISTANCE,
     LOG_DENSITY,
@@ -72,26 +73,50 @@ def read_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNode
     Files are read as data: tags that call Python are refused, not run.
 
     Args:
-        config_file: as :func:`~gmm_anomaly.repository_files.find_config` takes it, or the file of a detector,
-            which holds its config; "" for the defaults.
+        config_file: as :func:`~gmm_anomaly.repository_files.find_config` takes it, or the file of a model
+            that holds its config; "": the bundled model's if ``MODEL.WEIGHTS`` is "bundled", else the
+            defaults.
 
     Raises:
-        ConfigError: what does not fit the keys. FileNotFoundError: no such config file, or ``_BASE_``.
+        ConfigError: what does not fit the keys, or ``MODEL.GMM.RULES``. FileNotFoundError: no such config
+            file, or ``_BASE_``.
     """
+    cfg = _merged(config_file, overrides, {})
+    if cfg.MODEL.GMM.RULES == "released":
+        # From its values on, so that a key that asks for a default of ours contradicts it too.
+        cfg = _merged(config_file, overrides, RELEASED)
+        found = dict(_items(cfg))
+        for key, value in RELEASED.items():
+            if found[key] != value:
+                raise ConfigError(
+                    f"{key}: MODEL.GMM.RULES released asks for {value!r}, found {found[key]!r}; leave one of "
+                    "the two keys out"
+                )
+    return cfg
+
+
+def _merged(config_file: str, overrides: Sequence[Any], defaults: Mapping[str, Any]) -> CfgNode:
     cfg = get_cfg()
     add_gmm_anomaly_config(cfg)
     add_upstream_keys(cfg)
-    if config_file:
-        _merge_file(cfg, find_config(config_file), ())
+    for key, value in defaults.items():
+        _merge_value(cfg, key, value)
     pairs = list(overrides)
     if len(pairs) % 2:
         raise ConfigError(f"expected KEY VALUE pairs, found the key {str(pairs[-1])!r} without a value")
-    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+    given = list(zip(pairs[::2], pairs[1::2], strict=True))
+    if not config_file and ("MODEL.WEIGHTS", BUNDLED) in given:
+        config_file = BUNDLED
+    if config_file:
+        _merge_file(cfg, find_config(config_file), ())
+    for key, value in given:
         _merge_value(cfg, key, value)
     for key in PATHS:
         section, _, name = key.rpartition(".")
         node = dict(_items(cfg))[section] if section else cfg
         node[name] = os.path.expanduser(node[name])
+    if cfg.MODEL.WEIGHTS == BUNDLED:
+        cfg.MODEL.WEIGHTS = str(BUNDLED_FILE)
     return cfg
 
 
@@ -126,7 +151,9 @@ def _warn_of_unread(values: Mapping[str, Any], typed: Sequence[Any]) -> None:
     """Name keys that were set and have no effect: of Detectron2's keys any, of the project's own those of the
     command line, for config files share them with twins that read them."""
     upstream, defaults, named = _values(get_cfg()), _values(read_config()), []
-    for key in [key for key, value in values.items() if value != defaults.get(key, value)]:
+    # Tuples in tuples are lists in a file.
+    plain = {key: json.dumps(value) for key, value in defaults.items()}
+    for key in [key for key, value in values.items() if json.dumps(value) != plain.get(key)]:
         why = unread(key, values) if key in upstream or key in typed else ""
         # The installed Detectron2 may be older than the key, see `add_upstream_keys`.
         if key.startswith(IGNORED) or key == "FLOAT32_PRECISION" and key not in upstream:
@@ -147,6 +174,7 @@ def with_weights(cfg: CfgNode, path: str | Path) -> CfgNode:
 
 
 def _check(cfg: CfgNode) -> None:
+    with_rules(cfg)
     architecture = look_up(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     if architecture.__module__.startswith("detectron2."):
         raise ValueError(

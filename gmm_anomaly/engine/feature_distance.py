@@ -26,7 +26,7 @@ from gmm_anomaly.modeling.inference import transformed
 from gmm_anomaly.modeling.losses import IGNORE_LABEL, resized_labels
 from gmm_anomaly.modeling.norm import share_statistics
 from gmm_anomaly.scores import PixelOutputs
-from gmm_anomaly.scores.density import hybrid_part
+from gmm_anomaly.scores.pixels import hybrid_part
 
 
 class LabelledImages(Dataset[dict[str, Any]]):

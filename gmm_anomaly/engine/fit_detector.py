@@ -18,16 +18,13 @@ from detectron2.utils import comm
 from torch import nn
 from tqdm import tqdm
 
-from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.data.mapper import test_augmentations
-from gmm_anomaly.data.pairing import IMAGE_EXTENSIONS, is_hidden
+from gmm_anomaly.data.pairing import IMAGE_EXTENSIONS, visible_files
 from gmm_anomaly.data.reading import read_image
-from gmm_anomaly.modeling.scoring import score_names
-from gmm_anomaly.postprocess import chain_name
 
 from .config import build_config
 from .feature_distance import fit_distances
-from .trained_model import inference_config
+from .trained_model import save_model
 
 logger = logging.getLogger(__name__)
 
@@ -38,18 +35,14 @@ CELLS_PER_FRAME = 4096
 
 
 def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The image files in a folder and below, sorted; hidden ones are left out.
+    """The image files in a folder and below, sorted; hidden ones are left out, links are followed.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    files = [
-        path
-        for path in sorted(Path(folder).rglob("*"))
-        if path.suffix.lower() in IMAGE_EXTENSIONS and not is_hidden(path, folder)
-    ]
+    files = sorted(path for path in visible_files(folder) if path.suffix.lower() in IMAGE_EXTENSIONS)
     if not files:
         raise FileNotFoundError(f"{folder}: no images in this folder ({', '.join(IMAGE_EXTENSIONS)})")
     return files
@@ -120,18 +113,6 @@ def _items(
         raise ValueError(f"no frame to fit the detector to: none of {index} could be read")
 
 
-def detector_score(cfg: CfgNode) -> str:
-    """The score that a detector predicts with: its first, after the config's post-processes."""
-    return chain_name(score_names(cfg)[0], cfg.TEST.POSTPROCESS)
-
-
-def save_detector(cfg: CfgNode, model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a fitted model with its config into one file, which commands take for ``--weights``."""
-    state = {name: value.cpu() for name, value in model.state_dict().items()}
-    with replacing(Path(path)) as temporary:
-        torch.save({"model": state, "config": inference_config(cfg).dump()}, temporary)
-
-
 def run(args: argparse.Namespace) -> int:
     """Fit what the arguments say (see ``gmm_anomaly.verbs``) and write the detector's file; the exit status
     is 1 if a frame could not be read."""
@@ -140,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     cfg = build_config(args.config_file, [*device, *args.opts])
     files = frame_files(args.folder)
     model = fit_detector(cfg, files, left_out)
-    save_detector(cfg, model, args.out)
+    save_model(cfg, model, args.out)
     print(
         f"{args.out}: a detector fitted to {args.folder}. Next: gmm-anomaly predict IMAGE --weights "
         f"{args.out} --out DIR"

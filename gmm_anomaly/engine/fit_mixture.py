@@ -6,6 +6,7 @@ import logging
 import math
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, component_log_prob, own_class_log_prob
 from gmm_anomaly.gmm.collectives import sum_over_ranks
 
@@ -29,6 +29,7 @@ from .feature_distance import LabelledImages, fit_feature_distance
 from .health_hook import health_hooks, labelled_embedding
 from .hooks import CheckpointHook, EMHook
 from .launch import Interruption
+from .output_dir import MetricsWriter, write_config
 from .trained_model import load_network
 
 logger = logging.getLogger(__name__)
@@ -57,10 +58,8 @@ def fit_mixture(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
     fitter = MixtureFitter(cfg)
     fitter.resume_or_load(resume=resume)
     found = with_weights(cfg, Path(cfg.OUTPUT_DIR) / f"{PREFIX}_final.pth")
-    if comm.is_main_process():
-        # What --eval-only needs.
-        with replacing(Path(cfg.OUTPUT_DIR) / "config.yaml") as temporary:
-            temporary.write_text(found.dump())
+    # What --eval-only needs.
+    write_config(found)
     fitter.train()
     return evaluate(found, fitter.model, iteration=fitter.max_iter)
 
@@ -105,7 +104,11 @@ class MixtureFitter(TrainerBase):
         self.per_pass = math.ceil(len(self.images) / cfg.SOLVER.IMS_PER_BATCH)
         self.max_iter = self.per_pass * cfg.MODEL.GMM.FIT_PASSES
         self.checkpointer = Checkpointer(
-            self.model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process(), trainer=weakref.proxy(self)
+            self.model,
+            cfg.OUTPUT_DIR,
+            cfg=cfg,
+            save_to_disk=comm.is_main_process(),
+            trainer=weakref.proxy(self),
         )
         self.interruption = Interruption()
         self._batches: Iterator[list[dict[str, Any]]] = iter(())
@@ -126,8 +129,8 @@ class MixtureFitter(TrainerBase):
             ]
         )
         if comm.is_main_process():
-            writers = default_writers(cfg.OUTPUT_DIR, self.max_iter)
-            self.register_hooks([hooks.PeriodicWriter(writers, period=LOG_PERIOD)])
+            writers = partial(default_writers, cfg.OUTPUT_DIR, self.max_iter)
+            self.register_hooks([MetricsWriter(cfg.OUTPUT_DIR, writers, period=LOG_PERIOD)])
 
     def resume_or_load(self, *, resume: bool) -> None:
         """Load the network of ``MODEL.WEIGHTS``, or the last checkpoint of a fit, if there is one."""

@@ -15,6 +15,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
 
+from gmm_anomaly.config import with_rules
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.data.stream import seed_generators
 from gmm_anomaly.gmm import GaussianMixtureBank
@@ -88,7 +89,7 @@ class EMHook(HookBase):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, bank: GaussianMixtureBank) -> EMHook:
-        keys = cfg.MODEL.GMM
+        keys = with_rules(cfg).MODEL.GMM
         return cls(
             bank,
             interval=keys.UPDATE_INTERVAL,

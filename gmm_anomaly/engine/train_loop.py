@@ -141,14 +141,16 @@ class TrainLoop(SimpleTrainer):
             raise ValueError(
                 f"--resume: the checkpoint has SOLVER.OPTIMIZER {stored}, the config {found}; {ANEW}"
             )
-        others = sorted({*state_dict["trained"]} ^ {*self._trained})
+        # Checkpoints of other trainers of Detectron2 do not say.
+        trained = state_dict.get("trained", self._trained)
+        others = sorted({*trained} ^ {*self._trained})
         if others:
             raise ValueError(
                 f"--resume: the config trains other parameters than the checkpoint: {len(others)} differ, "
                 f"first {others[0]}; leave MODEL as it was (CLASSIFIER.NAME, BACKBONE.FREEZE_AT, ...), {ANEW}"
             )
         moments = state_dict["optimizer"]["state"]
-        places = {name: place for place, name in enumerate(state_dict["trained"])}
+        places = {name: place for place, name in enumerate(trained)}
         own = self.optimizer.state_dict()
         own["state"] = {
             place: moments[places[name]]
@@ -156,8 +158,8 @@ class TrainLoop(SimpleTrainer):
             if places[name] in moments
         }
         super().load_state_dict(state_dict | {"optimizer": own})
-        self.skipped = state_dict["skipped"]
-        if self.scaler.is_enabled() and state_dict["scaler"]:
+        self.skipped = state_dict.get("skipped", 0)
+        if self.scaler.is_enabled() and state_dict.get("scaler"):
             self.scaler.load_state_dict(state_dict["scaler"])
 
 

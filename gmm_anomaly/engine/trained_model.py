@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
 from gmm_anomaly.data.atomic import replacing
+from gmm_anomaly.modeling.scoring import score_names
+from gmm_anomaly.postprocess import chain_name
 
-from .checkpoint import DISTANCES, GUIDE, Checkpointer
-from .config import with_weights
+from .belonging import BELONGS_TO, belongings
+from .checkpoint import DISTANCES, GUIDE, TAG, Checkpointer
+from .config import read_config, with_weights
 from .weights import load_weight_file, own_state
 
-MODEL, CONFIG = "model.pth", "config.yaml"
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"
 MIXTURES, MEANS = "classifier.bank.", "classifier.bank.means"
 SOFTMAX, SOFTMAX_WEIGHT, SOFTMAX_BIAS = (f"classifier.predictor.{part}" for part in ("", "weight", "bias"))
 
@@ -42,34 +50,72 @@ def inference_config(cfg: CfgNode) -> CfgNode:
     return light
 
 
-def write_small_checkpoint(cfg: CfgNode, weights: str, folder: Path) -> Path:
-    """Write ``model.pth`` and ``config.yaml`` into ``folder``, a model to hand on: whatever takes a config
-    and weights takes them.
+def first_score(cfg: CfgNode) -> str:
+    """The score to predict with where none is named: the config's first, with its post-processes."""
+    return chain_name(score_names(cfg)[0], cfg.TEST.POSTPROCESS)
 
-    Parameters are halved in precision; buffers (moments of norms, mixtures, feature distances) are small and
-    stay as they are.
+
+def with_run_weights(cfg: CfgNode, config_file: str, overrides: Sequence[Any]) -> CfgNode:
+    """The config of a command that makes use of a trained model: what a run started from never stands in for
+    what it made.
 
     Args:
-        cfg: of the training. weights: its checkpoint.
-        folder: made if need be; files of the same names are replaced.
+        cfg: of ``config_file``. overrides: ``KEY VALUE`` pairs of the command.
 
     Returns:
-        The path of ``config.yaml``.
+        A config with ``MODEL.WEIGHTS`` as it is, if that is among the overrides or in the folder of the
+        config; for a run's config.yaml otherwise that run's last checkpoint that is whole.
+
+    Raises:
+        ValueError: the run in ``OUTPUT_DIR`` started from these weights, so that they may not be meant.
     """
-    # The folder may be moved: whoever uses the files names them.
-    light = with_weights(inference_config(cfg), "")
-    model = build_model(light)
-    Checkpointer(model).load_for_evaluation(weights)
-    parameters = dict(model.named_parameters())
+    if "MODEL.WEIGHTS" in overrides[::2]:
+        return cfg
+    folder, file, output = Path(config_file).parent, Path(cfg.MODEL.WEIGHTS), Path(cfg.OUTPUT_DIR)
+    if Path(config_file).name == CONFIG and (folder / TAG).is_file():
+        if file.is_file() and file.resolve().parent == folder.resolve():
+            return cfg
+        last = Checkpointer(nn.Identity(), str(folder)).get_checkpoint_file()
+        if cfg.MODEL.WEIGHTS:
+            logger.warning("MODEL.WEIGHTS %s is what a run started from; its last checkpoint is used", file)
+        return with_weights(cfg, last)
+    if cfg.MODEL.WEIGHTS and (output / TAG).is_file() and (output / CONFIG).is_file():
+        if read_config(str(output / CONFIG)).MODEL.WEIGHTS == cfg.MODEL.WEIGHTS:
+            raise ValueError(
+                f"MODEL.WEIGHTS: the run in {output} (OUTPUT_DIR) started from {file}; add the weights that "
+                f"are meant to the command: MODEL.WEIGHTS {output / (output / TAG).read_text().strip()}, or "
+                f"MODEL.WEIGHTS {file}"
+            )
+    return cfg
+
+
+def save_model(
+    cfg: CfgNode,
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    half: bool = False,
+    threshold: dict[str, Any] | None = None,
+) -> None:
+    """Write a model to hand on, with its config, into one file: commands take it for ``--weights`` and need
+    no ``--config-file``. The file appears whole or not at all.
+
+    Args:
+        cfg: of the model. path: of the file.
+        half: halve the precision of parameters. Buffers (moments of norms, mixtures, distances) are small and
+            stay as they are.
+        threshold: the entries of a :class:`~gmm_anomaly.predict.threshold.Threshold` to predict with.
+    """
+    halved = {name for name, _ in model.named_parameters()} if half else set()
     state = {
-        name: value.cpu().half() if name in parameters else value.cpu()
+        name: value.cpu().half() if name in halved else value.cpu()
         for name, value in model.state_dict().items()
     }
-    with replacing(folder / MODEL) as temporary:
-        torch.save({"model": state}, temporary)
-    with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(light.dump())
-    return folder / CONFIG
+    # The file may be moved: whoever uses it names it.
+    config = with_weights(inference_config(cfg), "").dump()
+    content = {"model": state, "config": config, "threshold": threshold, BELONGS_TO: belongings(cfg)}
+    with replacing(Path(path)) as temporary:
+        torch.save(content, temporary)
 
 
 def trained_classifier(path: str) -> tuple[str, int]:
@@ -124,6 +170,11 @@ def fitting_config(cfg: CfgNode) -> CfgNode:
     fitted.MODEL.CLASSIFIER.NAME = "gmm"
     keys = fitted.MODEL.GMM
     if name != "gmm":
+        if keys.RULES == "released":
+            raise ValueError(
+                'MODEL.GMM.RULES: expected "ours", found "released", whose projection would have to be '
+                f"trained: {cfg.MODEL.WEIGHTS} has none"
+            )
         keys.PROJECTION = "none"
     if name == "prototype":
         if keys.LOGITS == "softmax":

@@ -178,6 +178,7 @@ READ_WITH: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("MODEL.VIT.", "MODEL.BACKBONE.NAME", ("build_vit_backbone",)),
     ("MODEL.GMM.", "MODEL.CLASSIFIER.NAME", ("gmm",)),
     ("MODEL.GMM.WARM_START_", "MODEL.GMM.WARM_START", (True,)),
+    ("MODEL.GMM.GUIDE_WEIGHT", "MODEL.GMM.WARM_START", (True,)),
     ("MODEL.GMM.SINKHORN_", "MODEL.GMM.ASSIGNMENT", ("sinkhorn",)),
     ("MODEL.PROTOTYPE.", "MODEL.CLASSIFIER.NAME", ("prototype",)),
     ("MODEL.MASK2FORMER.", "MODEL.META_ARCHITECTURE", ("MaskAnomalySegmentor",)),

@@ -29,6 +29,7 @@ from gmm_anomaly.modeling.backbones.weights import (
 )
 from gmm_anomaly.modeling.classifiers.gmm import GMMClassifier
 
+from .belonging import BELONGS_TO, belongings
 from .weight_names import renamed
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def _notes(model: nn.Module, result: Conversion) -> list[str]:
             "MODEL.TIMM.OUTPUT_STRIDE 8)"
         )
     if any(name.startswith("classifier.project.") for name in result.lacking):
-        notes.append("the released head's projection is MODEL.GMM.PROJECTION released")
+        notes.append("the released head's projection is MODEL.GMM.PROJECTION released, or RULES released")
     if any(name.startswith("classifier.guide.") for name in result.lacking):
         notes.append(
             "the released head has no softmax classifier beside it: MODEL.GMM.WARM_START False, or "
@@ -217,7 +218,8 @@ def run(args: argparse.Namespace) -> None:
     if "" in args.allow_missing:
         raise ValueError('--allow-missing: expected the beginning of names, found ""')
     source = tensors_of(load_weight_file(args.input, "INPUT"), args.input, "INPUT")
-    model = build_model(_config(args.config_file, args.opts))
+    cfg = _config(args.config_file, args.opts)
+    model = build_model(cfg)
     result = convert(model, source)
     print(report(model, result))
     lacking = [name for name in result.lacking if not name.startswith(tuple(args.allow_missing))]
@@ -228,7 +230,7 @@ def run(args: argparse.Namespace) -> None:
             "architecture, or --allow-missing PREFIX for what may stay as it is initialised"
         )
     with replacing(args.output) as temporary:
-        torch.save({"model": result.tensors}, temporary)
+        torch.save({"model": result.tensors, BELONGS_TO: belongings(cfg)}, temporary)
     print(f"written to {args.output}")
 
 

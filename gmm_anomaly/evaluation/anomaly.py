@@ -22,32 +22,29 @@ from numpy.typing import DTypeLike
 
 from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
 from gmm_anomaly.metrics.curves import OperatingPoints
-from gmm_anomaly.metrics.runs import Runs
+from gmm_anomaly.metrics.score_counts import ScoreCounts
 
 from .files import KeptScores, anomaly_overlay, range_sample, save_array, save_json, shared_range
 from .records import RecordEvaluator
-from .results import ANOMALY, COMPONENTS, TaskResult, component_task, pixel_task
+from .results import (
+    ANOMALY,
+    COMPONENTS,
+    TaskResult,
+    check_component_track,
+    component_task,
+    pixel_task,
+)
 
 logger = logging.getLogger(__name__)
 
-COMPONENT_TRACKS = {
-    "anomaly": ComponentMetrics.anomaly_track,
-    "obstacle": ComponentMetrics.obstacle_track,
-}
 POINTS, BINS = 400, 80  # of the curves and histograms for reports
-
-
-def check_component_track(track: str, key: str = "TEST.COMPONENT_TRACK") -> None:
-    """Raise ValueError for a value that the key ``TEST.COMPONENT_TRACK`` cannot have."""
-    if track not in ("", "none", *COMPONENT_TRACKS):
-        raise ValueError(f"{key}: expected 'anomaly', 'obstacle' or 'none', found {track!r}")
 
 
 class AnomalyEvaluator(RecordEvaluator):
     """Metrics of one or more anomaly scores on one data set.
 
     Component metrics need the threshold of the best F1 over the whole data set, so score maps are kept (in
-    memory, beyond 2 GiB in a temporary folder under ``output_dir``) until it is known; the model runs once.
+    a temporary folder under ``output_dir``) until it is known; the model runs once.
 
     ``process`` takes outputs with ``anomaly_scores`` {name: (H, W) float tensor or array, higher = more
     anomalous}, of the size of the image's label.
@@ -69,7 +66,6 @@ class AnomalyEvaluator(RecordEvaluator):
             ``output_dir/visualizations/<data set>/<image id>.png``.
         num_best_worst: overlays of so many images where the first score's AP is highest, and of as many
             where it is lowest, in the same folder.
-        memory_budget: bytes of kept score maps in memory, per rank.
 
     Raises:
         ValueError: unknown names, a data set whose labels are withheld, or files wanted without
@@ -89,7 +85,6 @@ class AnomalyEvaluator(RecordEvaluator):
         save_scores: bool = False,
         num_visualizations: int = 0,
         num_best_worst: int = 0,
-        memory_budget: int = 2 * 2**30,
     ) -> None:
         if isinstance(scores, str) or not scores:
             raise ValueError(f"scores must be a list of at least one score's name, found {scores!r}")
@@ -105,7 +100,7 @@ class AnomalyEvaluator(RecordEvaluator):
         self.precision = precision or ("float16" if self.smiyc else None)
         self.scores, self.save_scores = list(scores), save_scores
         self._num_best_worst = num_best_worst
-        self._kept = KeptScores(memory_budget, output_dir)
+        self._kept = KeptScores(output_dir)
         self.reset()
 
     def reset(self) -> None:
@@ -199,7 +194,8 @@ class AnomalyEvaluator(RecordEvaluator):
 
         Where there are ``curves`` of a score, its components by size are added to them.
         """
-        make, above = COMPONENT_TRACKS[track], "score > threshold" if self.smiyc else "score >= threshold"
+        make: Any = getattr(ComponentMetrics, f"{track}_track")
+        above = "score > threshold" if self.smiyc else "score >= threshold"
         # Without one valid pixel there is no threshold, and nothing to compare.
         metrics = {
             name: make(0.0 if math.isnan(at) else at, inclusive=not self.smiyc)
@@ -259,7 +255,7 @@ def frame_average_precision(score: np.ndarray, label: np.ndarray) -> float:
     negative, positive = score[label == 0], score[label == 1]
     if not positive.size or not negative.size:
         return math.nan
-    return OperatingPoints(Runs.sorted(negative), Runs.from_scores(positive)).average_precision
+    return OperatingPoints(ScoreCounts.of(negative, positive)).average_precision
 
 
 def _score_map(output: Mapping[str, Any], name: str, shape: tuple[int, ...], where: str) -> np.ndarray:

@@ -19,16 +19,16 @@ import numpy as np
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 from torch import Tensor, nn
 
 from gmm_anomaly.data import build_test_loader
 from gmm_anomaly.data.atomic import replacing
-from gmm_anomaly.data.reading import CLOSED_SET, IGNORE_LABEL
+from gmm_anomaly.data.build import closed_set
+from gmm_anomaly.data.reading import IGNORE_LABEL
 
 from .command import load_model, model_config
-from .records import EVALUATOR_TYPES, EvaluatedRecords
+from .records import EvaluatedRecords
 
 # Maskomaly's rule: masks above 0.9 count, queries with a mean IoU of at least 0.25 are taken.
 MASK_THRESHOLD = 0.9
@@ -119,10 +119,9 @@ def query_table(overlap: QueryOverlap, taken: Sequence[int], class_names: Sequen
 
 def known_class_names(cfg: CfgNode, labels: Mapping[int, str]) -> list[str]:
     """Names of the known classes: a closed set's of ``DATASETS``, else ``labels``, the weights' own."""
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        metadata = MetadataCatalog.get(name)
-        if metadata.get("evaluator_type") in EVALUATOR_TYPES[CLOSED_SET]:
-            return list(metadata.stuff_classes)
+    metadata = closed_set(cfg)
+    if metadata is not None:
+        return list(metadata.stuff_classes)
     return [str(labels[index]) for index in sorted(labels)]
 
 

@@ -13,13 +13,15 @@ from torch import nn
 def model_config(args: argparse.Namespace, overrides: Sequence[str] = ()) -> CfgNode:
     """The config that a command's arguments ask for; registers their data sets. ``overrides`` come last."""
     from gmm_anomaly.engine import build_config
+    from gmm_anomaly.engine.trained_model import with_run_weights
     from gmm_anomaly.engine.weights import trust_pickles
 
     trust_pickles(args.trust_pickle)
     for path in args.register:
         runpy.run_path(path)
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
-    return build_config(args.config_file, [*args.opts, *weights, *overrides])
+    pairs = [*args.opts, *weights, *overrides]
+    return with_run_weights(build_config(args.config_file, pairs), args.config_file, pairs)
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
@@ -27,5 +29,5 @@ def load_model(cfg: CfgNode) -> nn.Module:
     from gmm_anomaly.engine import Checkpointer, Trainer, inference_config
 
     model = Trainer.build_model(inference_config(cfg))
-    Checkpointer(model).load_for_evaluation(cfg.MODEL.WEIGHTS)
+    Checkpointer(model, cfg=cfg).load_for_evaluation(cfg.MODEL.WEIGHTS)
     return model.eval()

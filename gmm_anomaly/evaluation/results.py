@@ -23,8 +23,30 @@ RESULTS_FILE = "results.json"
 ANOMALY, COMPONENTS, CLOSED_SET = "anomaly", "components", "sem_seg"
 UNITS = {ANOMALY: "fraction", COMPONENTS: "fraction", CLOSED_SET: "percent"}
 
+# Of a kind of tasks: the table's title, what names a row beside the data set, metrics, and further columns.
+_TABLES = {
+    CLOSED_SET: (
+        "Closed set, percent (IoU as in MMSegmentation, ECE in 15 bins)",
+        (), ("mIoU", "fwIoU", "mACC", "pACC", "ECE"), (),
+    ),
+    ANOMALY: (
+        "Anomaly, fractions",
+        ("score", "protocol"), ("AP", "AUROC", "FPR95", "best_f1"), ("images",),
+    ),
+    COMPONENTS: (
+        "Components, fractions",
+        ("score", "track"), ("sIoU_gt", "PPV", "F1"), ("threshold", "threshold from"),
+    ),
+}  # fmt: skip
+COMPONENT_TRACKS = ("anomaly", "obstacle")
 _ROWS_PER_COLUMN = 20
 _TEXTS = ("data set", "score", "protocol", "track", "class", "threshold from")  # columns without numbers
+
+
+def check_component_track(track: str, key: str = "TEST.COMPONENT_TRACK") -> None:
+    """Raise ValueError for a value that the key ``TEST.COMPONENT_TRACK`` cannot have."""
+    if track not in ("", "none", *COMPONENT_TRACKS):
+        raise ValueError(f"{key}: expected 'anomaly', 'obstacle' or 'none', found {track!r}")
 
 
 class TaskResult(dict[str, float]):
@@ -69,11 +91,29 @@ def format_results(results: Results) -> str:
     Args:
         results: {data set: what its evaluator returned}.
     """
-    tables = [_closed_set_table(results)]
-    tables += [
-        _class_table(name, tasks[CLOSED_SET]) for name, tasks in results.items() if CLOSED_SET in tasks
-    ]
-    tables += [_anomaly_table(results), _component_table(results)]
+    rows: dict[str, list[list[str]]] = {kind: [] for kind in _TABLES}
+    tables = []
+    for name, tasks in results.items():
+        for task, found in tasks.items():
+            kind, *rest = task.split("/", 2)
+            digits = 2 if kind == CLOSED_SET else 4
+            cells = []
+            for key in _TABLES[kind][2]:
+                inexact = "~" if f"{key}_low" in found else ""
+                cells.append(inexact + _number(found.get(key), digits))
+            if kind == ANOMALY:
+                cells.append(str(found.get("images", "")))
+            if kind == COMPONENTS:
+                threshold = f"{found.get('threshold', math.nan):.6g}"
+                cells += [threshold, found.details.get("threshold_from", "")]
+            rows[kind].append([name, *rest[::-1], *cells])
+            if kind == CLOSED_SET:
+                tables.append(_class_table(name, found))
+    for kind, (title, given, columns, more) in _TABLES.items():
+        table = _table(title, ["data set", *given, *columns, *more], rows[kind])
+        if " ~" in table:
+            table += "\n~ certified interval in results.json (<metric>_low, <metric>_high)"
+        tables.insert(0 if kind == CLOSED_SET else len(tables), table)
     return "\n\n".join(table for table in tables if table)
 
 
@@ -119,18 +159,6 @@ def _nested(tasks: Mapping[str, TaskResult]) -> dict[str, Any]:
     return nested
 
 
-def _closed_set_table(results: Results) -> str:
-    columns = ("mIoU", "fwIoU", "mACC", "pACC", "ECE")
-    rows = [
-        [name, *(_number(tasks[CLOSED_SET].get(column), 2) for column in columns)]
-        for name, tasks in results.items()
-        if CLOSED_SET in tasks
-    ]
-    return _table(
-        "Closed set, percent (IoU as in MMSegmentation, ECE in 15 bins)", ["data set", *columns], rows
-    )
-
-
 def _class_table(name: str, numbers: Mapping[str, float]) -> str:
     classes = [key.removeprefix("IoU-") for key in numbers if key.startswith("IoU-")]
     rows = [[key, *(_number(numbers.get(f"{kind}-{key}"), 2) for kind in ("IoU", "ACC"))] for key in classes]
@@ -140,35 +168,6 @@ def _class_table(name: str, numbers: Mapping[str, float]) -> str:
     rows += [["", "", ""]] * (height * blocks - len(rows))
     joined = [sum(rows[line::height], []) for line in range(height)]
     return _table(f"Classes of {name}, percent", ["class", "IoU", "ACC"] * blocks, joined)
-
-
-def _anomaly_table(results: Results) -> str:
-    columns = ("AP", "AUROC", "FPR95", "best_f1")
-    rows = []
-    for name, protocol, score, result in _by_score(results, ANOMALY):
-        cells = [("~" if f"{key}_low" in result else "") + _number(result.get(key), 4) for key in columns]
-        rows.append([name, score, protocol, *cells, str(result.get("images", ""))])
-    table = _table("Anomaly, fractions", ["data set", "score", "protocol", *columns, "images"], rows)
-    inexact = any(cell.startswith("~") for row in rows for cell in row)
-    return table + ("\n~ certified interval in results.json (<metric>_low, <metric>_high)" if inexact else "")
-
-
-def _component_table(results: Results) -> str:
-    columns = ("sIoU_gt", "PPV", "F1")
-    rows = []
-    for name, track, score, result in _by_score(results, COMPONENTS):
-        cells = [_number(result.get(column), 4) for column in columns]
-        threshold = f"{result.get('threshold', math.nan):.6g}"
-        rows.append([name, score, track, *cells, threshold, result.details.get("threshold_from", "")])
-    headers = ["data set", "score", "track", *columns, "threshold", "threshold from"]
-    return _table("Components, fractions", headers, rows)
-
-
-def _by_score(results: Results, kind: str) -> list[tuple[str, str, str, TaskResult]]:
-    """Data set, rule, score and result of every task of a kind."""
-    tasks = [(name, *task.split("/", 2), found) for name, by in results.items() for task, found in by.items()
-             if task.startswith(f"{kind}/")]  # fmt: skip
-    return [(name, rule, score, found) for name, _, rule, score, found in tasks]
 
 
 def _number(value: float | None, digits: int) -> str:

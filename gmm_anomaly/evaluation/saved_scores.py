@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from gmm_anomaly.data.pairing import is_hidden
+from gmm_anomaly.data.pairing import visible_files
 
 from .anomaly import AnomalyEvaluator
 from .files import json_text, save_json
@@ -127,12 +127,11 @@ def match_files(folder: Path, records: EvaluatedRecords, suffix: str) -> list[Pa
     if not folder.is_dir():
         raise FileNotFoundError(f"--scores: there is no folder {folder}")
     by_name: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        relative, wanted = path.relative_to(folder), path.suffix.lower() in SCORE_EXTENSIONS
-        if is_hidden(path, folder) or not wanted or not path.stem.endswith(suffix):
+    for path in sorted(visible_files(folder)):
+        if path.suffix.lower() not in SCORE_EXTENSIONS or not path.stem.endswith(suffix):
             continue
         stem = path.stem.removesuffix(suffix)
-        for name in {stem, (relative.parent / stem).as_posix().replace("/", "__")}:
+        for name in {stem, (path.relative_to(folder).parent / stem).as_posix().replace("/", "__")}:
             by_name.setdefault(name, []).append(path)
 
     found, missing = [], []

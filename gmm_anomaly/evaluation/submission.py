@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from gmm_anomaly.data import SegmentationMapper
 from gmm_anomaly.data.atomic import replacing
-from gmm_anomaly.data.reading import image_size
 from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.modeling.scoring import score_names
 
@@ -49,10 +48,9 @@ Predict = Callable[[Sequence[Record]], Iterable[np.ndarray]]
 
 
 class Frame(NamedTuple):
-    """One image and its score file; ``size`` is (height, width)."""
+    """One image and its score file."""
 
     record: Record
-    size: tuple[int, int]
     target: Path
 
 
@@ -114,8 +112,7 @@ class Submission:
         found = []
         for record in records:
             name = Path(str(record["file_name"])).stem.removesuffix(_IMAGE_SUFFIX)
-            path = self.folder / (folder or known[0]) / f"{name}.hdf5"
-            found.append(Frame(record, image_size(record), path))
+            found.append(Frame(record, self.folder / (folder or known[0]) / f"{name}.hdf5"))
         return found
 
     def begin(self, frames: Sequence[Frame], *, overwrite: bool = False) -> None:
@@ -148,19 +145,15 @@ class Submission:
                 )
         save_json(self.manifest, {"identity": self.identity, "complete": False})
 
-    def write(
-        self, frames: Sequence[Frame], predict: Predict, *, progress: str | None = None
-    ) -> dict[str, Any]:
+    def write(self, frames: Sequence[Frame], predict: Predict) -> dict[str, int]:
         """Write the frames whose files are not there yet, or are not whole, and read each back.
 
         Args:
             frames: from :meth:`frames`.
             predict: (H, W) scores of the records of missing frames, in their order; called once.
-            progress: title of a progress bar with the time left; None shows none.
 
         Returns:
-            ``frames`` there are, ``kept`` that were there, ``written`` now, the ``lowest`` and the
-            ``highest`` of the scores written now, and ``bytes`` of all files.
+            ``frames`` there are, ``kept`` that were there, ``written`` now.
 
         Raises:
             ValueError: a score map with NaN, or beyond float16.
@@ -169,29 +162,19 @@ class Submission:
         for folder in {frame.target.parent for frame in frames}:
             for left in folder.glob(".*.partial"):  # by a killed run
                 left.unlink(missing_ok=True)
-        missing = [frame for frame in frames if stored_score(frame) is None]
+        missing = [frame for frame in frames if stored_score(frame.target) is None]
         for frame in missing:
             if frame.target.exists():
                 logger.warning("%s is not whole, and written again", frame.target)
-        lowest, highest = math.inf, -math.inf
-        if missing:
-            maps = predict([frame.record for frame in missing])
-            bar = tqdm(total=len(frames), initial=len(frames) - len(missing), desc=progress, unit="frame",
-                       disable=progress is None)  # fmt: skip
-            for frame, score in zip(missing, maps, strict=True):
-                stored = self._stored(np.asarray(score), frame)
-                with replacing(frame.target) as temporary:
-                    with require_h5py().File(temporary, "w") as file:
-                        file.create_dataset(HDF5_KEY, data=stored, compression="gzip", compression_opts=9)
-                found = stored_score(frame)
-                if found is None or not np.array_equal(found, stored):
-                    raise OSError(f"{frame.target}: what was written cannot be read back; check the disk")
-                lowest, highest = min(lowest, float(stored.min())), max(highest, float(stored.max()))
-                bar.update()
-            bar.close()
-        size = sum(frame.target.stat().st_size for frame in frames)
-        counts = {"frames": len(frames), "kept": len(frames) - len(missing), "written": len(missing)}
-        return counts | {"lowest": lowest, "highest": highest, "bytes": size}
+        maps = predict([frame.record for frame in missing]) if missing else ()
+        for frame, score in zip(missing, tqdm(maps, self.method, len(missing), unit="frame"), strict=True):
+            stored = self._stored(np.asarray(score), frame)
+            with replacing(frame.target) as temporary, require_h5py().File(temporary, "w") as file:
+                file.create_dataset(HDF5_KEY, data=stored, compression="gzip", compression_opts=9)
+            found = stored_score(frame.target)
+            if found is None or not np.array_equal(found, stored):
+                raise OSError(f"{frame.target}: what was written cannot be read back; check the disk")
+        return {"frames": len(frames), "kept": len(frames) - len(missing), "written": len(missing)}
 
     def _stored(self, score: np.ndarray, frame: Frame) -> np.ndarray:
         values = (score.astype(np.float64) - self.offset) / self.scale
@@ -207,16 +190,14 @@ class Submission:
         return values.astype(np.float16)
 
 
-def stored_score(frame: Frame) -> np.ndarray | None:
-    """(H, W) float16 of a frame's score file, read to its end; None if it is not there or not whole."""
-    if not frame.target.is_file():
-        return None
+def stored_score(path: Path) -> np.ndarray | None:
+    """(H, W) float16 of a score file, read to its end; None if it is not there or not whole."""
     try:
-        with require_h5py().File(frame.target, "r") as file:
+        with require_h5py().File(path, "r") as file:
             found = np.asarray(file[HDF5_KEY][()])
     except (OSError, KeyError, RuntimeError):
         return None
-    return found if found.dtype == np.float16 and found.shape == frame.size else None
+    return found if found.dtype == np.float16 else None
 
 
 def identity(cfg: CfgNode, score: str) -> dict[str, Any]:
@@ -259,14 +240,14 @@ def run(args: argparse.Namespace) -> None:
                 yield output["anomaly_scores"][score].float().cpu().numpy()
 
     report = {
-        name: submission.write(group, predict, progress=name) | {"folder": group[0].target.parent.name}
+        name: submission.write(group, predict) | {"folder": group[0].target.parent.name}
         for name, group in frames.items()
     }
     done = {"identity": submission.identity, "complete": True, "weights": cfg.MODEL.WEIGHTS}
     save_json(submission.manifest, done | {"datasets": report})
     rows = [{"data set": name, **found} for name, found in report.items()]
-    print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".5g"))
+    print(tabulate(rows, headers="keys", tablefmt="github"))
     print(
         f"\nEvery file was read back. Submit {submission.folder}; {submission.manifest} says what it was "
-        "made from."
+        f"made from, by {cfg.MODEL.WEIGHTS or cfg.MODEL.MASK2FORMER.WEIGHTS}."
     )

@@ -72,6 +72,7 @@ def report(found: dict[str, Any]) -> str:
     times = ", ".join(f"{name} {time:.1f} ms" for name, time in found["milliseconds"].items())
     lines = [
         f"{found['file']}: {found['bytes'] / 1e6:.1f} MB, {sizes}, any batch",
+        f"weights: {found['weights']}",
         f"largest relative error {found['max_relative_error']:.3g} (limit {found['limit']:g})",
         f"one image of {height}x{width} on {found['threads']} thread(s): {times}",
     ]
@@ -153,6 +154,7 @@ def export(
             milliseconds = _timed({"PyTorch": reference, format: exported}, batches[0])
         return {
             "file": str(out),
+            "weights": predictor.weights,
             "format": format,
             "bytes": out.stat().st_size,
             "metadata": metadata,

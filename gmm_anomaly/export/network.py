@@ -51,8 +51,7 @@ class ExportableSegmentor(nn.Module):
         strides = [int(shape.stride) for shape in model.backbone.output_shape().values()]
         # torch.export holds a map of one row or column for a special case; 32: there may be one inside.
         largest = max(self.divisor, *strides, 32)
-        # Strides of 4, 2, 2, 2 that round up leave two rows of 2 * 32 - 3.
-        self.min_side = largest + 1 if self.divisor > 1 else 2 * largest - 3
+        self.min_side = largest + 1 if self.divisor >= largest else 2 * largest
         model = copy.deepcopy(model).eval().cpu().float().requires_grad_(False)
         model.compiled = False
         # Whether a tensor of open size has another layout is not to be known.

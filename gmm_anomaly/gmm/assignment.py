@@ -26,9 +26,10 @@ def sinkhorn_assign(scores: Tensor, iterations: int = 3, epsilon: float = 0.05) 
     if scores.dim() != 2:
         raise ValueError(f"scores: expected shape (n, M), found {tuple(scores.shape)}")
     _check_options(iterations, epsilon)
-    plan = torch.exp(scores / epsilon)
-    plan = plan / plan.sum()
-    for _ in range(iterations):
+    # Only the first round meets numbers of any size: afterwards a component's total is 1 / M or more.
+    logits = scores / epsilon
+    plan = torch.softmax(logits - logits.logsumexp(dim=0), dim=1)
+    for _ in range(iterations - 1):
         plan = plan / plan.sum(dim=0, keepdim=True)
         plan = plan / plan.sum(dim=1, keepdim=True)
     return _first_best(plan), plan
@@ -58,16 +59,19 @@ def sinkhorn_assign_all(
     components = own_log_prob.shape[1]
     largest = own_log_prob.new_zeros(num_classes + 1)
     largest.scatter_reduce_(0, segment, own_log_prob.abs().amax(dim=1), "amax")
-    kernel = torch.exp(own_log_prob / (largest[segment, None] * epsilon))
-    kernel = kernel * valid[:, None]
-    # Normalising components and pixels in turns multiplies the kernel by a factor per component and one per
-    # pixel: only these change from round to round.
-    pixel_factor = kernel.new_ones(1)
-    for _ in range(iterations):
-        totals = kernel.new_zeros(num_classes + 1, components).index_add_(0, segment, kernel * pixel_factor)
-        plan = kernel * totals.reciprocal().index_select(0, segment)
-        pixel_factor = plan.sum(dim=1, keepdim=True).reciprocal()
-    plan = torch.where(valid[:, None], plan * pixel_factor, 0.0)
+    logits = own_log_prob / (largest[segment, None] * epsilon)
+    totals = logits.new_zeros(num_classes + 1, components)
+    peak = torch.full_like(totals, -torch.inf)
+    peak.scatter_reduce_(0, segment[:, None].expand(-1, components), logits, "amax")
+    shifted = logits - peak.index_select(0, segment)
+    # The first round by logarithms, see sinkhorn_assign.
+    totals = totals.index_add(0, segment, shifted.exp()).log()
+    plan = torch.softmax(shifted - totals.index_select(0, segment), dim=1)
+    for _ in range(iterations - 1):
+        totals = torch.zeros_like(totals).index_add_(0, segment, plan)
+        plan = plan * totals.reciprocal().index_select(0, segment)
+        plan = plan / plan.sum(dim=1, keepdim=True)
+    plan = torch.where(valid[:, None], plan, 0.0)
     return _first_best(plan), plan
 
 

@@ -14,38 +14,41 @@ from .density import GaussianMixtures
 from .memory import FeatureMemory
 from .warm_start import WarmStartBuffer, spherical_kmeans
 
+# Densities are sums of terms of the size of 1 / variance, in single precision.
+LEAST_VARIANCE = 1e-6
+
 
 class GaussianMixtureBank(GaussianMixtures):
     """Mixtures of M diagonal Gaussians for each of C classes, and the memory that EM fits them on.
 
-    ``record`` remembers a batch, ``commit`` moves what was recorded into the memory, ``update`` runs the EM
-    step. Means and scales change in ``update`` only, and where ``commit`` finds a class ready for its warm
-    start (``initialise``): a forward pass never changes them. With several ranks all but ``record`` are
-    collective: every rank calls them, and but for the warm start only counts and sums of features travel.
+    ``record`` remembers a batch, ``commit`` moves it into the memory, ``update`` runs the EM step. Means and
+    scales change in ``update``, and where ``commit`` finds a class ready for its warm start, never in a
+    forward pass. With several ranks all but ``record`` are collective: every rank calls them, and but for the
+    warm start only counts and sums of features travel.
 
     Args:
-        num_classes: C.
-        num_components: M components per class.
-        dim: D, dimensions of a feature.
+        num_classes: C. num_components: M, of each class. dim: D, dimensions of a feature.
         memory_size: K, features kept per component.
         samples_per_update: features that may enter a component's memory per recorded batch; evenly spaced
             ones of the correctly classified pixels, over all ranks. At most ``memory_size``.
         momentum_mean: ``mean <- m * mean + (1 - m) * direction of the stored features``.
-        momentum_scale: likewise for the standard deviations; 0 replaces them.
-        variance_floor: added to every variance.
-        reduction: how components make a class density, see :func:`class_log_density`.
-        fill_slots: misclassified pixels enter a component's memory as well until it holds this many (0:
-            never, as in the paper).
-        warm_start_features: a class's components start from k-means over this many of its features (0: from
-            random directions with unit scales, as in the paper).
-        memory_dtype: storage type of the memory, ``torch.float32`` or ``torch.float16``.
-        save_memory: write the memory (not only its statistics) into the state dict.
+        momentum_scale: likewise for the standard deviations.
+        variance_floor: added to every variance; at least 1e-6, below which densities lose all digits.
+        reduction: see :func:`class_log_density`.
+        fill_slots: misclassified pixels enter a component's memory too until it holds so many (0: never).
+        warm_start_features: a class's components start from k-means over so many of its features (0: from
+            random directions with unit scales).
+        initial_memory: "empty", or (the released GMMSeg code) "random": full of random unit vectors, which
+            count until features displace them.
+        update_classes: those of an ``update`` that names none: "seen" by any rank since the last one, or
+            (the released GMMSeg code) of the newest recorded "batch".
+        memory_dtype, save_memory: ``dtype`` and ``save_ring`` of :class:`FeatureMemory`.
 
     Attributes:
         memory: the :class:`FeatureMemory` that EM reads.
 
     Raises:
-        ValueError: a size, momentum, floor or memory type out of range; more samples than slots.
+        ValueError: a size, momentum, floor, memory type or choice out of range; more samples than slots.
     """
 
     started: Tensor
@@ -65,6 +68,8 @@ class GaussianMixtureBank(GaussianMixtures):
         reduction: str = "max",
         fill_slots: int = 0,
         warm_start_features: int = 0,
+        initial_memory: str = "empty",
+        update_classes: str = "seen",
         memory_dtype: torch.dtype = torch.float32,
         save_memory: bool = False,
     ) -> None:
@@ -73,12 +78,16 @@ class GaussianMixtureBank(GaussianMixtures):
             "samples_per_update": (samples_per_update, 1, math.inf),
             "momentum_mean": (momentum_mean, 0, 1),
             "momentum_scale": (momentum_scale, 0, 1),
-            "variance_floor": (variance_floor, 0, math.inf),
+            "variance_floor (MODEL.GMM.VARIANCE_FLOOR)": (variance_floor, LEAST_VARIANCE, math.inf),
             "warm_start_features": (warm_start_features, 0, math.inf),
         }
         for name, (value, least, most) in limits.items():
             if not least <= value <= most:
                 raise ValueError(f"{name}: expected a number in [{least}, {most}], found {value}")
+        if initial_memory not in ("empty", "random"):
+            raise ValueError(f'initial_memory: expected "empty" or "random", found {initial_memory!r}')
+        if update_classes not in ("seen", "batch"):
+            raise ValueError(f'update_classes: expected "seen" or "batch", found {update_classes!r}')
         if samples_per_update > memory_size:
             raise ValueError(
                 f"samples_per_update ({samples_per_update}) exceeds memory_size ({memory_size}): one batch "
@@ -88,23 +97,24 @@ class GaussianMixtureBank(GaussianMixtures):
         self.momentum_mean = momentum_mean
         self.momentum_scale = momentum_scale
         self.variance_floor = variance_floor
-        # A floor of zero must not let a density become infinite.
-        self.least_scale = max(variance_floor**0.5, 1e-6)
         self.fill_slots = fill_slots
+        self.update_classes = update_classes
 
-        # Classes whose components may take features; a warm start makes them wait for their initialisation.
+        # Classes whose components may take features, as they need not wait for a warm start.
         self.register_buffer("started", torch.full((num_classes,), warm_start_features == 0))
-        # Classes recorded since the last update.
+        # Classes recorded since the last update, or those of the newest batch.
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
         self.memory = FeatureMemory(
             num_classes * num_components, memory_size, dim, dtype=memory_dtype, save_ring=save_memory
         )
+        if initial_memory == "random":
+            draws = (F.normalize(torch.randn(memory_size, dim), dim=1) for _ in self.memory.count)
+            self.memory.fill(draws, self.memory.pointer)
         self.warm_start = None
         if warm_start_features:
             self.warm_start = WarmStartBuffer(num_classes, warm_start_features, dim)
         self._all_started = warm_start_features == 0
-        # Whether a hook (gmm_anomaly.engine.EMHook) will commit what is recorded.
-        self.em_attached = False
+        self.em_attached = False  # whether a hook (EMHook) will commit what is recorded
         self._recorded: list[tuple[Tensor, Tensor, Tensor]] = []
         self.register_load_state_dict_post_hook(GaussianMixtureBank._after_loading)
 
@@ -115,7 +125,7 @@ class GaussianMixtureBank(GaussianMixtures):
         """A bank in the state that the public GMMSeg code keeps, its memory full.
 
         Args:
-            means: (C, M, D). diagonal: (C, M, D) standard deviations (that code's name for them).
+            means: (C, M, D). diagonal: (C, M, D) standard deviations.
             queue: (C * M, D, K) stored features, class-major. queue_ptr: (C * M,) next slot to overwrite.
             options: keyword arguments of the constructor; sizes come from the tensors.
 
@@ -148,9 +158,8 @@ class GaussianMixtureBank(GaussianMixtures):
                 "the checkpoint's mixtures have means that are not finite, or standard deviations that are "
                 "not positive and finite; take an earlier checkpoint (MODEL.WEIGHTS)"
             )
-        if self.warm_start is None:
-            # Without a warm start no class waits, also where that of the checkpoint did.
-            self.started.fill_(True)
+        # Without a warm start no class waits, also where that of the checkpoint did.
+        self.started |= self.warm_start is None
         self._all_started = bool(self.started.all())
         self._recorded.clear()
 
@@ -161,17 +170,16 @@ class GaussianMixtureBank(GaussianMixtures):
         Args:
             features: (N, D) floating point; a pixel with NaN or infinity in it is ignored.
             labels: (N,) integer classes; anything outside ``0 .. C-1`` is ignored.
-            assignment: (N,) integer component of each pixel inside its class; anything outside ``0 .. M-1``
+            assignment: (N,) integer component of each pixel inside its class; what lies outside ``0 .. M-1``
                 does not enter the memory.
-            correct: (N,) bool, pixels whose predicted class is their label; the others do not enter the
-                memory.
+            correct: (N,) bool, pixels whose predicted class is their label; no others enter the memory.
 
         Raises:
             ValueError: shapes that do not fit each other.
         """
         if features.dim() != 2 or features.shape[1] != self.dim:
             raise ValueError(f"features: expected shape (N, {self.dim}), found {tuple(features.shape)}")
-        for name, tensor in (("labels", labels), ("assignment", assignment), ("correct", correct)):
+        for name, tensor in {"labels": labels, "assignment": assignment, "correct": correct}.items():
             if tensor.shape != features.shape[:1]:
                 raise ValueError(f"{name}: expected shape ({len(features)},), found {tuple(tensor.shape)}")
         features, labels, assignment = features.detach().float(), labels.long(), assignment.long()
@@ -195,12 +203,13 @@ class GaussianMixtureBank(GaussianMixtures):
     def commit(self) -> None:
         """Move recorded batches into the memory, oldest first.
 
-        Collective over the ranks, which must have recorded the same number of batches (one per forward pass).
+        Collective over the ranks, which must have recorded as many batches (one per forward pass) each.
         """
         for features, labels, component in self._recorded:
             present = torch.zeros(self.num_classes + 1, dtype=torch.int32, device=labels.device)
             present.index_fill_(0, labels, 1)
-            self.seen |= collectives.sum_over_ranks(present)[:-1] > 0
+            present = collectives.sum_over_ranks(present)[:-1] > 0
+            self.seen.copy_(present if self.update_classes == "batch" else self.seen | present)
             self.memory.add_batch(features, component, self.samples_per_update)
             if self.warm_start is not None and not self._all_started:
                 waiting = torch.where(F.pad(self.started, (0, 1))[labels], -1, labels)
@@ -219,17 +228,16 @@ class GaussianMixtureBank(GaussianMixtures):
 
         Args:
             classes: indices, or a (C,) bool mask, of the classes to update, the same on every rank; default:
-                those that any rank recorded since the last update. A component whose memory is empty keeps
-                its state.
-            momentum_mean: for this step, in place of the bank's own.
+                as ``update_classes`` of the bank says. A component whose memory is empty keeps its state.
+            momentum_mean: for this step, not the bank's own.
         """
         self.commit()
         chosen = self.seen.clone()
         if classes is not None:
             selected = torch.as_tensor(classes, device=chosen.device)
             chosen.fill_(False)[selected if selected.dtype == torch.bool else selected.long()] = True
-        self.seen.zero_()
-
+        if self.update_classes == "seen":
+            self.seen.zero_()
         count, direction, variance = self._stored()
         keep = self.momentum_mean if momentum_mean is None else momentum_mean
         current = self.unit_means
@@ -237,7 +245,7 @@ class GaussianMixtureBank(GaussianMixtures):
         new_scales = (variance + self.variance_floor).sqrt()
         scales = self.momentum_scale * self.scales.double() + (1 - self.momentum_scale) * new_scales
         # A running mean in single precision may end a rounding below the floor.
-        scales = scales.float().clamp(min=self.least_scale)
+        scales = scales.float().clamp(min=self.variance_floor**0.5)
         moved = chosen[:, None] & (count > 0)
         self.means.copy_(torch.where(moved[..., None], means.float(), current))
         self.scales.copy_(torch.where(moved[..., None], scales, self.scales))
@@ -259,9 +267,8 @@ class GaussianMixtureBank(GaussianMixtures):
         clusters = [unit[assignment == component] for component in range(self.num_components)]
         self.memory.replace(index * self.num_components, clusters)
         count, direction, variance = (values[index] for values in self._stored())
-        # A component without a feature has its mean at one of them, and no variance.
         self.means[index] = torch.where((count > 0)[:, None], direction.float(), centres)
-        self.scales[index] = (variance + self.variance_floor).sqrt().float().clamp(min=self.least_scale)
+        self.scales[index] = (variance + self.variance_floor).sqrt().float()
         self.fitted[index] = True
         self.started[index] = True
 
@@ -281,8 +288,8 @@ class GaussianMixtureBank(GaussianMixtures):
     def broadcast(self) -> None:
         """Give every rank the state of rank 0; call it once the model is built, wrapped and loaded.
 
-        Detectron2's trainer neither seeds the ranks alike nor broadcasts buffers. What other ranks held in
-        their memories counts as lost; what waited there for a warm start is collected again.
+        Detectron2's trainer neither seeds the ranks alike nor broadcasts buffers. What others held in their
+        memories counts as lost; what waited there for a warm start is collected again.
         """
         for name, buffer in self.named_buffers():
             if not name.startswith(("memory.", "warm_start.")):

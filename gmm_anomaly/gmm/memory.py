@@ -7,6 +7,7 @@ single precision: against the rings the sums of unit features drift by about 1e-
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -180,8 +181,8 @@ class FeatureMemory(nn.Module):
         self.pointer.copy_((self.pointer + entering) % self.slots)
 
     @torch.no_grad()
-    def fill(self, features: Tensor, pointer: Tensor) -> None:
-        """Make the rings full. features: (C*M, K, D); pointer: (C*M,) int64, next slot to overwrite."""
+    def fill(self, features: Iterable[Tensor], pointer: Tensor) -> None:
+        """Make the rings full. features: (K, D) a ring; pointer: (C*M,) int64, next slot to overwrite."""
         for index, of_component in enumerate(features):
             self._store(index, of_component)
         self.slot_state[:, : self.slots] = HELD

@@ -13,8 +13,7 @@ from numpy.typing import DTypeLike
 State = dict[str, Any]
 Self = TypeVar("Self", bound="Metric")
 
-FORMAT = 2
-_HALF_INF = 0x7C00
+FORMAT = 3
 
 
 class Metric:
@@ -106,11 +105,7 @@ def as_scores(score: Any, image: str) -> np.ndarray:
     if array.dtype.kind not in "buif":
         raise TypeError(f"{image}: scores must be real numbers, found {array.dtype}")
     array = array.astype(np.result_type(array, np.float16), copy=False)
-    if array.dtype == np.float16:  # numpy's own test converts each value first
-        missing = np.count_nonzero(_half_magnitudes(array) > _HALF_INF)
-    else:
-        missing = np.count_nonzero(np.isnan(array))
-    if missing:
+    if missing := np.count_nonzero(np.isnan(array)):
         raise ValueError(
             f"{image}: {missing} of {array.size} scores are NaN; only numbers and infinities can be ranked"
         )
@@ -156,11 +151,5 @@ def to_precision(scores: np.ndarray, precision: str) -> tuple[np.ndarray, int]:
         rounded = scores.astype(precision, copy=False)
     if scores.dtype.itemsize <= rounded.dtype.itemsize:
         return rounded, 0
-    half = precision == "float16"
-    infinite = np.count_nonzero(_half_magnitudes(rounded) == _HALF_INF if half else np.isinf(rounded))
+    infinite = np.count_nonzero(np.isinf(rounded))
     return rounded, int(infinite - np.count_nonzero(np.isinf(scores))) if infinite else 0
-
-
-def _half_magnitudes(array: np.ndarray) -> np.ndarray:
-    """Bit patterns of float16 numbers without their signs."""
-    return np.ascontiguousarray(array).view(np.uint16) & np.uint16(0x7FFF)

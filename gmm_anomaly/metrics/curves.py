@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from gmm_anomaly.metrics.runs import Runs
+from gmm_anomaly.metrics.score_counts import ScoreCounts, below, row_at
 
 # A few extreme scores would squeeze all others of a histogram into one bin: this share of either label may
 # lie outside.
@@ -35,26 +35,20 @@ class OperatingPoints:
 
     A pixel is predicted anomalous where its score is at or above the threshold; equal scores are never split.
     The thresholds between two scores of anomalous pixels change neither AP nor AUROC nor the best F1, so they
-    are left out: with few anomalous pixels everything below costs next to nothing.
+    are left out.
 
     Undefined numbers follow the Fishyscapes code: without an anomalous pixel AP and AUROC are NaN and every
     FPR is 0; without a known pixel AP is 1 and AUROC and FPR are NaN; without any pixel everything is NaN.
-
-    Args:
-        negative: scores of the known pixels.
-        positive: scores of the anomalous pixels, with counts.
     """
 
-    def __init__(self, negative: Runs, positive: Runs) -> None:
-        assert positive.counts is not None
-        self.negative, self.positive = negative, positive
-        self.negatives, self.positives = negative.total, positive.total
-        below, up_to = negative.ranks(positive.values)
-        self.threshold = positive.values[::-1]
-        self.hits = positive.counts[::-1]
-        self.tp = np.cumsum(self.hits)
-        self.fp = self.negatives - below[::-1]  # at or above the threshold
-        self.fp_above = self.negatives - up_to[::-1]
+    def __init__(self, counts: ScoreCounts) -> None:
+        self.counts = counts
+        self.negatives, self.positives = int(counts.known.sum()), int(counts.anomalous.sum())
+        known, hits = counts.known[::-1], counts.anomalous[::-1]
+        at = np.flatnonzero(hits)
+        self.threshold, self.hits = counts.low[::-1][at], hits[at]
+        self.tp, self.fp = np.cumsum(hits)[at], np.cumsum(known)[at]  # at or above the threshold
+        self.fp_above = self.fp - known[at]
 
     @property
     def average_precision(self) -> float:
@@ -94,7 +88,7 @@ class OperatingPoints:
         if not self.positives:
             if not self.negatives:
                 return math.nan, math.nan
-            return 0.0, float(self.negative.at_rank(np.array(self.negatives - 1)))
+            return 0.0, float(self.counts.low[-1])
         f1 = 2.0 * self.tp / (self.tp + self.fp + self.positives)
         best = int(np.argmax(f1))
         return float(f1[best]), float(self.threshold[best])
@@ -124,33 +118,30 @@ class OperatingPoints:
         """
         if points < 4:
             raise ValueError(f"points must be at least 4, found {points}")
-        chosen = [self.threshold[:0]]
-        for side in (self.negative, self.positive):
-            if side.total:
-                most = min((points - 1) // 2, side.total)
-                chosen.append(side.at_rank(np.linspace(0, side.total - 1, most).astype(np.int64)))
-        threshold = np.unique(np.concatenate(chosen))
+        rows = np.empty(0, np.int64)
+        for side in (self.counts.known, self.counts.anomalous):
+            if total := int(side.sum()):
+                ranks = np.linspace(0, total - 1, min((points - 1) // 2, total)).astype(np.int64)
+                rows = np.union1d(rows, row_at(side, ranks))
         tp, fp = (
-            np.concatenate([[0], (side.total - side.ranks(threshold)[0])[::-1]])
-            for side in (self.positive, self.negative)
+            np.concatenate([[0], (side.sum() - below(side, rows))[::-1]])
+            for side in (self.counts.anomalous, self.counts.known)
         )
         predicted = tp + fp
         tpr = tp / self.positives if self.positives else np.full(len(tp), math.nan)
         return {
-            "threshold": np.concatenate([[math.inf], threshold[::-1]]).astype(np.float64),
+            "threshold": np.concatenate([[math.inf], self.counts.low[rows][::-1]]).astype(np.float64),
             "precision": np.where(predicted > 0, tp / np.maximum(predicted, 1), 1.0),
             "recall": tpr,
             "fpr": fp / self.negatives if self.negatives else np.full(len(fp), math.nan),
         }
 
 
-def score_histogram(
-    negative: Runs, positive: Runs, bins: int, *, half: bool = False
-) -> dict[str, np.ndarray]:
+def score_histogram(counts: ScoreCounts, bins: int, *, half: bool = False) -> dict[str, np.ndarray]:
     """Pixels per bin of the score, for either label.
 
     Args:
-        negative, positive: scores of the known and of the anomalous pixels.
+        counts: of the scores.
         bins: how many at most; fewer where the scores' type has no more numbers in the range.
         half: scores are float16 numbers: every bin then spans equally many of them, lest the histogram show
             a comb.
@@ -163,15 +154,19 @@ def score_histogram(
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, found {bins}")
-    sides = {"known": negative, "anomalous": positive}
-    ends = [end for side in sides.values() for end in _finite_ends(side)]
-    dtype = np.result_type(negative.values, positive.values)
+    sides = {"known": counts.known, "anomalous": counts.anomalous}
+    dtype = counts.low.dtype
+    finite = np.isfinite(counts.low)
+    scores, ends = counts.low[finite], []
+    for side in sides.values():
+        if last := int(side[finite].sum()):
+            margin = int(OUTSIDE * (last - 1))
+            ends += scores[row_at(side[finite], np.array([margin, last - 1 - margin]))].tolist()
     edges = np.zeros(0, dtype)
     if ends:
         low, high = min(ends), max(ends)
         if low == high:
             low, high = (float(np.nextafter(dtype.type(low), way)) for way in (-np.inf, np.inf))
-        # Scores are compared with edges of their own type, which needs no copy of the scores.
         edges = np.linspace(low, high, bins + 1).astype(dtype)
         if half:  # a whole multiple of the coarsest spacing wide
             spacing = float(np.spacing(np.float16(max(abs(low), abs(high)))))
@@ -180,19 +175,12 @@ def score_histogram(
             edges = (start + width * np.arange(np.ceil((high - start) / width) + 1)).astype(dtype)
         edges = np.unique(edges)
     found = {"edges": edges.astype(np.float64)}
+    # Without an edge, infinities lie below and above nothing.
+    at = edges if len(edges) else np.array([-np.inf], dtype)
+    rows = np.searchsorted(counts.low, at)
+    rows[-1] = np.searchsorted(counts.low, at[-1], side="right")
     for name, side in sides.items():
-        below, up_to = side.ranks(edges if len(edges) else np.array([-np.inf], dtype))
-        below[-1] = up_to[-1]  # without an edge, infinities lie below and above nothing
-        found[name] = np.diff(below)
-        found[f"{name}_outside"] = np.array([below[0], side.total - below[-1]], np.int64)
+        lower = below(side, rows)
+        found[name] = np.diff(lower)
+        found[f"{name}_outside"] = np.array([lower[0], side.sum() - lower[-1]], np.int64)
     return found
-
-
-def _finite_ends(side: Runs) -> list[float]:
-    """The scores between which all finite ones but the outermost lie; empty without a finite score."""
-    below, up_to = side.ranks(np.array([-np.inf, np.inf], side.values.dtype))
-    first, last = int(up_to[0]), int(below[1]) - 1
-    if last < first:
-        return []
-    margin = int(OUTSIDE * (last - first))
-    return [float(score) for score in side.at_rank(np.array([first + margin, last - margin]))]

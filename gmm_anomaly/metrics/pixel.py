@@ -16,8 +16,7 @@ from gmm_anomaly.metrics.base import (
     to_precision,
 )
 from gmm_anomaly.metrics.curves import FprRule, OperatingPoints, score_histogram
-from gmm_anomaly.metrics.runs import FrameBins, Runs
-from gmm_anomaly.metrics.score_counts import FloatCounts, HalfCounts
+from gmm_anomaly.metrics.score_counts import UNIFORM_RANGE, ScoreCounts, smiyc_bins
 
 PROTOCOLS: dict[str, str] = {
     "pooled": "all valid pixels of the data set, one threshold per distinct score",
@@ -51,25 +50,24 @@ class PixelMetrics(Metric):
     Args:
         protocol: ``"pooled"`` (default), ``"fishyscapes"``, ``"smiyc"``, ``"smiyc_uniform"`` or
             ``"per_image"``; :data:`PROTOCOLS` says what each is.
-        precision: scores are rounded to it first, and equal scores are never ranked. ``"float16"`` needs 1 MB
+        precision: scores are rounded to it first, and equal scores are never ranked. ``"float16"`` needs 2 MB
             and is exact for scores stored as float16 (SegmentMeIfYouCan's files). ``"float32"`` is exact up
             to ``max_distinct`` different scores; beyond, AP, AUROC and FPR95 come with certified intervals (a
             relative resolution of 2⁻¹³; ties stay exact). None: as float32, but float64 scores and integers
             are ranked as they are (the ``smiyc`` protocols round them to float32).
-        max_distinct: how many different (score, label) pairs are kept unless ``"float16"``. At 12 bytes each
-            (16 for float64) the default takes 0.4 GB when full, and up to 1.5 GB for a moment when more are
-            merged in.
+        max_distinct: how many different scores are kept. At 20 bytes each (24 for float64) the default takes
+            0.4 GB when full, and up to 2 GB for a moment when more are merged in.
     """
 
     SETTINGS = ("protocol", "precision", "max_distinct")
-    COUNTS = ("images", "_void", "_saturated", "_images_used", "_image_sums")
+    COUNTS = ("images", "_void", "_saturated", "_outside", "_images_used", "_image_sums")
 
     def __init__(
         self,
         protocol: Literal["pooled", "fishyscapes", "smiyc", "smiyc_uniform", "per_image"] | str = "pooled",
         precision: Literal["float32", "float16"] | str | None = "float32",
         *,
-        max_distinct: int = 2**25,
+        max_distinct: int = 2**24,
     ) -> None:
         if protocol not in PROTOCOLS:
             raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
@@ -78,12 +76,13 @@ class PixelMetrics(Metric):
         if max_distinct < 1:
             raise ValueError(f"max_distinct must be at least 1, found {max_distinct}")
         self.protocol, self.precision, self.max_distinct = protocol, precision, int(max_distinct)
-        self.images = self._void = self._saturated = 0
-        self._store: FrameBins | HalfCounts | FloatCounts
-        if protocol.startswith("smiyc"):
-            self._store = FrameBins(uniform=protocol == "smiyc_uniform")
-        else:
-            self._store = HalfCounts() if precision == "float16" else FloatCounts(self.max_distinct)
+        self._smiyc = protocol.startswith("smiyc")
+        self.images = self._void = self._saturated = self._outside = 0
+        # Scores of known pixels from the front, of anomalous ones from the back. One block for all frames: a
+        # small one of each frame would stay among a network's temporaries, and leave holes in memory.
+        self._waiting, self._used = np.empty(min(self.max_distinct, 2**25), np.float32), (0, 0)
+        # Each less than half as long as the one before: few, and every row is merged a few times.
+        self._parts = [ScoreCounts.of(*np.empty((2, 0), np.float32))]
         # AP, AUROC and FPR of the images that hold both kinds of pixels, as StreetHazards' and PAnS' code
         # averages them. The pooled counts stay: best F1 and the curves have no per-image definition.
         self._image_sums = np.zeros(len(_COLUMNS), np.int64)
@@ -106,30 +105,76 @@ class PixelMetrics(Metric):
         labels = np.asarray(label)
         check_same_shape(scores, labels, "score and label", image)
         known, anomalous, void = anomaly_masks(labels, image)
-        saturated, smiyc = 0, isinstance(self._store, FrameBins)
-        if self.precision is not None or smiyc:
+        saturated = 0
+        if self.precision is not None or self._smiyc:
             scores, saturated = to_precision(scores, self.precision or "float32")
         negative, positive = scores[known], scores[anomalous]
-        if self.protocol == "per_image" and negative.size and positive.size:
-            points = OperatingPoints(Runs.sorted(negative), Runs.from_scores(positive))
-            row = [points.average_precision, points.auroc, *map(points.fpr, FPR_RULES.values())]
-            self._image_sums += np.rint(np.multiply(row, _UNIT)).astype(np.int64)
-            self._images_used += 1
-        self._store.add(negative, positive)
+        if scores.dtype == np.float16 or self._smiyc or self.protocol == "per_image":
+            self._keep(self._counted_frame(ScoreCounts.of(negative, positive)))
+        else:
+            self._wait(negative, positive)
         self.images += 1
         self._void += void
         self._saturated += saturated
 
+    def _counted_frame(self, frame: ScoreCounts) -> ScoreCounts:
+        """What the protocol counts of one frame; under ``per_image`` its own numbers are added up."""
+        if self.protocol == "per_image" and frame.known.any() and frame.anomalous.any():
+            points = OperatingPoints(frame)
+            row = [points.average_precision, points.auroc, *map(points.fpr, FPR_RULES.values())]
+            self._image_sums += np.rint(np.multiply(row, _UNIT)).astype(np.int64)
+            self._images_used += 1
+        if not self._smiyc:
+            return frame
+        binned = smiyc_bins(frame, uniform=self.protocol == "smiyc_uniform")
+        if self.protocol == "smiyc_uniform":
+            below = binned.low < UNIFORM_RANGE[0]
+            self._outside += int(binned.known[below].sum() + binned.anomalous[below].sum())
+        return binned
+
+    def _wait(self, negative: np.ndarray, positive: np.ndarray) -> None:
+        """Sorting the pixels of many frames at once takes a quarter of the time of merging sorted frames."""
+        pixels = negative.size + positive.size
+        widened = negative.dtype.itemsize > self._waiting.dtype.itemsize
+        if widened or sum(self._used) + pixels > len(self._waiting):
+            self._collect()
+        if widened:
+            self._waiting = np.empty(len(self._waiting), negative.dtype)
+        if pixels > len(self._waiting):
+            self._keep(ScoreCounts.of(negative, positive))
+            return
+        front, back = self._used
+        self._used = front + negative.size, back + positive.size
+        self._waiting[front : self._used[0]] = negative
+        self._waiting[len(self._waiting) - self._used[1] : len(self._waiting) - back] = positive
+
+    def _collect(self) -> None:
+        front, back = self._used
+        self._used = 0, 0
+        self._keep(ScoreCounts.of(self._waiting[:front], self._waiting[len(self._waiting) - back :]))
+
+    def _keep(self, counts: ScoreCounts) -> None:
+        self._parts.append(counts)
+        while len(self._parts) > 1 and len(self._parts[-2]) <= 2 * len(self._parts[-1]):
+            self._parts[-2:] = [ScoreCounts.merged(self._parts[-2:], self.max_distinct)]
+
+    def counts(self) -> ScoreCounts:
+        """The scores counted so far, with their known and anomalous pixels."""
+        self._collect()
+        if len(self._parts) > 1:
+            self._parts = [ScoreCounts.merged(self._parts, self.max_distinct)]
+        return self._parts[0]
+
     def _add(self, other: PixelMetrics) -> None:
         super()._add(other)
-        self._store.merge(other._store)  # type: ignore[arg-type]  # of the same kind, as the settings are equal
+        self._keep(other.counts())
 
     def _counted(self) -> State:
-        return super()._counted() | self._store.state()
+        return super()._counted() | self.counts().state()
 
     def _load(self, state: Mapping[str, Any]) -> None:
         super()._load(state)
-        self._store.load(state)
+        self._parts = [ScoreCounts.load(state)]
 
     def compute(self) -> dict[str, Any]:
         """The numbers of everything counted so far.
@@ -146,10 +191,11 @@ class PixelMetrics(Metric):
 
             Under ``per_image`` AP, AUROC and FPR95 are means over images, best F1 is over all pixels.
         """
-        points = OperatingPoints(*self._store.totals())
+        counts = self.counts()
+        points = OperatingPoints(counts)
         per_image = self.protocol == "per_image"
         f1, threshold = points.best_f1()
-        precision = self.precision or "float32"
+        precision = self.precision or ("float32" if self._smiyc else counts.low.dtype.name)
         result: dict[str, Any] = {
             "AP": self._mean("AP") if per_image else points.average_precision,
             "AUROC": self._mean("AUROC") if per_image else points.auroc,
@@ -157,7 +203,7 @@ class PixelMetrics(Metric):
             "best_f1": f1,
             "best_f1_threshold": threshold,
             "protocol": self.protocol,
-            "precision": self._store.dtype.name if isinstance(self._store, FloatCounts) else precision,
+            "precision": precision,
             "exact": True,
             "images": self.images,
             "anomaly_pixels": points.positives,
@@ -169,11 +215,11 @@ class PixelMetrics(Metric):
             result["images_used"] = self._images_used
             if not self._images_used:
                 notes = ["no image holds both known and anomalous pixels: the means are 0 by convention"]
-        elif isinstance(self._store, FloatCounts) and self._store.bins is not None:
-            intervals = self._store.bins.intervals(FPR_RULES["first"].rate)
+        elif (counts.low != counts.high).any():  # bins of one score are ties
+            intervals = counts.intervals(FPR_RULES["first"].rate)
             result |= {"exact": False} | {f"{key}_interval": held for key, held in intervals.items()}
-        if isinstance(self._store, FrameBins) and self._store.dropped:
-            notes.append(f"{self._store.dropped} scores outside [-0.01, 1.01] were dropped")
+        if self._outside:
+            notes.append(f"{self._outside} scores outside [-0.01, 1.01] count as the lowest")
         if self._saturated:
             notes.append(f"{self._saturated} scores beyond {precision} became infinite")
         result["note"] = "; ".join(note for note in notes if note) or None
@@ -195,14 +241,14 @@ class PixelMetrics(Metric):
             raise ValueError(f"rule must be one of {', '.join(FPR_RULES)}, found {rule!r}")
         if self.protocol == "per_image":
             return self._mean(rule)
-        return OperatingPoints(*self._store.totals()).fpr(FPR_RULES[rule])
+        return OperatingPoints(self.counts()).fpr(FPR_RULES[rule])
 
     def curve(self, points: int = 1000) -> dict[str, np.ndarray]:
         """Points of the curves over all pixels; see :meth:`OperatingPoints.curve` for what they are."""
-        return OperatingPoints(*self._store.totals()).curve(points)
+        return OperatingPoints(self.counts()).curve(points)
 
     def histogram(self, bins: int = 100) -> dict[str, np.ndarray]:
         """Pixels per bin of the score; see :func:`score_histogram`. Under ``smiyc`` scores are known only by
         the bins of their frames, and counted at the lower edges.
         """
-        return score_histogram(*self._store.totals(), bins, half=self.precision == "float16")
+        return score_histogram(self.counts(), bins, half=self.precision == "float16")

@@ -1,256 +1,109 @@
-"""Streaming counts of scores per label: float16 in a table, wider ones exactly and then in bins."""
+"""Known and anomalous pixels per score: what every pixel metric follows from; SegmentMeIfYouCan's bins."""
 
 from __future__ import annotations
 
 import math
-import mmap
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from gmm_anomaly.metrics.base import State, array, plain
-from gmm_anomaly.metrics.runs import Runs, count_half
 
-_LARGEST_BUFFER = 2**25  # scores
 _BIN_SHIFT = 39  # of the 64 bits of a float64: sign, exponent and 13 bits behind it are left
-_CHUNK = 2**22  # runs binned at once, which bounds the working memory
 _SLACK = 1e-12  # wider than the rounding of the sums of an interval
 
+# The float16 numbers in ascending order, without NaN and −0: as bit patterns and as float32.
+_HALF_PATTERNS = np.concatenate([np.arange(0xFC00, 0x8000, -1), np.arange(0x0000, 0x7C01)])
+_HALF_VALUES = _HALF_PATTERNS.astype(np.uint16).view(np.float16).astype(np.float32)
 
-def own_pages(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """An array of zeros in pages of its own; those that nothing was written to are not resident, and all go
-    with the array.
-
-    On the heap, between a network's temporaries that come and go, anything that stays leaves holes too small
-    for the next frame's: as plain arrays, the maps of 500 frames of 64 x 128 pixels, 33 MB, cost 0.5 to 2 GB.
-    """
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    # Private mappings that lie side by side count as one against the system's limit; none can be empty.
-    pages = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return np.ndarray(shape, dtype, pages)
-
-
-class HalfCounts:
-    """Counts of float16 scores: one per bit pattern, so exact, in 1 MB whatever the number of pixels."""
-
-    def __init__(self) -> None:
-        self._counts = np.zeros((2, 65536), np.int64)  # known, anomalous
-
-    def add(self, negative: np.ndarray, positive: np.ndarray) -> None:
-        """Count one image: (N,) and (P,) scores of its known and anomalous pixels."""
-        self._counts[0] += count_half(negative)
-        self._counts[1] += count_half(positive)
-
-    def merge(self, other: HalfCounts) -> None:
-        self._counts += other._counts
-
-    def state(self) -> State:
-        return {"negative_counts": self._counts[0].copy(), "positive_counts": self._counts[1].copy()}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        self._counts = np.stack(
-            [array(state, f"{side}_counts", np.int64) for side in ("negative", "positive")]
-        )
-
-    def totals(self) -> tuple[Runs, Runs]:
-        """The scores of the known and of the anomalous pixels."""
-        return Runs.from_half_counts(self._counts[0]), Runs.from_half_counts(self._counts[1])
-
-
-class FloatCounts:
-    """Counts of float32 scores, exact while there are few enough different ones, then in some 2²² bins.
-
-    Pixels wait unsorted until there are ``max_distinct`` of them (4 bytes each), are then sorted and merged
-    into runs (12 bytes for each different score of a label). Should the runs outgrow ``max_distinct``, they
-    are counted into bins (at most 120 MB), as is all that follows. With the first image of float64 scores all
-    are kept as float64 (8 and 16 bytes). Which form a state has depends only on the images in it, not on
-    their order, so shards merge to the same state however they were cut.
-
-    Args:
-        max_distinct: how many different (score, label) pairs are kept exactly.
-    """
-
-    def __init__(self, max_distinct: int) -> None:
-        self._max_distinct = max_distinct
-        self.dtype = np.dtype(np.float32)
-        self._runs = (Runs.empty(), Runs.empty())
-        self._bins: BinnedCounts | None = None
-        self._clear()
-
-    def _clear(self) -> None:
-        size = (min(self._max_distinct, _LARGEST_BUFFER),)
-        self._waiting = [own_pages(size, self.dtype) for _ in range(2)]
-        self._used = [0, 0]
-        self._sorted = False
-
-    def add(self, negative: np.ndarray, positive: np.ndarray) -> None:
-        """Count one image: (N,) and (P,) scores of known and anomalous pixels, which are copied."""
-        self._widen(negative.dtype)
-        for side, scores in enumerate((negative, positive)):
-            start = 0
-            while start < scores.size:
-                at = self._used[side]
-                taken = min(scores.size - start, len(self._waiting[side]) - at)
-                self._waiting[side][at : at + taken] = scores[start : start + taken]
-                self._used[side], start, self._sorted = at + taken, start + taken, False
-                if sum(self._used) >= len(self._waiting[side]):
-                    self._collect()
-
-    def merge(self, other: FloatCounts) -> None:
-        self._widen(other.dtype)
-        self._collect()
-        other._collect()
-        if other._bins is not None:
-            self._add_bins(other._bins)
-        else:
-            self._add_runs(*other._runs)
-
-    def _widen(self, dtype: np.dtype) -> None:
-        if dtype.itemsize > self.dtype.itemsize:
-            self._collect()
-            self.dtype = dtype
-            self._clear()
-            self._runs = (self._runs[0].astype(dtype), self._runs[1].astype(dtype))
-            if self._bins is not None:
-                low, high = self._bins.low.astype(dtype), self._bins.high.astype(dtype)
-                self._bins = replace(self._bins, low=low, high=high)
-
-    def state(self) -> State:
-        self._collect()
-        state: State = {"binned": self._bins is not None, "dtype": self.dtype.name}
-        if self._bins is not None:
-            return state | {field.name: getattr(self._bins, field.name) for field in fields(self._bins)}
-        for side, runs in zip(("negative", "positive"), self._runs, strict=True):
-            state |= {f"{side}_scores": runs.values, f"{side}_counts": runs.counts}
-        return state
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        self.dtype = np.dtype(plain(state, "dtype"))
-        self._clear()
-        if array(state, "binned"):
-            counts = [array(state, name, np.int64) for name in ("bins", "negative", "positive")]
-            self._bins = BinnedCounts(*counts, *(array(state, name, self.dtype) for name in ("low", "high")))
-            return
-        negative, positive = (
-            Runs(array(state, f"{side}_scores", self.dtype), array(state, f"{side}_counts", np.int64))
-            for side in ("negative", "positive")
-        )
-        self._runs = (negative, positive)
-
-    def totals(self) -> tuple[Runs, Runs]:
-        """The scores of the known pixels, until the next image is added, and those of the anomalous pixels
-        with their counts."""
-        if self._bins is None and not any(map(len, self._runs)):
-            # Nothing outgrew memory yet: sorting is enough for the known pixels.
-            negative, positive = self._filled()
-            if not self._sorted:
-                negative.sort()
-                positive.sort()
-            self._sorted = True
-            return Runs(negative, None), Runs.from_scores(positive)
-        self._collect()
-        return self._runs if self._bins is None else self._bins.totals()
-
-    @property
-    def bins(self) -> BinnedCounts | None:
-        """The bins behind the last :meth:`totals`, where they do not hold every score exactly."""
-        return None if self._bins is None or np.all(self._bins.low == self._bins.high) else self._bins
-
-    def _collect(self) -> None:
-        """Sort the waiting pixels into the runs or bins."""
-        if any(self._used):
-            negative, positive = map(Runs.from_scores, self._filled())
-            self._clear()
-            self._add_runs(negative, positive)
-
-    def _filled(self) -> list[np.ndarray]:
-        return [scores[:used] for scores, used in zip(self._waiting, self._used, strict=True)]
-
-    def _add_runs(self, negative: Runs, positive: Runs) -> None:
-        negative, positive = negative.astype(self.dtype), positive.astype(self.dtype)
-        if self._bins is None:
-            positives = Runs.merge([self._runs[1], positive], self._max_distinct)
-            if positives is not None:
-                negatives = Runs.merge([self._runs[0], negative], self._max_distinct - len(positives))
-                if negatives is not None:
-                    self._runs = (negatives, positives)
-                    return
-        self._add_bins(BinnedCounts.from_runs(negative, positive))
-
-    def _add_bins(self, bins: BinnedCounts) -> None:
-        if self._bins is None:
-            self._bins = BinnedCounts.from_runs(*self._runs)
-            self._runs = (Runs.empty(), Runs.empty())
-        self._bins = self._bins.merged(bins)
+QUANTILES_PER_LABEL = 384
+UNIFORM_BINS = 4096
+UNIFORM_RANGE = (-0.01, 1.01)
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
-class BinnedCounts:
-    """Known and anomalous pixels per bin, with the lowest and the highest score seen in it.
+class ScoreCounts:
+    """Pixels per score, or per bin of neighbouring scores.
 
     Each bin spans 1024 neighbouring float32 numbers, or the float64 ones between them (a relative width of
     2⁻¹³). A bin in which only one score was ever seen (lowest = highest) is a tie and costs no accuracy,
     so scores that pile up at one number, as saturated ones do, stay exact.
 
     Attributes:
-        bins: (n,) int64, the numbers of the bins that hold pixels, ascending; for float32 scores about 2²² at
-            most, usually far fewer.
-        negative, positive: (n,) int64, their known and anomalous pixels.
-        low, high: (n,) float32 or float64, the lowest and the highest score in them.
+        low, high: (n,) float32 or float64 without NaN and −0, ascending: the lowest and the highest score of
+            a row. A row counts as a tie at its lowest, which is a true threshold: at or above it are the
+            pixels of this row and of all higher ones.
+        known, anomalous: (n,) int64, pixels in each row; at least one of both.
+        binned: rows are bins; otherwise each has one score.
     """
 
-    bins: np.ndarray
-    negative: np.ndarray
-    positive: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    known: np.ndarray
+    anomalous: np.ndarray
+    binned: bool = False
 
     @classmethod
-    def from_runs(cls, *sides: Runs) -> BinnedCounts:
-        """Count the runs of the known and of the anomalous pixels."""
-        no_count, no_score = np.empty(0, np.int64), np.empty(0, sides[0].values.dtype)
-        total = cls(no_count, no_count, no_count, no_score, no_score)
-        for side, runs in enumerate(sides):
-            assert runs.counts is not None
-            for start in range(0, len(runs), _CHUNK):
-                values, counts = runs.values[start : start + _CHUNK], runs.counts[start : start + _CHUNK]
-                # The top bits of the bit pattern, mapped so that order is kept.
-                bits = values.astype(np.float64).view(np.int64)
-                bins = (bits ^ ((bits >> 63) & np.int64(2**63 - 1))) >> _BIN_SHIFT
-                first = np.flatnonzero(np.diff(bins, prepend=bins[0] - 1))
-                pixels = np.zeros((2, len(first)), np.int64)
-                pixels[side] = np.add.reduceat(counts, first)
-                last = np.append(first[1:], len(bins)) - 1
-                found = cls(bins[first], pixels[0], pixels[1], values[first], values[last])
-                total = total.merged(found)
-        return total
+    def of(cls, known: np.ndarray, anomalous: np.ndarray) -> ScoreCounts:
+        """Count the (N,) and (P,) scores of known and anomalous pixels, of one dtype and without NaN;
+        float16 come back as float32."""
+        if known.dtype == np.float16:
+            counts = np.stack([_count_half(known), _count_half(anomalous)])
+            seen = np.flatnonzero(counts.any(axis=0))
+            return cls(_HALF_VALUES[seen], _HALF_VALUES[seen], *counts[:, seen])
+        # −0 becomes 0.
+        scores, pixels = np.unique(np.concatenate([known, anomalous]) + 0, return_counts=True)
+        hits = np.bincount(np.searchsorted(scores, np.sort(anomalous)), minlength=len(scores))
+        return cls(scores, scores, pixels - hits, hits)
 
-    def merged(self, other: BinnedCounts) -> BinnedCounts:
-        """The counts of both, the same whichever comes first."""
-        bins = np.concatenate([self.bins, other.bins])
-        order = np.argsort(bins, kind="stable")
-        if not len(bins):
-            return self
-        first = np.flatnonzero(np.diff(bins[order], prepend=bins[order[0]] - 1))
-        ways = {"negative": np.add, "positive": np.add, "low": np.minimum, "high": np.maximum}
-        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)])[order] for name in ways}
-        return BinnedCounts(
-            bins[order][first], *(way.reduceat(joined[name], first) for name, way in ways.items())
-        )
+    @classmethod
+    def merged(cls, parts: Iterable[ScoreCounts], max_distinct: int) -> ScoreCounts:
+        """Add the counts of equal scores; in bins as soon as there are more than ``max_distinct`` scores.
 
-    def totals(self) -> tuple[Runs, Runs]:
-        """Runs of the known and the anomalous pixels, each bin taken for a tie at its lowest score.
-
-        That score is a true threshold: at or above it are the pixels of this bin and of all higher ones.
+        Whether the result is binned, and what it holds, depends neither on the order of the parts nor on
+        how pixels were spread over them.
         """
-        negative, positive = self.negative > 0, self.positive > 0
-        return (
-            Runs(self.low[negative], self.negative[negative]),
-            Runs(self.low[positive], self.positive[positive]),
-        )
+        parts = [part for part in parts if len(part)] or [cls.of(*np.empty((2, 0), np.float32))]
+        if len(parts) == 1 and (parts[0].binned or len(parts[0]) <= max_distinct):
+            return parts[0]
+        low = np.concatenate([part.low for part in parts])
+        order = np.argsort(low, kind="stable")  # timsort: the parts are sorted already
+        low = low[order]
+        binned = any(part.binned for part in parts)
+        first = _starts(_bins(low) if binned else low)
+        if len(first) > max_distinct and not binned:
+            binned, first = True, _starts(_bins(low))
+
+        def joined(name: str, how: np.ufunc) -> np.ndarray:
+            return how.reduceat(np.concatenate([getattr(part, name) for part in parts])[order], first)
+
+        lowest = low[first]
+        highest = joined("high", np.maximum) if binned else lowest
+        return cls(lowest, highest, joined("known", np.add), joined("anomalous", np.add), binned)
+
+    def state(self) -> State:
+        """Numbers and arrays from which :meth:`load` makes the same counts."""
+        state: State = {"binned": self.binned, "dtype": self.low.dtype.name, "low": self.low}
+        high = {"high": self.high} if self.binned else {}
+        return state | high | {"known": self.known, "anomalous": self.anomalous}
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any]) -> ScoreCounts:
+        dtype, binned = np.dtype(plain(state, "dtype")), bool(plain(state, "binned"))
+        low = array(state, "low", dtype)
+        high = array(state, "high", dtype) if binned else low
+        known, anomalous = (array(state, name, np.int64) for name in ("known", "anomalous"))
+        return cls(low, high, known, anomalous, binned)
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    @property
+    def pixels(self) -> int:
+        return int(self.known.sum() + self.anomalous.sum())
 
     def intervals(self, rate: float) -> dict[str, tuple[float, float]]:
         """Intervals that hold AP, AUROC and FPR95 of the scores before binning.
@@ -270,7 +123,7 @@ class BinnedCounts:
         Returns:
             ``AP``, ``AUROC``, ``FPR95``: (low, high), NaN where the number is undefined.
         """
-        n, p = self.negative[::-1].astype(np.float64), self.positive[::-1].astype(np.float64)
+        n, p = self.known[::-1].astype(np.float64), self.anomalous[::-1].astype(np.float64)
         tied = (self.low == self.high)[::-1]
         above_n, above_p = np.cumsum(n) - n, np.cumsum(p) - p
         negatives, positives = float(n.sum()), float(p.sum())
@@ -296,3 +149,90 @@ class BinnedCounts:
 
 def _interval(low: np.ndarray, high: np.ndarray, scale: float) -> tuple[float, float]:
     return max(float(low.sum() / scale) - _SLACK, 0.0), min(float(high.sum() / scale) + _SLACK, 1.0)
+
+
+def _starts(ascending: np.ndarray) -> np.ndarray:
+    """Where the groups of equal entries begin."""
+    return np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]]))
+
+
+def _bins(scores: np.ndarray) -> np.ndarray:
+    """Numbers of the bins of scores: the top bits of the patterns, mapped so that order is kept."""
+    bits = scores.astype(np.float64).view(np.int64)
+    return (bits ^ ((bits >> 63) & np.int64(2**63 - 1))) >> _BIN_SHIFT
+
+
+def _count_half(scores: np.ndarray) -> np.ndarray:
+    """Pixels of (N,) float16 scores per number of ``_HALF_VALUES``, with −0 counted as 0."""
+    counts = np.bincount(scores.view(np.uint16), minlength=65536)
+    counts[0x0000] += counts[0x8000]
+    return counts[_HALF_PATTERNS]
+
+
+def row_at(counts: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Row of the pixel with ``rank`` others in lower rows or its own before it; ``counts``: pixels a row."""
+    return np.searchsorted(np.cumsum(counts), rank, side="right")
+
+
+def below(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """How many pixels are in lower rows than each of ``rows``; ``counts``: pixels a row."""
+    return np.concatenate([[0], np.cumsum(counts)])[rows]
+
+
+def smiyc_bins(frame: ScoreCounts, uniform: bool) -> ScoreCounts:
+    """SegmentMeIfYouCan's bins of one frame, each as a row at its lower edge (predicted from there up).
+
+    Frames whose bins share a threshold have their counts added there. The reference code keeps two entries
+    where several frames share the highest threshold of all, so that its AP depends on the order of the frames
+    (by up to 2·10⁻⁴ on its own kind of data); here the order never matters.
+
+    Args:
+        frame: exact counts of float16 or float32 scores.
+        uniform: 4096 equal bins over [−0.01, 1.01]; scores outside, too high ones as well, are in no bin but
+            in the totals, as in the reference: in a row below all bins. Otherwise the edges are 384 quantiles
+            of each label that is there, and a margin.
+    """
+    if not len(frame):
+        return frame
+    if uniform:
+        edges = np.linspace(*UNIFORM_RANGE, UNIFORM_BINS + 1, dtype=np.float32).astype(np.float64)
+        edges[-1] = np.nextafter(edges[-1], np.inf)  # the last bin is closed
+    else:
+        sides = [side for side in (frame.known, frame.anomalous) if side.any()]
+        inner = np.concatenate([_quantiles(frame.low, side) for side in sides])
+        lowest, highest = float(inner.min()), float(inner.max())
+        margin = max(0.01 * (highest - lowest), 0.01)
+        # Beside very large scores the margin is lost in rounding: the next number then keeps the ends apart.
+        low_end = min(lowest - margin, float(np.nextafter(lowest, -np.inf)))
+        high_end = max(highest + margin, float(np.nextafter(highest, np.inf)))
+        edges = np.unique(np.concatenate([[low_end, high_end], inner]))
+    # The smallest float32 not below an edge has as many float32 scores below it; searching it is far faster.
+    with np.errstate(over="ignore"):
+        rounded = edges.astype(np.float32)
+        rounded = np.where(rounded < edges, np.nextafter(rounded, np.float32(np.inf)), rounded)
+    rows = np.searchsorted(frame.low, rounded)
+    if not uniform:  # infinities belong to the first and the last bin
+        rows[0], rows[-1] = 0, len(frame)
+    counts = np.stack([np.diff(below(side, rows)) for side in (frame.known, frame.anomalous)])
+    starts = edges[:-1]
+    if uniform:
+        totals = np.array([[frame.known.sum()], [frame.anomalous.sum()]])
+        counts = np.concatenate([totals - counts.sum(axis=1, keepdims=True), counts], axis=1)
+        starts = np.concatenate([2 * edges[:1] - edges[1], starts])
+    seen = np.flatnonzero(counts.any(axis=0))
+    return ScoreCounts(starts[seen], starts[seen], *counts[:, seen])
+
+
+def _quantiles(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """At most 384 evenly spaced quantiles of one frame and label, float64, with linear interpolation as
+    ``numpy.quantile`` has them; infinities stand for the largest float32 numbers.
+    """
+    last = int(counts.sum()) - 1
+    rank = np.linspace(0.0, 1.0, min(QUANTILES_PER_LABEL, last + 1)) * last
+    lower = np.floor(rank).astype(np.int64)
+    low, high = (
+        np.clip(scores[row_at(counts, at)].astype(np.float64), -_LARGEST, _LARGEST)
+        for at in (lower, np.minimum(lower + 1, last))
+    )
+    weight, step = rank - lower, high - low
+    return np.where(weight < 0.5, low + step * weight, high - step * (1 - weight))

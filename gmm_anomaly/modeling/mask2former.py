@@ -74,7 +74,8 @@ def _pretrained(weights: str, classes: int, *, replace_classes: bool) -> nn.Modu
     except OSError as error:
         raise FileNotFoundError(
             f"MODEL.MASK2FORMER.WEIGHTS: {weights!r} is neither a folder with config.json and "
-            f"model.safetensors nor a model that the hub gave here ({str(error).splitlines()[0]})"
+            f"model.safetensors nor a model that the hub gave here ({str(error).splitlines()[0]}). Without a "
+            "network: download these two files elsewhere, and set the key to their folder"
         ) from error
     if own != classes:
         logger.warning("%s has %d classes: the class layer for %d is untrained", weights, own, classes)

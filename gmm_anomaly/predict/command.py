@@ -28,7 +28,6 @@ from gmm_anomaly.visualization import robust_range
 from .inputs import VideoReader, as_rgb, is_video, list_sources
 from .predictor import AnomalyPredictor
 from .result import MIN_AREA, Prediction, extremes, save_score_png, write_video
-from .threshold import Threshold
 
 # In a log file a line now and then, on a terminal a bar that moves.
 _bar = partial(tqdm, file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30)
@@ -44,15 +43,11 @@ def run(args: argparse.Namespace) -> int:
         argparse.ArgumentError: arguments that contradict each other.
     """
     rate = args.target_fpr
-    marks = args.threshold is not None or args.threshold_file or args.threshold_on
     for wrong, message in (
         (not (args.inputs or args.threshold_on), "nothing to predict: give images, videos or folders"),
         (rate is not None and not args.threshold_on, "--target-fpr needs a data set: --threshold-on DATASET"),
         (rate is not None and not 0 < rate < 1, "--target-fpr: expected a share between 0 and 1"),
-        (
-            args.min_area is not None and (args.min_area < 0 or not marks),
-            "--min-area: expected 0 or more, and a threshold",
-        ),
+        (args.min_area is not None and args.min_area < 0, "--min-area: expected 0 or more"),
         (args.range and not args.range[0] < args.range[1], "--range: LOW must be below HIGH"),
     ):
         if wrong:
@@ -81,11 +76,14 @@ def predict_sources(args: argparse.Namespace, sources: Sequence[Path]) -> dict[s
         min_area=MIN_AREA if args.min_area is None else args.min_area, opts=args.opts,
     )  # fmt: skip
     threshold = _threshold(args, predictor)
+    if args.min_area is not None and threshold is None:
+        raise argparse.ArgumentError(None, "--min-area needs a threshold: --threshold, -file or -on")
     job = Job(args, predictor)
     images = job.images([path for path in sources if not is_video(path)])
     videos = [job.video(path) for path in sources if is_video(path)]
     return {
         "score": predictor.score,
+        "weights": predictor.weights,
         "threshold": threshold,
         "color_range": job.color_range,
         "images": images,
@@ -106,16 +104,15 @@ def _threshold(args: argparse.Namespace, predictor: AnomalyPredictor) -> dict[st
         rate = {} if args.target_fpr is None else {"target_fpr": args.target_fpr}
         progress = partial(_bar, desc=f"threshold on {args.threshold_on}")
         predictor.fit_threshold(args.threshold_on, progress=progress, **rate).save(file)
-    if file is None:
-        return None
-    found = Threshold.load(file)
-    predictor.use_threshold(found)
-    return asdict(found) | {"file": str(file)}
+    if file is not None:
+        predictor.use_threshold(file)
+    found = predictor.fitted_threshold
+    return asdict(found) | {"file": str(file or args.weights or args.config_file)} if found else None
 
 
 def _report(summary: dict[str, Any], out: Path) -> str:
     """The summary for a person."""
-    lines, threshold = [], summary["threshold"]
+    lines, threshold = [f"weights: {summary['weights']}"], summary["threshold"]
     if threshold and "dataset" in threshold:
         lines.append(
             f"threshold {threshold['value']:.6g}: above it lie {100 * threshold['measured_fpr']:.3g} % of "
@@ -207,7 +204,7 @@ class Job:
         """Write all files of one image; returns what was found and where it was written, as plain values."""
         name = path.stem
         overlay = self.folder / "overlays" / f"{name}.png"
-        save_picture(overlay, prediction.overlay())
+        save_picture(overlay, prediction.captioned_overlay())
         segmentation = self.folder / "segmentation" / f"{name}.png"
         indexed = Image.fromarray(prediction.segmentation)
         indexed.putpalette([channel for color in prediction.class_colors for channel in color])

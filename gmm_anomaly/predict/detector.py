@@ -13,14 +13,14 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from gmm_anomaly.data.mapper import test_augmentations
+from gmm_anomaly.engine.belonging import belongings
 from gmm_anomaly.engine.config import build_config
 from gmm_anomaly.engine.fit_detector import (
     CONFIG,
-    detector_score,
     fit_detector,
     frame_files,
-    save_detector,
 )
+from gmm_anomaly.engine.trained_model import first_score, save_model
 
 from .inputs import AnyImage, as_rgb
 from .predictor import AnomalyPredictor
@@ -74,21 +74,24 @@ class AnomalyDetector(AnomalyPredictor):
             frames = (Path(one) if isinstance(one, str | os.PathLike) else as_rgb(one) for one in images)
         model = fit_detector(cfg, frames)
         resize = test_augmentations(cfg)
-        score = detector_score(cfg)
-        detector = cls(model, score, image_format=cfg.INPUT.FORMAT, resize=resize, **options)
+        score = first_score(cfg)
+        detector = cls(
+            model, score, image_format=cfg.INPUT.FORMAT, resize=resize,
+            belongs_to=belongings(cfg, scores=True), **options,
+        )  # fmt: skip
         detector.cfg = cfg
         return detector
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **options: Any) -> AnomalyDetector:
         """One that :meth:`save` or ``gmm-anomaly fit`` wrote; options of :meth:`from_config`."""
-        detector = cls.from_config(path, path, **options)
+        detector = cls.from_config(path, **options)
         detector.cfg = build_config(os.fspath(path))
         return detector
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write network, distances and config into one file, which commands take for ``--weights``."""
-        save_detector(self.cfg, self.model, path)
+        save_model(self.cfg, self.model, path)
 
     def predict(self, images: AnyImage | Iterable[AnyImage], **options: Any) -> Prediction | list[Prediction]:
         """The prediction of an image, or those of several, as :meth:`AnomalyPredictor.predict` gives them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from gmm_anomaly.compat import quiet
+from gmm_anomaly.data.build import closed_set
 from gmm_anomaly.data.mapper import test_augmentations
 from gmm_anomaly.data.reading import CLOSED_SET, IGNORE_LABEL, read_image, read_label
 from gmm_anomaly.data.registration import get_records
+from gmm_anomaly.engine.belonging import belongings
 from gmm_anomaly.engine.checkpoint import Checkpointer
 from gmm_anomaly.engine.config import build_config, read_config
-from gmm_anomaly.engine.fit_detector import detector_score
-from gmm_anomaly.engine.trained_model import inference_config
+from gmm_anomaly.engine.trained_model import first_score, inference_config, with_run_weights
 from gmm_anomaly.evaluation.files import distinct_colors, file_digest
+from gmm_anomaly.repository_files import BUNDLED, find_config
 
 from .inputs import AnyImage, as_rgb
 from .result import MIN_AREA, Prediction
@@ -35,29 +37,34 @@ class AnomalyPredictor:
 
     ::
 
+        predictor = AnomalyPredictor()  # the model that comes along
+        result = predictor("street.jpg")  # result.score, .segmentation, .components
         predictor = AnomalyPredictor.from_config("config.yaml", "model_final.pth")
         predictor.fit_threshold("my_street_val", target_fpr=0.01)
-        result = predictor("street.jpg")  # result.score, .segmentation, .components
 
     Args:
-        model: a segmentor that gives the score; it is put into evaluation mode.
+        model: a segmentor that gives the score; it is put into evaluation mode. None: the bundled one, as
+            :meth:`from_config` makes it, with its threshold.
         score: one of the model's scores, with the post-processes after it ("msp+gaussian_smoothing").
         image_format: channel order the model was trained on, "RGB" or "BGR".
         resize: Detectron2 augmentations of test images, such as a resize.
         class_names, class_colors: by class id.
         half: float16 on a GPU, bfloat16 on the CPU, wherever torch's autocast says it is safe.
         min_area: components with fewer pixels are dropped.
-        weights_sha256: of the checkpoint, so that thresholds are not mixed up.
+        weights: the checkpoint's file, for messages.
+        weights_sha256, belongs_to: of the checkpoint, and what decides scores beside it
+            (:func:`gmm_anomaly.engine.belonging.belongings`), so that thresholds are not mixed up.
 
     Attributes:
-        threshold: a pixel is anomalous above it; None: not known.
+        threshold: a pixel is anomalous above it; None: not known. fitted_threshold: how it was found, if that
+            is known.
         color_range: scores of an overlay's darkest and brightest colours; None: each image's own.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        score: str,
+        model: nn.Module | None = None,
+        score: str = "",
         *,
         image_format: str = "RGB",
         resize: Sequence[T.Augmentation] = (),
@@ -65,8 +72,13 @@ class AnomalyPredictor:
         class_colors: Sequence[Sequence[int]] = (),
         half: bool = False,
         min_area: int = MIN_AREA,
+        weights: str = "",
         weights_sha256: str | None = None,
+        belongs_to: Mapping[str, Any] | None = None,
     ) -> None:
+        if model is None:
+            vars(self).update(vars(self.from_config(half=half, min_area=min_area)))
+            return
         self.model = model.eval()
         self.score = score
         self.image_format = image_format
@@ -75,14 +87,17 @@ class AnomalyPredictor:
         self.class_colors = tuple((int(r), int(g), int(b)) for r, g, b in class_colors)
         self.half = half
         self.min_area = min_area
+        self.weights = weights
         self.weights_sha256 = weights_sha256
+        self.belongs_to = belongs_to
         self.threshold: float | None = None
+        self.fitted_threshold: Threshold | None = None
         self.color_range: tuple[float, float] | None = None
 
     @classmethod
     def from_config(
         cls,
-        config: str | os.PathLike[str],
+        config: str | os.PathLike[str] = BUNDLED,
         weights: str | os.PathLike[str] | None = None,
         *,
         score: str | None = None,
@@ -95,11 +110,13 @@ class AnomalyPredictor:
         """The predictor of a config file and a checkpoint.
 
         Args:
-            config: a config of the repository, the config.yaml that a training wrote, or a detector's file.
-            weights: the checkpoint; by default the config's ``MODEL.WEIGHTS``.
-            score: by default the model's first, a detector's with the post-processes of its config;
-                "NAME+POST+POST" with post-processes.
-            threshold: a number, what :meth:`fit_threshold` returned, or the file it was saved to.
+            config: a config of the repository, the config.yaml that a training wrote, a file of a model with
+                its config inside (`gmm-anomaly fit` writes such), or "bundled": the model that comes along.
+            weights: the checkpoint; by default the config's ``MODEL.WEIGHTS``, or for a run's config.yaml
+                the last checkpoint of that run.
+            score: "NAME+POST+POST"; by default the config's first, with its post-processes.
+            threshold: a number, what :meth:`fit_threshold` returned, or the file it was saved to; by default
+                that of the file of a model that has one for this score.
             device: "cpu", "cuda", "cuda:1"; by default the config's, and the CPU where there is no GPU.
             half, min_area: see the class.
             opts: "KEY", "VALUE", ... for the config.
@@ -109,13 +126,11 @@ class AnomalyPredictor:
             ValueError: no weights, weights that do not fit, a score the model cannot give, no such device.
         """
         if score is None:
-            known = read_config(os.fspath(config), list(opts))
-            if known.MODEL.CLASSIFIER.NAME == "none":
-                score = detector_score(known)
-        name, *chain = (score or "").split("+")
-        overrides = [*map(str, opts), "TEST.POSTPROCESS", str(chain)]
-        if name:
-            overrides += ["TEST.SCORES", str([name])]
+            score = first_score(read_config(os.fspath(config), list(opts)))
+        name, *chain = score.split("+")
+        overrides = [*map(str, opts), "TEST.POSTPROCESS", str(chain), "TEST.SCORES", str([name])]
+        if weights is None and Path(find_config(config)).suffix == ".pth":
+            weights = find_config(config)
         if weights is not None:
             overrides += ["MODEL.WEIGHTS", os.fspath(weights)]
         if device is not None:
@@ -126,40 +141,41 @@ class AnomalyPredictor:
                     f"device: expected cpu, cuda or cuda:N of this machine, found {device!r}"
                 ) from error
             overrides += ["MODEL.DEVICE", device]
-        cfg = build_config(os.fspath(config), overrides)
+        cfg = with_run_weights(build_config(os.fspath(config), overrides), os.fspath(config), overrides)
         # A config may name what a training starts from. A Mask2Former of the hub comes trained.
         if weights is None and not cfg.MODEL.MASK2FORMER.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).is_file():
             raise ValueError(
                 "no weights were given (--weights FILE). A training makes them; this one takes five minutes "
-                "on two CPU cores, without data: gmm-anomaly train --num-gpus 0 --config-file "
+                "on two CPU cores: gmm-anomaly train --num-gpus 0 --config-file "
                 "synthetic/effnetlite0_deeplabv3plus_gmm.yaml"
             )
         model = build_model(inference_config(cfg))
         # Without the list of tensors that only training needs; what is missing is an error of its own.
         with quiet("fvcore.common.checkpoint", "detectron2"):
-            Checkpointer(model).load_for_evaluation(cfg.MODEL.WEIGHTS)
+            stored = Checkpointer(model, cfg=cfg).load_for_evaluation(cfg.MODEL.WEIGHTS).get("threshold")
         # Nothing is computed but the one that is asked for.
         scoring = model.scoring
-        name = name or next(iter(scoring.scores))
         scoring.scores = {name: scoring.scores[name]}
         scoring.chains = scoring.chains[:1] if chain else []
-        # Of the classes: those of the config's first closed set.
         count = cfg.MODEL.CLASSIFIER.NUM_CLASSES
-        known = [MetadataCatalog.get(dataset) for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
-        closed = next((found for found in known if found.get("evaluator_type") == CLOSED_SET), None)
+        closed = closed_set(cfg)
         names = closed.stuff_classes if closed else [f"class {index}" for index in range(count)]
         colors = closed and closed.get("stuff_colors") or distinct_colors(count)
         predictor = cls(
             model,
-            score or name,
+            score,
             image_format=cfg.INPUT.FORMAT,
             resize=test_augmentations(cfg),
             class_names=names,
             class_colors=colors,
             half=half,
             min_area=min_area,
+            weights=cfg.MODEL.WEIGHTS or cfg.MODEL.MASK2FORMER.WEIGHTS,
             weights_sha256=file_digest(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None,
+            belongs_to=belongings(cfg, scores=True),
         )
+        if threshold is None and stored and stored["score"] == score:
+            threshold = Threshold(**stored | {"weights_sha256": predictor.weights_sha256})
         if threshold is not None:
             predictor.use_threshold(threshold)
         return predictor
@@ -238,8 +254,9 @@ class AnomalyPredictor:
                 yield found.score, label != IGNORE_LABEL if closed else label == 0
 
         found = find_threshold(
-            frames(), target_fpr, score=self.score, dataset=dataset, weights_sha256=self.weights_sha256
-        )
+            frames(), target_fpr, score=self.score, dataset=dataset, weights_sha256=self.weights_sha256,
+            belongs_to=self.belongs_to,
+        )  # fmt: skip
         self.use_threshold(found)
         return found
 
@@ -251,8 +268,10 @@ class AnomalyPredictor:
         """
         if isinstance(threshold, str | os.PathLike):
             threshold = Threshold.load(threshold)
+        self.fitted_threshold = None
         if isinstance(threshold, Threshold):
-            threshold.require(self.score, self.weights_sha256)
+            self.fitted_threshold = threshold
+            threshold.require(self.score, self.weights_sha256, self.belongs_to)
             self.color_range = threshold.color_range
             threshold = threshold.value
         if np.isnan(threshold):

@@ -16,13 +16,20 @@ from PIL.PngImagePlugin import PngInfo
 from pycocotools import mask as coco
 
 from gmm_anomaly.data.atomic import replacing
-from gmm_anomaly.visualization import colorize_labels, heat_map, overlay, robust_range, side_by_side
+from gmm_anomaly.visualization import (
+    caption_bar,
+    colorize_labels,
+    heat_map,
+    overlay,
+    robust_range,
+    side_by_side,
+)
 
 # Of a component, in pixels: the smallest that SegmentMeIfYouCan keeps on its obstacle track.
 MIN_AREA = 50
-# Weight of the heat map where the score is at the low and at the high end of the colour range. Between them
-# it grows with the square, so that low scores leave the image to be seen.
-WEAKEST, STRONGEST = 0.1, 0.8
+# Weight of the heat map where the score is at the high end of the colour range. It grows with the square from
+# nothing at the low end: the photo stays readable, also where something was found.
+STRONGEST = 0.5
 CONTOUR_COLOR = (0, 255, 255)
 BOX_COLOR = (255, 255, 255)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -154,12 +161,12 @@ class Prediction:
             color_range: scores of the darkest and the brightest colour; the same one makes frames comparable.
                 By default the predictor's, or the image's own 1st and 99.8th percentile.
         """
-        low, high = color_range or self.color_range or robust_range(self.score)
+        low, high = self._range(color_range)
         components = () if self.threshold is None else self.components
         image, score = self.image, self.score
         # Without a range nothing stands out.
         level = np.clip((np.nan_to_num(score, nan=low) - low) / ((high - low) or np.inf), 0, 1)
-        weight = (WEAKEST + (STRONGEST - WEAKEST) * level**2).astype(np.float32)
+        weight = (STRONGEST * level**2).astype(np.float32)
         picture = np.ascontiguousarray(overlay(image, heat_map(score, low, high), weight))
         # Lines that are seen at the picture's size on a screen: 1 pixel for each 600 of the longer side.
         line = max(1, round(max(image.shape[:2]) / 600))
@@ -184,10 +191,27 @@ class Prediction:
                 cv2.putText(picture, text, start, _FONT, size, BOX_COLOR, line, cv2.LINE_AA)
         return picture
 
+    def _range(self, color_range: tuple[float, float] | None = None) -> tuple[float, float]:
+        return color_range or self.color_range or robust_range(self.score)
+
+    @property
+    def legend(self) -> str:
+        """What colours, contours and numbers of the overlay mean."""
+        low, high = self._range()
+        text = f"{self.score_name}, {low:.3g} (dark) to {high:.3g} (bright)"
+        return (
+            text if self.threshold is None else f"{text}; outlined: above {self.threshold:.3g}, number: mean"
+        )
+
+    def captioned_overlay(self) -> np.ndarray:
+        """(H + B, W, 3) uint8 RGB: the overlay below a bar of B pixels with its legend."""
+        picture = self.overlay()
+        return np.concatenate([caption_bar(self.legend, picture.shape[1]), picture])
+
     def picture(self) -> np.ndarray:
         """(H', W', 3) uint8 RGB: overlay and segmentation side by side, with captions."""
         classes = colorize_labels(self.segmentation, self.class_colors)
-        return side_by_side([self.overlay(), classes], [self.score_name, "segmentation"])
+        return side_by_side([self.overlay(), classes], [self.legend, "segmentation"])
 
     def show(self) -> None:
         """Show :meth:`picture` in a window, or below the cell of a notebook."""

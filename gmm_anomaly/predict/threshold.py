@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from gmm_anomaly.engine.belonging import require_same
 from gmm_anomaly.evaluation.files import range_sample, save_json, shared_range
-from gmm_anomaly.metrics.score_counts import FloatCounts
-
-# Different scores that are kept exactly, at 12 bytes each; with more the threshold has a relative resolution
-# of 2⁻¹³.
-MAX_DISTINCT = 2**25
+from gmm_anomaly.metrics import PixelMetrics
+from gmm_anomaly.metrics.score_counts import row_at
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,8 @@ class Threshold:
         measured_fpr: the share of the data set's known pixels that do.
         dataset: the data set it was found on. images, known_pixels: how many there were.
         weights_sha256: of the checkpoint it was found with; None for a model without one.
+        belongs_to: what it was found under (:func:`gmm_anomaly.engine.belonging.belongings`); empty: not
+            known.
     """
 
     value: float
@@ -41,6 +42,7 @@ class Threshold:
     images: int
     known_pixels: int
     weights_sha256: str | None = None
+    belongs_to: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON; the file appears whole or not at all."""
@@ -57,14 +59,17 @@ class Threshold:
             ) from None
         except (ValueError, OSError) as error:
             raise ValueError(f"{path}: not a threshold file ({error})") from error
-        expected = [entry.name for entry in fields(cls)]
-        if not isinstance(found, dict) or set(found) != set(expected):
+        expected = [entry.name for entry in fields(cls) if entry.default_factory is MISSING]
+        if not isinstance(found, dict) or set(found) - {"belongs_to"} != set(expected):
             raise ValueError(f"{path}: not a threshold file: expected the entries {', '.join(expected)}")
         # Infinities are strings.
         return cls(**found | {"value": float(found["value"]), "color_range": tuple(found["color_range"])})
 
-    def require(self, score: str, weights_sha256: str | None) -> None:
-        """Raise ValueError unless it was found for this score of this checkpoint."""
+    def require(
+        self, score: str, weights_sha256: str | None, belongs_to: Mapping[str, Any] | None = None
+    ) -> None:
+        """Raise ValueError unless it was found for this score of this checkpoint, and these classes; another
+        test size, normalisation, ... is a warning."""
         if score != self.score:
             raise ValueError(
                 f"the threshold was found for the score {self.score!r}, the predictor gives {score!r}; "
@@ -75,6 +80,7 @@ class Threshold:
                 "the threshold was found with other weights (their SHA-256 differs); find one anew, or give "
                 f"the bare number {self.value:.6g}"
             )
+        require_same(self.belongs_to, belongs_to, f"the threshold found on {self.dataset}")
 
 
 def find_threshold(
@@ -84,15 +90,17 @@ def find_threshold(
     score: str,
     dataset: str,
     weights_sha256: str | None = None,
+    belongs_to: Mapping[str, Any] | None = None,
 ) -> Threshold:
     """The lowest threshold above which at most ``target_fpr`` of all known pixels lie.
 
     The pixels of all images count alike. The threshold is a score that occurs, and ties are never split.
+    Beyond 2²⁴ different scores it has a relative resolution of 2⁻¹³.
 
     Args:
         frames: scores (H, W) float32 of each image, and where its pixels are known, (H, W) bool.
         target_fpr: in (0, 1).
-        score, dataset, weights_sha256: see :class:`Threshold`.
+        score, dataset, weights_sha256, belongs_to: see :class:`Threshold`.
 
     Raises:
         ValueError: ``target_fpr`` outside of (0, 1), or no known pixel.
@@ -101,25 +109,25 @@ def find_threshold(
         raise ValueError(
             f"target_fpr: expected a share of pixels between 0 and 1, such as 0.05, found {target_fpr}"
         )
-    counts = FloatCounts(MAX_DISTINCT)
+    metrics = PixelMetrics(precision=None)
     samples = []
     for scores, known in frames:
-        values = scores[known]
-        counts.add(values, values[:0])
+        metrics.update(scores, np.where(known, 0, 255))
         samples.append(range_sample(scores))
-    ranked, _ = counts.totals()
-    if not ranked.total:
+    counts = metrics.counts()
+    pixels = counts.pixels
+    if not pixels:
         raise ValueError(f"{dataset}: no known pixel to find a threshold on")
-    value = ranked.at_rank(np.array([ranked.total - 1 - math.floor(target_fpr * ranked.total)]))
-    _, up_to = ranked.ranks(value)
+    row = int(row_at(counts.known, np.array(pixels - 1 - math.floor(target_fpr * pixels))))
     return Threshold(
-        value=float(value[0]),
+        value=float(counts.low[row]),
         score=score,
         color_range=shared_range(samples),
         target_fpr=target_fpr,
-        measured_fpr=1 - int(up_to[0]) / ranked.total,
+        measured_fpr=int(counts.known[row + 1 :].sum()) / pixels,
         dataset=dataset,
         images=len(samples),
-        known_pixels=int(ranked.total),
+        known_pixels=pixels,
         weights_sha256=weights_sha256,
+        belongs_to=belongs_to or {},
     )

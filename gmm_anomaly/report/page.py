@@ -65,6 +65,8 @@ def run(args: Namespace) -> None:
         print(json.dumps(said))
     else:
         print(f"{target}: {size / 1e6:.1f} MB")
+        for found in (one for one in runs if one.results):
+            print(f"{found.name}: results of {found.results.get('weights') or 'weights that were not saved'}")
 
 
 def render_page(runs: Sequence[Run], *, pictures: int = 3) -> str:

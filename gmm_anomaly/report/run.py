@@ -112,9 +112,14 @@ def read_run(path: Path, name: str | None = None) -> Run:
     named = path / "last_checkpoint"
     last = [path / named.read_text().strip()] if named.is_file() else []
     evaluated = [Path(str(run.results["weights"]))] if run.results.get("weights") else []
-    candidates = [*(path / file for file in CHECKPOINTS), *last, *evaluated]
+    candidates = [*last, *(path / file for file in CHECKPOINTS), *evaluated]
     run.weights = next((candidate for candidate in candidates if candidate.is_file()), None)
     if run.weights is not None:
+        for file in evaluated:
+            # A folder may have been moved.
+            same = file.samefile(run.weights) if file.is_file() else file.name == run.weights.name
+            if not same:
+                run.notes.append(f"results.json is of {file}, not of this run's {run.weights.name}")
         try:
             run.mixtures = read_mixtures(run.weights)
         except ValueError as error:

@@ -1,7 +1,5 @@
 """Anomaly scores. Importing this package registers all of them; it needs torch and fvcore only."""
 
-from . import density  # noqa: F401  (registration)
-from .logits import sml_score
 from .masks import mask_void_score, maskomaly_score, rba_score
 from .outputs import (
     FEATURE_DISTANCE,
@@ -13,6 +11,7 @@ from .outputs import (
     PixelOutputs,
     semantic_map,
 )
+from .pixels import sml_score
 from .registry import SCORE_REGISTRY, get_scores, known_scores, register_score
 
 __all__ = [

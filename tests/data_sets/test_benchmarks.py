@@ -161,8 +161,7 @@ TABLE = [
             ("animals01_Guiding_Horses", "zebra02"),
             ("RoadAnomaly_jpg/frames/{}.labels/labels_instance.png", "RoadAnomaly_jpg/frame_list.json"),
         ),
-        # 1 would be an anomaly for some evaluators and known for others.
-        None, {0: 0, 2: 1}, 60, ("pooled", None),
+        None, {0: 0, 1: 0, 2: 1}, 60, ("pooled", None),
     ),
     ("street_hazards_train", hazards("train", "training", "t1/10", "t1/2"), None, HAZARDS, 5125, None),
     ("street_hazards_validation", hazards("train", "validation", "t4/1"), None, HAZARDS, 1031, None),

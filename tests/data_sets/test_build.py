@@ -90,10 +90,13 @@ def test_number_of_classes(tmp_path, closed):
     # The disk is not asked.
     register_segmentation_dataset("absent", tmp_path / "nowhere", None, classes=list("xyz"))
     register_segmentation_dataset("other", tmp_path / "one/images", None, classes=list("xyw"))
+    register_segmentation_dataset("turned", tmp_path / "one/images", None, classes=list("yXz"))
     closed.DATASETS.TRAIN, closed.DATASETS.TEST = ("one", "absent"), ("one", "odd")
     check_num_classes(closed)
     for train, test, count, message in (
         (("one", "other"), (), 3, r"one and other have different classes \(x, y, z; x, y, w\)"),
+        (("one",), ("other",), 3, r"TEST: one and other have different classes \(x, y, z; x, y, w\)"),
+        (("one",), ("turned",), 3, r"one and turned have the classes in another order \(x, y, z; y, X, z\)"),
         (("odd",), (), 3, "DATASETS.TRAIN: odd is an anomaly set"),
         (("one",), (), 19, "TRAIN: one has 3 classes, MODEL.CLASSIFIER.NUM_CLASSES is 19; set it to 3"),
         ((), ("one",), 19, "DATASETS.TEST: one has 3 classes"),

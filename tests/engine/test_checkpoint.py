@@ -160,8 +160,11 @@ def test_rings_go_into_all_checkpoints_but_the_last(tmp_path):
         assert (ring in torch.load(save(model, tmp_path, name), weights_only=True)["model"]) == has_it
     # Rings of another size are left out of what is loaded; the statistics come along.
     model.classifier.bank.memory.total += 2
-    other = Model(memory=7)
+    # And a class that waits for its start waits anew.
+    model.classifier.bank.warm_start.count += 3
+    other = Model(memory=7, warm_start=9)
     Checkpointer(other).load(save(model, tmp_path, "model_0000002"))
+    assert not other.classifier.bank.warm_start.count.any()
     assert (other.classifier.bank.memory.total == 2).all()
     assert (other.classifier.bank.memory.slot_state == 0).all()
 

@@ -84,6 +84,8 @@ def test_any_folder_of_frames_fits(folder, tmp_path, caplog):
         frame_files(folder / "nothing")
     with pytest.raises(FileNotFoundError, match="no images in this folder"):
         frame_files(tmp_path)
+    (tmp_path / "linked").symlink_to(folder)
+    assert len(frame_files(tmp_path)) == len(files)
     with pytest.raises(ValueError, match="none of 1 could be read"):
         fit_detector(build_config(CONFIG, TINY), files[:1])
     with pytest.raises(ValueError, match="needs MODEL.CLASSIFIER.NAME \"none\".*found 'softmax'"):

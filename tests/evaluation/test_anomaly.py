@@ -75,23 +75,14 @@ def test_every_logger_of_detectron2_takes_the_results(anomaly_tree, scores, capl
     assert "anomaly/fishyscapes/good" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("protocol", "precision", "budget"), [("pooled", "float32", 2**30), ("smiyc", "float16", 0)]
-)
+@pytest.mark.parametrize(("protocol", "precision"), [("pooled", "float32"), ("smiyc", "float16")])
 def test_components_use_the_threshold_of_the_whole_data_set(
-    anomaly_tree, scores, protocol, precision, budget, tmp_path
+    anomaly_tree, scores, protocol, precision, tmp_path
 ):
-    evaluator = AnomalyEvaluator(
-        anomaly_tree.name,
-        ["good", "bad"],
-        protocol=protocol,
-        component_track="obstacle",
-        memory_budget=budget,
-        output_dir=tmp_path,
-    )
+    options = {"protocol": protocol, "component_track": "obstacle", "output_dir": tmp_path}
+    evaluator = AnomalyEvaluator(anomaly_tree.name, ["good", "bad"], **options)
     feed(evaluator, anomaly_tree, scores)
-    on_disk = list(tmp_path.glob("kept_scores_*/*.npy"))
-    assert len(on_disk) == (0 if budget else 10)
+    assert len(list(tmp_path.glob("kept_scores_*/*.npy"))) == 10
     results = evaluator.evaluate()
     assert not list(tmp_path.glob("kept_scores_*"))
     for name, maps in scores.items():
@@ -233,10 +224,7 @@ def test_best_and_worst_images_are_drawn(anomaly_tree, scores, tmp_path):
     )
     for order in (ids, ids[::-1]):
         folder = tmp_path / order[0]
-        # No budget: every map is on disk, and what is not drawn must go from there as well.
-        evaluator = AnomalyEvaluator(
-            anomaly_tree.name, ["good", "bad"], output_dir=folder, num_best_worst=1, memory_budget=0
-        )
+        evaluator = AnomalyEvaluator(anomaly_tree.name, ["good"], output_dir=folder, num_best_worst=1)
         feed(evaluator, anomaly_tree, scores, order)
         assert len(list(folder.glob("kept_scores_*/*.npy"))) == 2
         evaluator.evaluate()

@@ -80,7 +80,9 @@ def test_a_monotone_png_has_the_ranks_of_the_scores(anomaly_tree, scores, tmp_pa
 )
 def test_maps_are_found_by_stem(anomaly_tree, scores, tmp_path, name, options):
     folder = tmp_path / "mine"
-    (folder / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "storage" / "er").mkdir(parents=True)
+    folder.mkdir()
+    (folder / "deep").symlink_to(tmp_path / "storage")
     save_all(folder, scores["good"], name=name)
     (folder / "README.txt").write_text("not a map")
     found = evaluate_saved_scores(folder, anomaly_tree.name, progress=False, **options)

@@ -18,7 +18,7 @@ from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.data import SegmentationMapper, register_anomaly_dataset
 from gmm_anomaly.evaluation import AnomalyEvaluator
 from gmm_anomaly.evaluation.saved_scores import evaluate_saved_scores
-from gmm_anomaly.evaluation.submission import Frame, Submission, stored_score
+from gmm_anomaly.evaluation.submission import Submission, stored_score
 
 # Names as in the benchmark's download; one frame with a label, three without.
 FRAMES = {
@@ -93,7 +93,6 @@ def test_folders_of_the_benchmark(tmp_path, registered, name, folder):
     register_anomaly_dataset(name, tmp_path / "test", None)
     [frame] = Submission(tmp_path, "ours", {}).frames(name)
     assert frame.target.parts[-2:] == (folder, "02_Scene_000001_000080.hdf5")
-    assert frame.size == (8, 16)
 
 
 def test_an_interrupted_run_goes_on(tmp_path, track):
@@ -125,7 +124,7 @@ def test_an_interrupted_run_goes_on(tmp_path, track):
     assert asked == [frame.target.stem for frame in frames[1:]]
     assert (written["kept"], written["written"]) == (1, 3)
     assert frames[0].target.stat().st_mtime_ns == there[frames[0].target]
-    assert all(stored_score(frame) is not None for frame in frames)
+    assert all(stored_score(frame.target) is not None for frame in frames)
     assert sorted(path.name for path in frames[0].target.parent.iterdir()) == sorted(
         f"{name}.hdf5" for name in FRAMES
     )
@@ -172,11 +171,11 @@ def test_maps_that_cannot_be_submitted(tmp_path, track, damage, message):
 
 def test_wrong_files_are_seen(tmp_path):
     half, single = np.zeros((4, 5), np.float16), np.zeros((4, 5), np.float32)
-    for number, content in enumerate([{"value": single}, {"value": half[:, 1:]}, {"score": half}]):
+    for number, content in enumerate([{"value": single}, {"score": half}]):
         with h5py.File(tmp_path / f"{number}.hdf5", "w") as file:
             for name, values in content.items():
                 file[name] = values
-        assert stored_score(Frame({}, (4, 5), tmp_path / f"{number}.hdf5")) is None
+        assert stored_score(tmp_path / f"{number}.hdf5") is None
 
 
 def test_bad_arguments_are_named(tmp_path, track, anomaly_tree):

@@ -103,6 +103,6 @@ def tiny():
 def streets():
     """Two images of different sizes."""
     return [
-        np.ascontiguousarray(StreetSplit("check", 2, 3, height, width, anomalies=True)[index][0])
+        np.ascontiguousarray(StreetSplit("check", 2, 1, height, width, anomalies=True)[index][0])
         for index, (height, width) in enumerate([(70, 131), (64, 150)])
     ]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gmm_anomaly.export.command import check_batches, compare, normal_inference
-from gmm_anomaly.export.network import ExportableSegmentor, PoolingByProducts
+from gmm_anomaly.export.network import ExportableSegmentor
 from gmm_anomaly.gmm import UnfittedMixtureError
 from gmm_anomaly.modeling.max_logit_moments import UnfittedMomentsError
 from gmm_anomaly.modeling.registry import DECODER_REGISTRY
@@ -102,11 +102,3 @@ def test_what_is_no_network_is_refused(tiny):
             ExportableSegmentor(tiny.model(*overrides, score="msp"), score)
     with pytest.raises(ValueError, match="Linear cannot be exported"):
         ExportableSegmentor(nn.Linear(2, 2), "msp")
-
-
-@pytest.mark.parametrize("cells", [2, 3, 6])
-def test_pooling_by_products_is_adaptive_pooling(cells):
-    pooling = nn.AdaptiveAvgPool2d(cells)
-    for size in ((7, 9), (2, 3), (12, 6)):
-        features = torch.randn(2, 3, *size, dtype=torch.float64)
-        torch.testing.assert_close(PoolingByProducts(pooling)(features), pooling(features))

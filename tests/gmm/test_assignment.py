@@ -59,6 +59,26 @@ def test_all_classes_at_once_equal_one_class_at_a_time(seed, pixels, components,
             assert torch.equal(assignment[own], alone)
 
 
+@pytest.mark.parametrize("epsilon, low, high", [(0.01, 0.0, 1.0), (0.01, -1.0, -0.1), (5e-4, -1.0, 1.0)])
+def test_small_temperatures_neither_overflow_nor_vanish(epsilon, low, high):
+    """Against the plain formula where it is finite: with a wide exponent."""
+    rng = np.random.default_rng(7)
+    scores = rng.uniform(low, high, (40, 3)).astype(np.float32)
+    scores[:, 2] -= 0.9 * (high - low)  # a component that is the best of no pixel
+    plan = np.exp(scores.astype(np.longdouble) / np.float32(epsilon))
+    for _ in range(3):
+        plan /= plan.sum(0)
+        plan /= plan.sum(1, keepdims=True)
+    assert np.isfinite(plan).all()
+    labels = torch.zeros(40, dtype=torch.int64)
+    largest = np.abs(scores).max()
+    found, soft = sinkhorn_assign(torch.from_numpy(scores), epsilon=epsilon)
+    together = sinkhorn_assign_all(torch.from_numpy(scores), labels, 1, epsilon=epsilon / float(largest))
+    np.testing.assert_allclose(soft.numpy(), plan.astype(float), atol=2e-3)
+    assert found.tolist() == plan.argmax(1).tolist() == together[0].tolist()
+    assert len(set(found.tolist())) == 3
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"scores: expected shape \(n, M\)"):
         sinkhorn_assign(torch.zeros(3))

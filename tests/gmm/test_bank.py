@@ -159,9 +159,9 @@ def test_the_step_is_eq_9(keep, keep_scale, of_step):
     assert bank.momentum_mean == keep
 
 
-@pytest.mark.parametrize("floor", [0.04, 0.0])
+@pytest.mark.parametrize("floor", [0.04, 1e-6])
 def test_scales_never_fall_below_the_floor(floor):
-    bank, least = make_bank(variance_floor=floor, momentum_scale=0.5), max(floor**0.5, 1e-6)
+    bank, least = make_bank(variance_floor=floor, momentum_scale=0.5), floor**0.5
     batch = Batch(40, seed=11)
     batch.features[:] = batch.features[:1].clone()
     for _ in range(30):
@@ -207,6 +207,7 @@ def test_update_moves_exactly_the_chosen_classes(classes, expected):
         ({"samples_per_update": 0}, r"samples_per_update: expected a number in \[1"),
         ({"samples_per_update": 9}, "MODEL.GMM.SAMPLES_PER_UPDATE"),
         ({"momentum_mean": 1.5}, r"momentum_mean: expected a number in \[0, 1\], found 1.5"),
+        ({"variance_floor": 9e-7}, r"MODEL\.GMM\.VARIANCE_FLOOR\): expected a number in \[1e-06"),
         ({"reduction": "mean"}, r"MODEL\.GMM\.REDUCTION.*'mean'"),
         ({"memory_dtype": torch.int64}, r"dtype of the memory: .*found torch.int64"),
     ],

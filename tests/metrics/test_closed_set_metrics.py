@@ -89,15 +89,6 @@ def test_predictions_outside_the_classes_are_wrong():
     assert metrics.matrix.tolist() == [[1, 0], [0, 1]]
 
 
-def test_frequency_weighted_iou_by_hand():
-    metrics = ConfusionMetrics(3, ["road", "car", "sky"])
-    metrics.update([[0, 0, 0, 1]], [[0, 0, 1, 1]])
-    found = metrics.compute()
-    assert found["IoU"][:2] == pytest.approx([2 / 3, 1 / 2]) and math.isnan(found["IoU"][2])
-    assert found["mIoU"] == pytest.approx(7 / 12) and found["fwIoU"] == pytest.approx(7 / 12)
-    assert found["class_names"] == ["road", "car", "sky"]
-
-
 @pytest.mark.parametrize("convention", ["mmseg", "pans"])
 def test_no_labelled_pixel(convention):
     metrics = ConfusionMetrics(3, convention=convention)

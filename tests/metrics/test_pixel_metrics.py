@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from gmm_anomaly.metrics import PROTOCOLS, PixelMetrics
+from gmm_anomaly.metrics import PixelMetrics
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,28 +19,6 @@ def fill(metrics: PixelMetrics, data: list) -> PixelMetrics:
     for score, label in data:
         metrics.update(score, label)
     return metrics
-
-
-@pytest.mark.parametrize("limit", [100, 1200, 100_000])
-@pytest.mark.parametrize("protocol", ["pooled", "smiyc", "per_image"])
-def test_working_in_small_blocks_changes_nothing(protocol, limit, frames, as_bytes, monkeypatch):
-    data = frames(3)
-    whole = fill(PixelMetrics(protocol, max_distinct=limit), data)
-    expected, numbers = as_bytes(whole.state()), str(whole.compute())
-    monkeypatch.setattr("gmm_anomaly.metrics.runs._BLOCK", 31)
-    monkeypatch.setattr("gmm_anomaly.metrics.score_counts._CHUNK", 29)
-    monkeypatch.setattr("gmm_anomaly.metrics.score_counts._LARGEST_BUFFER", 203)
-    parts = fill(PixelMetrics(protocol, max_distinct=limit), data)
-    assert str(parts.compute()) == numbers and as_bytes(parts.state()) == expected
-
-
-@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
-def test_float16_scores_give_the_same_numbers_in_both_precisions(protocol, frames):
-    data = [(score.astype(np.float16), label) for score, label in frames()]
-    half = fill(PixelMetrics(protocol, "float16"), data).compute()
-    single = fill(PixelMetrics(protocol, "float32"), data).compute()
-    del half["precision"], single["precision"]
-    assert half == pytest.approx(single, abs=1e-12, nan_ok=True)
 
 
 def test_zeros_of_both_signs_tie():
@@ -144,7 +122,7 @@ def test_memory_does_not_grow_with_images():
         sizes.append(sum(np.asarray(value).nbytes for value in metrics.state().values()))
     assert metrics.compute()["exact"] is False
     # 1.0 to 1.001 are 8 389 float32 numbers, so at most 10 bins.
-    assert len(metrics.state()["bins"]) <= 10 and sizes[-1] <= sizes[3]
+    assert len(metrics.counts()) <= 10 and sizes[-1] <= sizes[3]
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])

@@ -21,8 +21,9 @@ from gmm_anomaly.metrics import (
 
 # 100 different scores is far fewer than the frames have, 100 000 far more than they have pixels.
 PIXELS = [("pooled", precision, limit) for precision in ("float32", None) for limit in (100, 2000, 100_000)]
-PIXELS += [("pooled", "float16", 1), ("per_image", "float32", 100), ("per_image", "float16", 1)]
-PIXELS += [("smiyc", "float32", 1), ("smiyc", "float16", 1), ("smiyc_uniform", "float32", 1)]
+PIXELS += [("per_image", "float32", 100)]
+PIXELS += [(protocol, "float16", 2**16) for protocol in ("pooled", "per_image", "smiyc")]
+PIXELS += [(protocol, "float32", 2**16) for protocol in ("smiyc", "smiyc_uniform")]
 MADE = {
     f"{protocol}, {precision}, {limit}": (PixelMetrics, (protocol, precision), {"max_distinct": limit})
     for protocol, precision, limit in PIXELS

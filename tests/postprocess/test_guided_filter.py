@@ -83,17 +83,3 @@ def test_the_fast_form_solves_at_a_quarter_of_the_guides_size(sample):
     )
     alone = filter_by_guide(torch.from_numpy(-score), torch.from_numpy(guide[:, ::-1].copy()))
     torch.testing.assert_close(batch[1], alone)
-
-
-def test_a_blurred_step_takes_the_edge_of_the_photo():
-    photo = torch.full((3, 64, 128), 60.0)
-    photo[:, :, 64:] = 200.0
-    ramp = ((torch.arange(128) - 48) / 32.0).clamp(0, 1).expand(64, 128)
-    guided = get_postprocesses(["guided_filter"])["guided_filter"]
-    found = guided(ramp, torch.zeros(64, 128, dtype=torch.int64), photo)[32]
-    # The ramp climbs by 0.09 over these columns; the step is the photo's now.
-    assert ramp[0, 65] - ramp[0, 62] < 0.1
-    assert found[62] < 0.35 and found[65] > 0.65
-    # A photo without edges: a blur.
-    flat = guided(ramp, torch.zeros(64, 128, dtype=torch.int64), torch.full((3, 64, 128), 60.0))[32]
-    assert abs(float(flat[65] - flat[62])) < 0.1

@@ -70,15 +70,6 @@ def test_boundary_is_opencvs_and_two_pixels_wide():
     np.testing.assert_array_equal(class_boundary(prediction).numpy(), expected)
 
 
-def test_suppression_of_a_step_works_from_outside_in():
-    # Columns 1-8 are suppressed; only 0 and 9 keep what they were, so everything becomes one of these two.
-    score = torch.full((6, 10), 100.0)
-    score[:, 0], score[:, 9] = 2.0, 6.0
-    found = boundary_suppression(score, step_edge(), NO_IMAGE)
-    torch.testing.assert_close(found[0], torch.tensor([2.0] * 5 + [6.0] * 5))
-    assert torch.equal(found, found[:1].expand(6, -1))
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 def test_suppression_is_the_loop(seed):
     score, prediction = street(seed=seed)

@@ -27,7 +27,8 @@ def trained(tmp_path_factory) -> SimpleNamespace:
         str(CONFIG),
         [
             "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.WEIGHTS", "", "MODEL.FEATURE_DISTANCE.FEATURES", "[]",
-            "TEST.SCORES", "['energy', 'msp']", "INPUT.MIN_SIZE_TEST", 64, "DATALOADER.NUM_WORKERS", 0,
+            "TEST.SCORES", "['energy', 'msp']", "TEST.POSTPROCESS", "[]", "INPUT.MIN_SIZE_TEST", 64,
+            "DATALOADER.NUM_WORKERS", 0,
         ],
     )  # fmt: skip
     torch.manual_seed(0)

@@ -14,7 +14,6 @@ from gmm_anomaly.predict.result import (
     BOX_COLOR,
     CONTOUR_COLOR,
     STRONGEST,
-    WEAKEST,
     Prediction,
     find_components,
 )
@@ -86,7 +85,7 @@ def test_overlay_pixel_by_pixel():
     picture = result.overlay((-1.0, 3.0))
     heat = heat_map(score, -1.0, 3.0).astype(np.float64)
     for (row, column), level in (((25, 25), 1.0), ((2, 50), 0.5), ((37, 5), 0.25)):
-        weight = WEAKEST + (STRONGEST - WEAKEST) * level**2
+        weight = STRONGEST * level**2
         expected = 200 * (1 - weight) + heat[row, column] * weight
         np.testing.assert_allclose(picture[row, column], expected, atol=0.51)
     for corner in ((20, 10), (20, 39), (29, 10), (29, 39)):
@@ -98,10 +97,8 @@ def test_overlay_pixel_by_pixel():
     # A slanted region shows its contour inside of its box.
     drawn = prediction(np.triu(np.ones((40, 40))), threshold=0.5).overlay((0, 1))
     assert tuple(drawn[25, 25]) == CONTOUR_COLOR and tuple(drawn[39, 20]) == BOX_COLOR
-    # Without a range all is as weak as it gets.
-    flat = prediction(score).overlay((0.0, 0.0))
-    expected = 200 * (1 - WEAKEST) + heat_map(score, 0, 0)[37, 5] * WEAKEST
-    np.testing.assert_allclose(flat[37, 5], expected, atol=0.51)
+    # Without a range the photo is left alone.
+    np.testing.assert_array_equal(prediction(score).overlay((0.0, 0.0)), prediction(score).image)
 
 
 def test_a_prediction_shows_itself(monkeypatch):
@@ -113,6 +110,8 @@ def test_a_prediction_shows_itself(monkeypatch):
     classes = colorize_labels(result.segmentation, result.class_colors)
     picture = result.picture()
     np.testing.assert_array_equal(picture[-40:, :60], result.overlay())
+    np.testing.assert_array_equal(result.captioned_overlay()[-40:], result.overlay())
+    assert "outlined: above 0.5" in result.legend
     np.testing.assert_array_equal(picture[-40:, -60:], classes)
     shown = []
     monkeypatch.setattr(pyplot, "show", lambda: shown.append(pyplot.gcf().images[0].get_array()))

@@ -180,6 +180,10 @@ def test_a_stopped_run_says_what_is_missing_and_what_makes_it(run_folders, tmp_p
     assert "no curves, histograms and images by their AP" in text and "No overlay of this data set" in text
     assert "Precision and recall" not in text
     assert "model_final.pth holds no mixtures" in text and "There is no metrics.json" in text
+    for name, said in (("moved/model_final.pth", False), ("start.pth", True)):
+        (folder / "results.json").write_text(json.dumps(results | {"weights": name}))
+        text = render_page([read_run(folder)])
+        assert (f"results.json is of {name}, not of this run" in text) == said and f"of {name}" in text
     (folder / "model_final.pth").write_bytes(b"no checkpoint")
     assert "model_final.pth cannot be read as a checkpoint" in render_page([read_run(folder)])
 

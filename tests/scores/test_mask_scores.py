@@ -98,14 +98,6 @@ def test_maskomaly_by_hand(queries, anomaly, road, expected):
     assert float(maskomaly_score(*one_pixel(*queries), anomaly, road)) == pytest.approx(expected, abs=1e-5)
 
 
-def test_scores_by_hand():
-    masks, classes = one_pixel((0.9, 0, 0.7), (0.5, VOID, 0.7))
-    evidence = [0.9 * 0.7 + 0.5 * 0.1, 0.9 * 0.1 + 0.5 * 0.1, 0.9 * 0.1 + 0.5 * 0.1]
-    assert semantic_map(masks, classes).flatten().tolist() == pytest.approx(evidence, abs=1e-5)
-    assert float(rba_score(masks, classes)) == pytest.approx(-np.tanh(evidence).sum(), abs=1e-5)
-    assert float(mask_void_score(masks, classes)) == pytest.approx(1 - max(evidence), abs=1e-5)
-
-
 def test_maskomaly_stays_in_its_range_and_ignores_the_order_of_queries(golden):
     masks, classes = inputs(golden)
     sets = golden["default_anomaly_idx"].tolist(), golden["default_ground_idx"].tolist()
@@ -167,12 +159,3 @@ def test_maskomaly_without_queries_warns_once(golden, caplog):
 def test_mask_scores_need_a_mask_model():
     with pytest.raises(ValueError, match="'rba' needs masks.*MaskAnomalySegmentor.*score by .*energy"):
         get_scores(["rba"], given={LOGITS})
-
-
-@pytest.mark.parametrize("name", ["maskomaly", "rba", "mask_void"])
-def test_higher_means_more_anomalous(name):
-    known, unknown = (
-        PixelOutputs(torch.zeros(3, 1, 1), masks=MaskOutputs(*one_pixel((mask, 1, 0.95))))
-        for mask in (0.95, 0.05)
-    )
-    assert SCORE_REGISTRY.get(name)(unknown) > SCORE_REGISTRY.get(name)(known)

@@ -31,13 +31,6 @@ def test_score_is_its_formula():
     torch.testing.assert_close(found[1], sml_score(*arguments))
 
 
-def test_classes_of_unequal_confidence_come_to_one_scale():
-    # A confident class one deviation below its mean, and a timid one above: only the first is anomalous.
-    logits = torch.tensor([[[8.0, 0.0]], [[0.0, 2.0]]])
-    found = sml_score(logits, torch.tensor([10.0, 1.0]), torch.tensor([2.0, 0.5]))
-    torch.testing.assert_close(found, torch.tensor([[1.0, -2.0]]))
-
-
 def test_classes_hardly_predicted_share_the_moments_of_all():
     moments = MaxLogitMoments(4)
     with pytest.raises(UnfittedMomentsError, match="--fit-feature-distance"):

@@ -120,13 +120,13 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     found = report(
         f"a training iteration, {Path(args.config_file).stem}, {args.batch} x {args.size[0]}x{args.size[1]}, "
         f"the mean of {interval} with one EM step",
-        side_by_side(twins, args.repeats, device=args.device, threads=args.threads, runs=interval),
-        {"gmm / softmax": ("gmm", "softmax", "at most 1.1")},
+        side_by_side(twins, args, interval),
+        {("gmm", "softmax"): "at most 1.1"},
         args.batch,
     )
     shares = iteration_shares(twins["gmm"], interval * args.repeats, clock(args.device))
     whole = sum(shares.values())
-    print("  of the gmm's:", ", ".join(f"{part} {seconds / whole:.1%}" for part, seconds in shares.items()))
+    print("of the gmm's:", ", ".join(f"{part} {seconds / whole:.1%}" for part, seconds in shares.items()))
     return found | {"where": shares}
 
 
@@ -200,10 +200,7 @@ def infer(args: argparse.Namespace) -> dict[str, Any]:
     calls = {f"{name}, on {on}": partial(twins[name], on) for on in ("logits", "features") for name in twins}
     return report(
         f"an inference, {Path(args.config_file).stem}, {args.batch} x {args.size[0]}x{args.size[1]}",
-        side_by_side(calls, args.repeats, device=args.device, threads=args.threads),
-        {
-            f"gmm / softmax, on {on}": (f"gmm, on {on}", f"softmax, on {on}", "at most 1.05")
-            for on in ("logits", "features")
-        },
+        side_by_side(calls, args),
+        {(f"gmm, on {on}", f"softmax, on {on}"): "at most 1.05" for on in ("logits", "features")},
         args.batch,
     )

@@ -20,6 +20,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from tabulate import tabulate
 
 from gmm_anomaly.compat import keep_freed_memory
 from gmm_anomaly.gmm import collectives
@@ -44,16 +45,14 @@ def scaling(args: argparse.Namespace) -> dict[str, Any]:
             torch.multiprocessing.spawn(_rank, (processes, folder, args), nprocs=processes)
             measured[processes] = json.loads((Path(folder) / "found.json").read_text())
         speed = processes * args.batch / measured[processes]["seconds"]
-        print(f"  {processes} here {speed:23.2f} images/s, {args.batch} images each")
+        print(f"{processes} here: {speed:.2f} images/s, {args.batch} images each")
     two = measured[2]
     bandwidth = two["gradient_bytes"] / two["gradient_seconds"]
     travelling = two["gradient_bytes"] + two["mixture_bytes"]
     modelled = model_scaling(measured[1]["processor_seconds"], travelling, bandwidth, args.batch)
-    print(f"  bytes an iteration: gradients {two['gradient_bytes']:,}, mixture {two['mixture_bytes']:,.0f}")
-    print(f"  bandwidth between two processes: {bandwidth / 1e6:.0f} MB/s")
-    for row in modelled:
-        speed = f"{row['images_per_second']:10.2f} images/s  {row['efficiency']:6.1%} of linear"
-        print(f"  {row['processes']} modelled {1 / row['seconds']:10.2f} iterations/s {speed}")
+    print(f"bytes an iteration: gradients {two['gradient_bytes']:,}, mixture {two['mixture_bytes']:,.0f}")
+    print(f"bandwidth between two processes: {bandwidth / 1e6:.0f} MB/s; modelled:")
+    print(tabulate(modelled, headers="keys", tablefmt="github", floatfmt=".3g"))
     return {"measured": measured, "bandwidth": bandwidth, "modelled": modelled}
 
 

@@ -24,7 +24,6 @@ _PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], 
     ),
     "checker": lambda a, b, coarse, fine: (np.floor(2 * a) + np.floor(2 * b)) % 2,
     "stripes": lambda a, b, coarse, fine: 0.5 + 6.0 * np.sin(2 * np.pi * a),
-    "rust": lambda a, b, coarse, fine: 0.4 + 2.5 * (coarse + 0.5 * fine),
     "knit": lambda a, b, coarse, fine: 0.5 + 0.5 * np.sin(6 * np.pi * a) * np.sin(6 * np.pi * b),
     "plain": lambda a, b, coarse, fine: 0.15 + 0.15 * coarse,
 }
@@ -94,35 +93,6 @@ def _sofa(pen: Canvas, rng: np.random.Generator) -> None:
         pen.limb((side * 0.85, 0.1), (side * 0.85, 0.0), 0.06, 0.05, 102)
 
 
-def _chair(pen: Canvas, rng: np.random.Generator) -> None:
-    for x, foot in ((-0.22, -0.28), (0.22, 0.28), (-0.3, -0.38), (0.12, 0.14)):
-        pen.limb((x, 0.45), (foot, 0.0), 0.07, 0.05, 153)
-    pen.polygon([(-0.34, 0.42), (0.18, 0.42), (0.32, 0.52), (-0.2, 0.52)], 242)
-    pen.polygon([(-0.2, 0.5), (0.32, 0.5), (0.34, 1.0), (-0.22, 1.0)], 191)
-
-
-def _rubble(pen: Canvas, rng: np.random.Generator) -> None:
-    for _ in range(int(rng.integers(14, 26))):
-        x, corners = rng.normal(0, 0.42), int(rng.integers(4, 7))
-        y = rng.uniform(0, 1) * max(0.1, 0.85 - 0.75 * abs(x))
-        angle = np.sort(rng.uniform(0, 2 * np.pi, corners))
-        radius = rng.uniform(0.08, 0.28) * rng.uniform(0.7, 1.0, corners)
-        points = np.stack([x + radius * np.cos(angle), y + 0.8 * radius * np.sin(angle)], axis=1)
-        pen.polygon(np.clip(points, (-1.2, 0), (1.2, 1)), rng.uniform(115, 255))
-
-
-def _boat(pen: Canvas, rng: np.random.Generator) -> None:
-    w = rng.uniform(0.9, 1.2)
-    pen.polygon([(-w * 0.75, 0.0), (w * 0.6, 0.0), (w, 0.5), (-w * 0.95, 0.42)], 217)
-    pen.polygon([(-w * 0.93, 0.36), (w * 0.94, 0.44), (w, 0.5), (-w * 0.95, 0.42)], 128)
-    if rng.random() < 0.5:  # cabin, else mast and sail
-        pen.polygon([(-w * 0.5, 0.42), (w * 0.25, 0.45), (w * 0.1, 0.85), (-w * 0.45, 0.85)], 255)
-        pen.box(-w * 0.38, 0.56, w * 0.05, 0.75, 77)
-    else:
-        pen.limb((0.0, 0.4), (0.0, 1.0), 0.05, 0.03, 140)
-        pen.polygon([(0.05, 0.48), (w * 0.6, 0.5), (0.05, 0.97)], 255)
-
-
 def _blob(pen: Canvas, rng: np.random.Generator) -> None:
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     waves = [rng.uniform(0, 0.22 / k) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in range(2, 7)]
@@ -135,13 +105,10 @@ def _blob(pen: Canvas, rng: np.random.Generator) -> None:
 # draw, box width / height, usual height in metres, the patterns it may wear
 _SHAPES: tuple[tuple[Callable[[Canvas, np.random.Generator], None], float, tuple[float, float], str], ...] = (
     (_quadruped, 1.9, (0.6, 2.0), "fur leopard zebra knit plain"),
-    (_crate, 1.25, (0.4, 1.4), "wood checker stripes plain rust"),
-    (_barrel, 0.9, (0.7, 1.2), "stripes rust checker wood"),
+    (_crate, 1.25, (0.4, 1.4), "wood checker stripes plain"),
+    (_barrel, 0.9, (0.7, 1.2), "stripes checker wood"),
     (_ball, 1.0, (0.3, 1.3), "checker stripes leopard zebra knit"),
     (_sofa, 2.4, (0.7, 1.0), "knit checker stripes plain leopard"),
-    (_chair, 0.85, (0.7, 1.1), "wood plain stripes"),
-    (_rubble, 2.4, (0.25, 0.8), "rust wood plain fur"),
-    (_boat, 2.4, (0.9, 1.8), "wood plain stripes rust"),
     (_blob, 1.3, (0.4, 1.5), " ".join(_PATTERNS)),
 )
 
@@ -169,15 +136,11 @@ class Anomaly(Thing):
         self.mirror, self.pattern = int(rng.choice([-1, 1])), str(rng.choice(patterns.split()))
         self.period, self.turn = rng.uniform(0.16, 0.5), rng.uniform(0, np.pi)
         self.seed = int(rng.integers(2**31))
-        # Two colours, natural (browns, greys) or painted; their brightness always differs.
-        if rng.random() < 0.5:
-            first = np.array([1.0, rng.uniform(0.7, 0.95), rng.uniform(0.4, 0.85)]) * rng.uniform(0.35, 0.95)
-            second = first * rng.uniform(0.2, 0.6)
-        else:
-            first, second = rng.uniform(0.15, 1.0, 3), rng.uniform(0.05, 1.0, 3)
-            if abs(first.mean() - second.mean()) < 0.2:
-                second *= 0.4
-        self.colours = np.float32([first, second])
+        # Natural (browns, greys) or painted, and another one that is darker.
+        natural = rng.uniform((1.0, 0.7, 0.4), (1.0, 0.95, 0.85)) * rng.uniform(0.35, 0.95)
+        painted = rng.uniform(0.15, 1.0, 3)
+        first, second = (natural, natural) if rng.random() < 0.5 else (painted, painted[::-1])
+        self.colours = np.float32([first, second * rng.uniform(0.2, 0.6)])
 
     def cast(self, frame: Frame) -> None:
         for side in np.linspace(-0.6, 0.6, 3) * self.half:

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from ..atomic import replacing
-from ..pairing import FolderPairs, Record
+from ..pairing import Record
 from ..reading import ANOMALY, CLOSED_SET
 from ..registration import DatasetSpec, register
 from .canvas import ANOMALY_LABEL, CLASSES, IGNORE_LABEL, PALETTE
@@ -43,17 +43,21 @@ class StreetSplit:
 
     def records(self, cache_dir: str = "") -> list[Record]:
         """The catalog's records: of files in a folder under ``cache_dir``, else what the renderer needs."""
+        folder, records = Path(self.name), []
         if cache_dir:
             size = f"{self.num_images}x{self.height}x{self.width}"
             name = f"{self.name}_{size}_seed{self.seed}_v{RENDERER_VERSION}"
             folder = cache_split(self, Path(cache_dir).expanduser().absolute() / name)
-            return FolderPairs("images", "labels")(folder)
-        render = {key: getattr(self, key) for key in ("seed", "height", "width", "anomalies")}
-        names = [f"{index:06d}" for index in range(self.num_images)]
-        return [
-            {"file_name": f"{self.name}/{name}", "image_id": name, "render": render | {"index": index}}
-            for index, name in enumerate(names)
-        ]
+        for index in range(self.num_images):
+            record: Record = {"image_id": f"{index:06d}"}
+            if cache_dir:
+                image, label = (folder / kind / f"{index:06d}.png" for kind in ("images", "labels"))
+                record |= {"file_name": str(image), "sem_seg_file_name": str(label)}
+            else:
+                render = {key: getattr(self, key) for key in ("seed", "height", "width", "anomalies")}
+                record |= {"file_name": str(folder / f"{index:06d}"), "render": render | {"index": index}}
+            records.append(record)
+        return records
 
 
 def cache_split(split: StreetSplit, folder: str | Path) -> Path:

@@ -8,7 +8,7 @@ from .canvas import CIRCLE, PERSON, POLE, TRAFFIC_SIGN, VEGETATION, Canvas, Fram
 
 _SKIN = ((236, 195, 170), (205, 155, 120), (150, 105, 75), (95, 65, 48))
 _RED, _BLUE, _WHITE = (190, 28, 38), (28, 75, 165), (235, 235, 235)
-_YELLOW, _GREEN, _BLACK, _GREY = (240, 190, 30), (20, 115, 70), (25, 25, 25), (135, 138, 142)
+_YELLOW, _GREEN, _BLACK = (240, 190, 30), (20, 115, 70), (25, 25, 25)
 _UP, _DOWN, _DISC = np.pi / 2, -np.pi / 2, 20
 # Signs in units of half their height: regular polygons (corners, turn, radius, x, y, colour), and bars (x, y,
 # half width, half height, colour) on top of them.
@@ -20,22 +20,15 @@ _SIGNS: tuple[tuple[list[tuple], list[tuple]], ...] = (
     ),
     ([(_DISC, 0, 1.0, 0, 0, _RED)], [(0, 0, 0.7, 0.17, _WHITE)]),  # no entry
     ([(3, _UP, 1.15, 0, -0.2, _RED), (3, _UP, 0.72, 0, -0.2, _WHITE)], [(0, -0.08, 0.08, 0.28, _BLACK)]),
-    ([(3, _UP, 1.15, 0, -0.2, _RED), (3, _UP, 0.72, 0, -0.2, _YELLOW)], [(0, -0.08, 0.08, 0.28, _BLACK)]),
     ([(3, _DOWN, 1.15, 0, 0.2, _RED), (3, _DOWN, 0.68, 0, 0.2, _WHITE)], []),  # yield
     ([(8, np.pi / 8, 1.05, 0, 0, _WHITE), (8, np.pi / 8, 0.95, 0, 0, _RED)], [(0, 0, 0.62, 0.2, _WHITE)]),
     ([(_DISC, 0, 1.0, 0, 0, _BLUE), (3, _UP, 0.42, 0, 0.25, _WHITE)], [(0, -0.25, 0.12, 0.35, _WHITE)]),
     ([(4, 0, 1.1, 0, 0, _WHITE), (4, 0, 0.75, 0, 0, _YELLOW)], []),  # priority road
-    (  # parking
-        [(4, np.pi / 4, 1.3, 0, 0, _WHITE), (4, np.pi / 4, 1.15, 0, 0, _BLUE),
-         (_DISC, 0, 0.35, 0.1, 0.25, _WHITE), (_DISC, 0, 0.16, 0.08, 0.25, _BLUE)],
-        [(-0.22, 0, 0.11, 0.6, _WHITE)],
-    ),
     *(  # directions
         ([], [(0, 0, 1.45, 0.8, ink), (0, 0, 1.37, 0.72, ground), (-0.2, 0.3, 0.85, 0.12, ink),
               (-0.35, -0.25, 0.7, 0.12, ink)])
         for ground, ink in ((_BLUE, _WHITE), (_GREEN, _WHITE), (_YELLOW, _BLACK))
     ),
-    ([(_DISC, 0, 1.0, 0, 0, _GREY)], [(0, 0, 0.12, 0.95, (110, 112, 115))]),  # the back of a round sign
 )  # fmt: skip
 
 
@@ -48,7 +41,7 @@ class Person(Thing):
         facing = int(rng.choice([-1, 0, 0, 1]))
         self.sideways, self.mirror = abs(facing), facing or 1
         self.stride, self.build = rng.uniform(-1, 1), rng.uniform(0.85, 1.25)
-        self.away, self.bag = (rng.random() < share for share in (0.5, 0.4))
+        self.away = rng.random() < 0.5
         self.hem, self.skin = rng.choice([0.32, 0.44]), np.float64(_SKIN[rng.integers(4)])
         self.hair, self.shoes = np.array([1.0, 0.8, 0.6]) * rng.uniform(25, 150), rng.uniform(20, 90)
         dark = rng.uniform(25, 110, (2, 1)) + rng.uniform(-10, 10, (2, 3))
@@ -71,8 +64,6 @@ class Person(Thing):
             canvas.limb(knee, foot, 0.8 * thigh, 0.05, colour)
             canvas.disc(foot[0] + 1.5 * lean, foot[1], 0.032 + 0.9 * lean, 0.022, self.shoes)
         shoulder, waist = (0.085 if side else 0.125) * build, (0.07 if side else 0.085) * build
-        if self.bag:
-            canvas.disc(-0.1, 0.68, 0.07, 0.11, self.legs[::-1])
         self._arm(canvas, -1, shoulder, 0.8)
         right = [(0.7 * shoulder, 0.835), (shoulder, 0.79), (waist, 0.6), (1.1 * waist, self.hem)]
         canvas.polygon([*right, *[(-x, y) for x, y in reversed(right)]], self.top)

@@ -16,7 +16,7 @@ from .street import Street, paint_backdrop
 from .vehicles import Car
 
 # Raised with every change that alters a pixel: a cached split of another version is stale.
-RENDERER_VERSION = 4
+RENDERER_VERSION = 5
 MIN_HEIGHT, MIN_WIDTH = 64, 128
 _VIEW = 130  # metres of built-up street
 # Streams of one picture, so that adding anomalies moves neither the street nor the sensor noise.
@@ -80,14 +80,10 @@ def _sample_plots(rng: np.random.Generator, street: Street) -> tuple[list[Plot],
                 before = Plot(rng, side, wall, z, length, town, before)
                 plots.append(before)
             else:
-                spots = [
-                    (rng.uniform(1.8, 9.0), z + rng.uniform(0, length)) for _ in range(rng.integers(1, 4))
-                ]
-                if rng.random() < 0.5:  # a hedge
-                    spots += [(0.6, depth) for depth in np.arange(z, z + length, 1.3)]
-                for x, depth in spots:
+                for _ in range(rng.integers(1, 6)):
+                    x, depth = rng.uniform((0.6, z), (9.0, z + length))
                     if 5.0 < depth < 90.0:
-                        greens.append(Plant(rng, wall + side * x, depth, x == 0.6 or rng.random() < 0.3))
+                        greens.append(Plant(rng, wall + side * x, depth, rng.random() < 0.5))
             z += length
             if not town or rng.random() < 0.12:
                 z += rng.uniform(0.5, 6.0)
@@ -116,13 +112,11 @@ def _sample_cars(rng: np.random.Generator, street: Street) -> list[Car]:
         # The own lane is kept free for some metres, as a driver does.
         for _ in range(int(rng.integers(0, 3))):
             add(x + rng.normal(0, 0.2), _depth(rng, 11.0 if abs(x) < 1.2 else 6.5, 60), ahead, 0.03)
-    if rng.random() < 0.2:
-        add(rng.uniform(street.left, street.right), _depth(rng, 12, 40), True, 1.5)  # one that turns
     return cars
 
 
 def _sample_people(rng: np.random.Generator, street: Street) -> list[Person]:
-    places = [(rng.uniform(street.left, street.right), _depth(rng, 12, 35))] if rng.random() < 0.2 else []
+    places = []
     for _ in range(int(rng.integers(2, 8))):
         x0, x1 = street.walks[int(rng.random() < 0.55)]
         x, z = rng.uniform(x0 + 0.2, x1 - 0.2), _depth(rng, 5, 36)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from .canvas import BUILDING, CIRCLE, ROAD, SIDEWALK, SKY, TERRAIN, VEGETATION, Canvas, Frame, noise
+from .canvas import ROAD, SIDEWALK, SKY, TERRAIN, VEGETATION, Canvas, Frame, noise
 
 
 class Street:
@@ -13,8 +13,8 @@ class Street:
 
     edges: ascending x between bands; kinds, colours: label and RGB per band, one more than edges. left,
     right: road edges. walks: (x0, x1) of both sidewalks. walls: x of both wall lines. lanes: x, and whether
-    it leads ahead. lines: x, and whether solid. crossing: nearest z, farthest z, width of a
-    stripe; or None. patches: outline on the ground and brightness of repairs, stains and manhole covers."""
+    it leads ahead. lines: x, and whether solid. crossing: nearest z, farthest z, width of a stripe; or
+    None."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         lane = rng.uniform(2.9, 3.6)
@@ -72,15 +72,6 @@ class Street:
         near = float(np.exp(rng.uniform(np.log(7), np.log(35))))
         crossing = (near, near + rng.uniform(2.5, 4.0), rng.uniform(0.4, 0.6))
         self.crossing = crossing if rng.random() < 0.3 else None
-        self.patches: list[tuple[np.ndarray, float]] = []
-        for _ in range(int(rng.integers(1, 8))):
-            x, z = rng.uniform(self.left + 1.0, self.right - 1.0), np.exp(rng.uniform(np.log(4), np.log(50)))
-            if rng.random() < 0.35:
-                self.patches.append((CIRCLE * rng.uniform(0.28, 0.4) + (x, z), rng.uniform(0.45, 0.75)))
-            else:
-                half, depths = rng.uniform(0.15, 1.0), z + np.linspace(0, rng.uniform(0.5, 8.0), 6)
-                outline = np.stack([np.repeat([x - half, x + half], 6), [*depths, *depths[::-1]]], axis=1)
-                self.patches.append((outline, rng.uniform(0.72, 1.2)))
 
     def paint(self, frame: Frame) -> None:
         """Trace every pixel below the horizon back to its (x, z) and colour it there. Shadows that were cast
@@ -98,11 +89,6 @@ class Street:
         kinds = self.kinds[band]
 
         tone = self._texture(x, z, pixel, deep, kinds)
-        factor = np.full(frame.label.shape, 128, np.uint8)
-        for outline, bright in self.patches:
-            pixels = camera.project(np.insert(outline, 1, 0.0, axis=1))
-            cv2.fillPoly(factor, [np.rint(pixels).astype(np.int32)], int(128 * bright))
-        tone *= factor[first:] * np.float32(1 / 128)
         cover = self._markings(x, z, pixel, deep) * (kinds == ROAD)
         shadow = np.maximum(frame.shadow[first:], frame.walled(x, 0.0, z).astype(np.uint8) * np.uint8(255))
         size = 2 * max(1, round(camera.height / 128)) + 1
@@ -130,8 +116,6 @@ class Street:
         tone += 1.0
         joints = (_line(_to_nearest(at, self.slab), 0.035, size) for at, size in ((x, pixel), (z, deep)))
         tone *= 1.0 - 0.35 * np.maximum(*joints) * (kinds == SIDEWALK)
-        for gutter in (self.left + 0.03, self.right - 0.03):
-            tone *= 1.0 - 0.4 * _line(np.abs(x - gutter), 0.16, pixel)
         return tone
 
     def _markings(self, x: np.ndarray, z: np.ndarray, pixel: np.ndarray, deep: np.ndarray) -> np.ndarray:
@@ -165,7 +149,7 @@ def _line(distance: np.ndarray, width: float, pixel: np.ndarray) -> np.ndarray:
 
 
 def paint_backdrop(frame: Frame, rng: np.random.Generator) -> None:
-    """Sky with clouds, and a hazy line of trees, hills or roofs along the horizon."""
+    """Sky with clouds, and a hazy line of trees along the horizon."""
     camera, light = frame.camera, frame.light
     offset, rows = int(rng.integers(4096)), int(camera.v0) + 3
     above = (rows - np.arange(rows, dtype=np.float32))[:, None] / camera.focal
@@ -182,18 +166,13 @@ def paint_backdrop(frame: Frame, rng: np.random.Generator) -> None:
         frame.image[channel, :rows] = sky + cover * (light.cloud[channel] - sky)
     frame.label[:rows] = SKY
 
-    for height in np.sort(rng.uniform(0.015, 0.075, int(rng.integers(1, 3))))[::-1]:
+    for height in np.sort(rng.uniform(0.015, 0.075, int(rng.integers(1, 3))))[::-1]:  # trees
         bearing = columns[0, ::2] * 100.0 + rng.uniform(0, 4096)
-        if trees := rng.random() < 0.6:
-            colour = rng.uniform((45, 75, 35), (95, 115, 75))
-            skyline = 0.75 + 0.45 * noise("blotch", bearing * 3.0, np.zeros(1))
-            skyline += 0.25 * noise("leaf", bearing * 6.0, np.zeros(1))
-        else:
-            colour = rng.uniform(80, 170) + rng.uniform(-20, 20, 3)
-            skyline = 0.75 + 0.6 * noise("grain", np.floor(bearing / 6.0) * 37.0, np.full(1, 5.0))
+        skyline = 0.75 + 0.45 * noise("blotch", bearing * 3.0, np.zeros(1))
+        skyline += 0.25 * noise("leaf", bearing * 6.0, np.zeros(1))
         top = np.maximum(skyline, 0.15) * height * camera.focal
         canvas = Canvas(frame, (0.0, -float(top.max()), camera.width, 4.0), (0.0, camera.v0))
-        outline = np.stack([np.arange(len(top)) * 2.0, -top], axis=1)
-        canvas.polygon([*outline, (camera.width, -top[-1]), (camera.width, 4.0), (0.0, 4.0)], colour)
-        canvas.grain(0.18, 1.0, "leaf" if trees else "blotch")
-        canvas.paste(VEGETATION if trees else BUILDING, 120.0 - 400.0 * height, 0.5 + 0.5 * light.ambient)
+        outline = [*np.stack([np.arange(len(top)) * 2.0, -top], axis=1), (camera.width, -top[-1])]
+        canvas.polygon([*outline, (camera.width, 4.0), (0.0, 4.0)], rng.uniform((45, 75, 35), (95, 115, 75)))
+        canvas.grain(0.18, 1.0, "leaf")
+        canvas.paste(VEGETATION, 120.0 - 400.0 * height, 0.5 + 0.5 * light.ambient)

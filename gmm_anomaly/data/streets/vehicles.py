@@ -70,11 +70,6 @@ class Car(Thing):
         rear, front = -length / 2, length / 2
         axles = (rear + 0.19 * length, front - 0.18 * length)
         polygons: list[Polygon] = []
-        for z in axles:  # treads, seen under the body from behind or ahead
-            z += 0.3 * np.sign(eye[2])
-            for x in (-w + 0.02, w - 0.24):
-                tread = [(x, 0, z), (x + 0.22, 0, z), (x + 0.22, 0.4, z), (x, 0.4, z)]
-                polygons.append((np.array(tread), _TYRE))
         # Side outlines (z, y, half width): bumper, boot, bonnet, bumper; then the cabin.
         body = [
             (rear + 0.06, 0.24, w), (rear, 0.42, w), (rear + 0.02, low - 0.08, w), (rear + 0.12, low, w),

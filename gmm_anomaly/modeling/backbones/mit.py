@@ -38,6 +38,8 @@ REDUCTIONS = (8, 4, 2, 1)
 KERNELS = (7, 3, 3, 3)
 STRIDES = (4, 2, 2, 2)
 EXPANSION = 4
+# Of all norms, as MMSegmentation and GMMSeg's code train them; SegFormer's authors have 1e-5 in some.
+EPSILON = 1e-6
 # Stochastic depth of the last block in the official segmentation code.
 DROP_PATH = 0.1
 
@@ -48,7 +50,7 @@ class PatchEmbedding(nn.Module):
     def __init__(self, in_channels: int, channels: int, kernel: int, stride: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2)
-        self.norm = nn.LayerNorm(channels)
+        self.norm = nn.LayerNorm(channels, EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
@@ -66,7 +68,7 @@ class EfficientAttention(nn.Module):
         self.reduction = reduction
         if reduction > 1:
             self.sr = nn.Conv2d(channels, channels, reduction, reduction)
-            self.norm = nn.LayerNorm(channels)
+            self.norm = nn.LayerNorm(channels, EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, channels = x.shape
@@ -112,10 +114,10 @@ class MitBlock(nn.Module):
         super().__init__()
         from timm.layers import DropPath
 
-        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.norm1 = nn.LayerNorm(channels, EPSILON)
         self.attn = EfficientAttention(channels, heads, reduction)
         self.drop_path = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.norm2 = nn.LayerNorm(channels, EPSILON)
         self.mlp = MixFFN(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,7 +148,7 @@ class MixTransformer(FreezableBackbone):
             blocks = [MitBlock(channels, HEADS[index], REDUCTIONS[index], rates.pop(0)) for _ in range(depth)]
             self.add_module(f"patch_embed{index + 1}", embedding)
             self.add_module(f"block{index + 1}", nn.ModuleList(blocks))
-            self.add_module(f"norm{index + 1}", nn.LayerNorm(channels, eps=1e-6))
+            self.add_module(f"norm{index + 1}", nn.LayerNorm(channels, EPSILON))
             self._shapes[f"stage{index + 1}"] = ShapeSpec(channels=channels, stride=4 * 2**index)
             in_channels = channels
         self.apply(_initialise)

@@ -19,10 +19,12 @@ SWIN_OPTIONS = {"strict_img_size": False, "always_partition": True}
 HRNET_OPTIONS = {"feature_location": ""}
 # Networks whose stages end without a norm; the official segmentation code adds one to each output.
 NORM_FREE_STAGES = ("swin", "convnext")
-
-
-# Networks that need no padding; others add maps of several strides inside, or cut windows or patches.
-ANY_SIZE = ("resnet", "resnext", "wide_resnet", "seresnet")
+# Networks that take any size; others may add maps of several strides inside, or cut patches. TensorFlow's
+# ("tf_...") pad each layer by the parity of its size: at multiples of 32 always as in training.
+ANY_SIZE = (
+    "resnet", "resnext", "wide_resnet", "seresnet", "regnet", "convnext", "hrnet", "swin", "efficientnet",
+    "test_efficientnet", "mobilenet",
+)  # fmt: skip
 
 
 class TimmBackbone(FreezableBackbone):
@@ -78,10 +80,10 @@ class TimmBackbone(FreezableBackbone):
                 f"{list(out_indices)} and OUTPUT_STRIDE {output_stride}: {error}. timm.list_models() names "
                 "the known models"
             ) from error
-        if name.startswith("swin_"):
-            from .timm_families import pad_before_shifting
+        if name.startswith(("swin", "hrnet")):
+            from .timm_families import adapt
 
-            pad_before_shifting(self.model)
+            adapt(self.model)
         if synchronised:
             # timm's own, which knows its batch norms with an activation.
             self.model = timm.layers.convert_sync_batchnorm(self.model)
@@ -95,15 +97,19 @@ class TimmBackbone(FreezableBackbone):
         self.output_norms: nn.ModuleDict | None = None
         if name.startswith(NORM_FREE_STAGES):
             self.output_norms = nn.ModuleDict(
-                {level: nn.LayerNorm(shape.channels) for level, shape in self._shapes.items()}
+                {
+                    level: nn.LayerNorm(shape.channels, eps=1e-5 if name.startswith("swin") else 1e-6)
+                    for level, shape in self._shapes.items()
+                }
             )
         output_format = getattr(self.model, "output_fmt", "NCHW")
         self._nhwc = getattr(output_format, "value", output_format) == "NHWC"
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """x: (B, 3, H, W) normalised images -> {level: (B, F, H / stride, W / stride)}, rounded up."""
+        """x: (B, 3, H, W) normalised images -> {level: (B, F, H / stride, W / stride)}, rounded up, of
+        ConvNeXt down."""
         features = dict(zip(self._names, self.model(x), strict=True))
-        return {level: self._finished(level, feature) for level, feature in features.items()}
+        return {level: self._finished(level, features[level]) for level in self._shapes}
 
     def _finished(self, level: str, feature: Tensor) -> Tensor:
         """Normed where that is wanted, and NCHW."""
@@ -119,6 +125,19 @@ class TimmBackbone(FreezableBackbone):
     @property
     def size_divisibility(self) -> int:
         return 0 if self.name.startswith(ANY_SIZE) else max(shape.stride for shape in self._shapes.values())
+
+    def level_layers(self) -> dict[str, nn.Module]:
+        if self.is_hrnet:
+            rows = self.model.stage4[-1].fuse_layers
+            return {level: rows[int(level[5:]) - 1] for level in self._shapes if level != "level0"}
+        return dict(self.output_norms or {})
+
+    def drop(self, level: str) -> None:
+        del self._shapes[level]
+        if self.is_hrnet:
+            self.model.stage4[-1].fuse_layers[int(level[5:]) - 1] = nn.ModuleList()
+        else:
+            del self.output_norms[level]
 
     def frozen_parts(self, freeze_at: int) -> list[Part]:
         """By the modules that give the model's last four feature levels.

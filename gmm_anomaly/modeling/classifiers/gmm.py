@@ -9,9 +9,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.layers import get_norm
+from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gmm_anomaly.config import with_rules
 from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, own_class_log_prob, sinkhorn_assign_all
 from gmm_anomaly.gmm.density import EXCLUDED
 from gmm_anomaly.scores import PixelOutputs
@@ -38,30 +40,25 @@ class GMMClassifier(PixelClassifier):
 
     Everything from the embedding on is float32, whatever autocast says. While training, a forward pass only
     *records* pixels in the bank; the EM hook updates it. Without that hook nothing is recorded, and a warning
-    says so once. At inference a class whose mixture was never fitted is left out of predictions and scores,
-    as if the model did not have it, and a warning names it.
+    says so once. At inference a class that was never fitted is left out, and a warning names it.
 
     Args:
-        in_channels: channels of the pixel features.
+        in_channels: channels of the pixel features. dropout: rate of channel dropout before the projection.
         bank: the mixtures; its sizes give C, M and D.
-        dropout: rate of channel dropout before the projection.
         projection: "mlp" (1x1 convolution, norm, ReLU, 1x1 convolution), "linear" (one convolution),
-            "released" (1x1 convolution, norm, ReLU: the released code's, which ends in one orthant) or "none"
-            (the pixel features as they are, D channels).
+            "released" (1x1 convolution, norm, ReLU; nothing where ``in_channels`` is D: the released code's)
+            or "none" (the pixel features as they are, D channels).
         norm: norm inside the projection, a Detectron2 norm name.
-        logit_scale: first weight of the LayerNorm over classes (1 in the paper's code).
+        logit_scale: first weight of the LayerNorm over classes.
         contrast_weight: weight of the component contrast loss (0.01 in the paper).
-        guide_weight: weight of a softmax classifier's loss on the same pixel features, while training only.
-            The means follow the features, so the mixtures alone pull classes apart more slowly than learned
-            weights do; 0 (the paper) has no such classifier.
+        guide_weight: weight of a softmax classifier's loss on the same pixel features, while training only;
+            0 (the paper) has no such classifier.
         feature_gradient: factor of the gradient of this classifier's own losses where it enters the pixel
-            features: 1 (the paper) trains the network for the mixtures. With 0 only the embedding learns
-            from the mixtures, and the network from the guide alone.
-        logits_from: where the logits of an inference come from: "density" (the generative classifier) or
-            "softmax" (the softmax classifier beside it, which learns only with a ``guide_weight``).
+            features: with 1 (the paper) the network learns from the mixtures, with 0 from the guide alone.
+        logits_from: those of an inference: "density" (the generative classifier) or "softmax" (the softmax
+            classifier beside it, which learns only with a ``guide_weight``).
         sampled_contrast: contrast with vectors drawn from the mixtures; None (GMMSeg): none.
-        assignment: of pixels to their class's components: "sinkhorn" (balanced, GMMSeg) or "em" (plain EM:
-            the component of the largest responsibility).
+        assignment: of pixels to their class's components: "sinkhorn" (GMMSeg) or "em" (most responsible).
         sinkhorn_iterations, sinkhorn_epsilon: see :func:`sinkhorn_assign`.
         loss_average: see :func:`pixel_cross_entropy`.
         class_names: of the C classes, for messages; None: their indices.
@@ -245,22 +242,25 @@ def _class_names(cfg: CfgNode) -> list[str] | None:
 
 def _projection(kind: str, in_channels: int, dim: int, norm: str) -> list[nn.Module]:
     def norm_relu(out_channels: int) -> list[nn.Module]:
-        convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=not norm)
+        convolution = nn.Conv2d(in_channels, out_channels, 1, bias=not norm)
         return [convolution, *([get_norm(norm, out_channels)] if norm else []), nn.ReLU(inplace=True)]
 
     _check("PROJECTION", kind, ("mlp", "linear", "released", "none"))
-    if kind == "none":
+    if kind == "none" or (kind == "released" and in_channels == dim):
         return []
     if kind == "linear":
         return [nn.Conv2d(in_channels, dim, kernel_size=1)]
     if kind == "released":
-        return norm_relu(dim)
+        weight_init.c2_msra_fill((layers := norm_relu(dim))[0])
+        return layers
     return [*norm_relu(2 * dim), nn.Conv2d(2 * dim, dim, kernel_size=1)]
 
 
 @CLASSIFIER_REGISTRY.register()
 def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
+    cfg = with_rules(cfg)
     keys = cfg.MODEL.GMM
+    released = keys.RULES == "released"
     _check("MEMORY_DTYPE", keys.MEMORY_DTYPE, ("float32", "float16"))
     contrast = {key.lower(): value for key, value in keys.SAMPLED_CONTRAST.items()}
     bank = GaussianMixtureBank(
@@ -275,6 +275,8 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
         reduction=keys.REDUCTION,
         fill_slots=WARM_START_FILL if keys.WARM_START else 0,
         warm_start_features=keys.WARM_START_FEATURES if keys.WARM_START else 0,
+        initial_memory="random" if released else "empty",
+        update_classes="batch" if released else "seen",
         memory_dtype=getattr(torch, keys.MEMORY_DTYPE),
         save_memory=keys.SAVE_MEMORY,
     )

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from gmm_anomaly.gmm import collectives
 from gmm_anomaly.scores import PixelOutputs
-from gmm_anomaly.scores.logits import COSINE_SCALE
+from gmm_anomaly.scores.pixels import COSINE_SCALE
 
 from ..losses import pixel_cross_entropy, resized_labels
 from ..registry import CLASSIFIER_REGISTRY
