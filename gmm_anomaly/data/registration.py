@@ -30,8 +30,7 @@ class DatasetSpec:
         name: key in Detectron2's catalogs.
         evaluator_type: "closed_set" or "anomaly".
         layout: from the root to the records. Two specs are the same if their layouts compare equal.
-        root: None for data that need no files.
-        classes, colors: names and RGB of the train ids; colors may be None.
+        root: None for data that need no files. classes, colors: names of the train ids, and RGB or None.
         label_map: (raw label value, train id or {0, 1, 255}); None: identity.
         expected_count: frames of the complete data set; None: any number.
         protocol: metric protocol of the benchmark, see ``gmm_anomaly.metrics``.
@@ -92,10 +91,7 @@ def register(spec: DatasetSpec, *, overwrite: bool = False) -> None:
         return
     if spec.name in DatasetCatalog:
         if not overwrite:
-            raise ValueError(
-                f"a data set named {spec.name!r} is registered already, with other arguments; choose "
-                "another name or pass overwrite=True"
-            )
+            raise ValueError(f"{spec.name!r} is registered already, otherwise; overwrite=True replaces it")
         DatasetCatalog.remove(spec.name)
     # Metadata refuse to change a value, so they start anew.
     if spec.name in MetadataCatalog:

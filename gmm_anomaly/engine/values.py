@@ -132,6 +132,7 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     (*_one_of("basic", "deeplab"), ("MODEL.RESNETS: STEM_TYPE",)),
     (*_one_of("sum", "avg"), ("MODEL.FPN: FUSE_TYPE",)),
     (*_one_of("valid", "all"), ("MODEL.CLASSIFIER: LOSS_AVERAGE",)),
+    (*_one_of("ours", "released"), ("MODEL.GMM: RULES",)),
     (*_one_of("mlp", "linear", "released", "none"), ("MODEL.GMM: PROJECTION",)),
     (*_one_of("float32", "float16"), ("MODEL.GMM: MEMORY_DTYPE",)),
     (*_one_of("max", "logsumexp"), ("MODEL.GMM: REDUCTION",)),

@@ -132,16 +132,12 @@ def _paths(entry: str) -> list[Path]:
     path = Path(entry)
     if path.is_file():
         return [path]
-    candidates = list(path.iterdir()) if path.is_dir() else [*map(Path, glob(entry, recursive=True))]
+    candidates = path.iterdir() if path.is_dir() else map(Path, glob(entry, recursive=True))
+    files = sorted(file for file in candidates if file.is_file() and not is_hidden(file, entry))
     extensions = IMAGE_EXTENSIONS + VIDEO_EXTENSIONS
-    found = sorted(
-        file
-        for file in candidates
-        if file.suffix.lower() in extensions and not is_hidden(file, entry) and file.is_file()
-    )
-    seen = [file for file in candidates if file.is_file() and not is_hidden(file, entry)]
-    if kinds := {file.suffix.lower() or file.name for file in seen} - {*extensions}:
-        logger.warning("%s: files of other kinds are left out: %s", entry, ", ".join(sorted(kinds)))
+    found = [file for file in files if file.suffix.lower() in extensions]
+    if others := {file.suffix.lower() or file.name for file in files} - {*extensions}:
+        logger.warning("%s: files of other kinds are left out: %s", entry, ", ".join(sorted(others)))
     if not found:
         wrong = "no images or videos in this folder" if path.is_dir() else "no such file or folder"
         raise FileNotFoundError(f"{entry}: {wrong} ({', '.join(extensions)})")

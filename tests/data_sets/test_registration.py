@@ -103,7 +103,7 @@ def test_same_name_twice(tmp_path):
     """The same registration again is no error; another one is, unless it is to replace the first."""
     for label_map in ({1: 1, 0: 0}, {0: 0, 1: 1}):
         register_anomaly_dataset("mine", tmp_path, None, label_map=label_map)
-    with pytest.raises(ValueError, match="a data set named 'mine' is registered already"):
+    with pytest.raises(ValueError, match="'mine' is registered already"):
         register_anomaly_dataset("mine", tmp_path, None, protocol="smiyc")
     assert MetadataCatalog.get("mine").protocol == "pooled"
     register_anomaly_dataset("mine", tmp_path, None, protocol="smiyc", overwrite=True)
