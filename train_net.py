@@ -38,7 +38,7 @@ from gmm_anomaly.engine import (  # noqa: E402
 )
 from gmm_anomaly.engine.checkpoint import TAG  # noqa: E402
 from gmm_anomaly.engine.config import ConfigError, read_config  # noqa: E402
-from gmm_anomaly.engine.evaluation import verify_expected_results  # noqa: E402
+from gmm_anomaly.engine.evaluation import build_evaluator, verify_expected_results  # noqa: E402
 from gmm_anomaly.engine.launch import config_overrides, held_log, launch  # noqa: E402
 from gmm_anomaly.engine.output_dir import locked, set_up, write_config  # noqa: E402
 from gmm_anomaly.engine.trained_model import with_run_weights  # noqa: E402
@@ -92,6 +92,9 @@ def main(args: Namespace) -> object:
     with ExitStack() as running:
         with held_log("gmm_anomaly"):
             cfg = build_config(args.config_file, overrides)
+            for name in cfg.DATASETS.TEST:
+                # What an evaluation lacks is told now, not after hours of training.
+                build_evaluator(cfg, name)
             evaluates = args.eval_only or args.fit_feature_distance
             last = args.resume and (Path(cfg.OUTPUT_DIR) / TAG).is_file()
             if args.fit_mixture or evaluates and not last:

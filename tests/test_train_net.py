@@ -136,10 +136,13 @@ def test_softmax_twin_and_own_data_by_registration(train_net, tmp_path):
         f"register_anomaly_dataset('my_anomalies', {str(images)!r}, {str(labels)!r})\n"
     )
     output, evaluated = tmp_path / "softmax", tmp_path / "mine"
-    train_net(command_line(output, "SOLVER.MAX_ITER", 1, classifier="softmax"))
+    expected = ("TEST.EXPECTED_RESULTS", '[["synthetic_street_val/sem_seg", "mIoU", 50, 50]]')
+    train_net(command_line(output, "SOLVER.MAX_ITER", 1, *expected, classifier="softmax"))
     keys = ("MODEL.WEIGHTS", output / "model_final.pth", "DATASETS.TEST", "('my_anomalies',)")
+    expected = ("TEST.EXPECTED_RESULTS", '[["anomaly/pooled/msp", "AUROC", 9, 1]]')
     flags = ("--register", register, "--eval-only")
-    train_net(command_line(evaluated, *keys, classifier="softmax", flags=flags))
+    with pytest.raises(ValueError, match=r"my_anomalies/anomaly/pooled/msp/AUROC is 0.*, expected 9 \+- 1"):
+        train_net(command_line(evaluated, *keys, *expected, classifier="softmax", flags=flags))
     found = json.loads((evaluated / "results.json").read_text())["datasets"]["my_anomalies"]["anomaly"]
     # Labels are noise: any score is right about half of the time.
     scores = ["hybrid", "feature_distance", "msp", "max_logit", "energy", "entropy"]
@@ -167,14 +170,16 @@ def test_two_processes_train_and_evaluate_on_the_cpu(module, tmp_path, monkeypat
     "overrides, message",
     [
         (("TEST.SCORES", "['density']"), r"TEST\.SCORES: unknown score 'density'; known are"),
-        (("TEST.COMPONENT_TRACK", "road"), "TEST.COMPONENT_TRACK: expected 'anomaly', 'obstacle' or 'none'"),
+        (("TEST.COMPONENT_TRACK", "road"), "TEST.COMPONENT_TRACK: expected one of '', 'anomaly'"),
         (("MODEL.CLASSIFIER.NUM_CLASSES", 7), "has 10 classes, MODEL.CLASSIFIER.NUM_CLASSES is 7"),
         (("DATASETS.TEST", "('synthetic_street_vall',)"), "synthetic_street_vall"),
+        (("DATASETS.TEST", "('road_anomaly',)"), "road_anomaly: there is no folder .* Download"),
         (("MODEL.META_ARCHITECTURE", "Segmentor"), "MODEL.META_ARCHITECTURE: unknown name 'Segmentor'"),
     ],
 )
-def test_bad_keys_stop_before_anything_is_written(train_net, tmp_path, overrides, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_keys_stop_before_anything_is_written(train_net, tmp_path, monkeypatch, overrides, message):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises((ValueError, OSError), match=message):
         train_net(command_line(tmp_path / "run", *overrides))
     assert not (tmp_path / "run").exists()
 

@@ -98,9 +98,9 @@ def test_the_training_and_the_evaluation(followed):
 
 def test_the_prediction_and_the_report(followed):
     folder = followed[0] / "output" / "my_streets"
-    image = cv2.imread(str(followed[0] / "my_streets/anomalies/images/000003.png"))
+    image = cv2.imread(str(followed[0] / "my_streets/anomalies/images/000007.png"))
     # A legend stands above the picture.
-    assert cv2.imread(str(folder / "predicted/overlays/000003.png"))[-len(image) :].shape == image.shape
+    assert cv2.imread(str(folder / "predicted/overlays/000007.png"))[-len(image) :].shape == image.shape
     threshold = json.loads((folder / "predicted/threshold.json").read_text())
     assert threshold["measured_fpr"] <= threshold["target_fpr"] == 0.01
     assert (threshold["dataset"], threshold["images"]) == ("my_streets_val", 60 // 5)

@@ -19,5 +19,10 @@ def replacing(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, target)
+    except OSError as error:
+        # That of a full disk does not say what was written.
+        if error.errno and error.filename is None:
+            error.filename = str(target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)

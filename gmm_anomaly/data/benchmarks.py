@@ -6,7 +6,8 @@ Sources, licences and trees of folders are in ``datasets/README.md``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,31 @@ def _class_map(values: Iterable[int], void: Iterable[int]) -> LabelMap:
     """The values in the order of the train ids, and what is ignored."""
     classes = tuple((value, train_id) for train_id, value in enumerate(values))
     return (*classes, *((value, IGNORE_LABEL) for value in void))
+
+
+# ---- The popular pack of five validation sets, every label in one form: "Validation_Dataset" ----
+
+
+def _in_pack(folder: str) -> tuple[str, str]:
+    """Where a set of the pack may lie, after the places of the benchmark's own download."""
+    return f"Validation_Dataset/{folder}", folder
+
+
+@dataclass(frozen=True)
+class _OrPack:
+    """The layout of a download, or the pack's, images and labels of the same stems, where that is found;
+    ``label_map`` is what the pack's labels mean if they differ from the download's."""
+
+    download: Callable[[Path], list[Record]]
+    label_map: tuple[tuple[int, int], ...] | None = None
+
+    def __call__(self, root: Path) -> list[Record]:
+        labels = root / "labels_masks"
+        # The tracks' own download has a folder of this name as well.
+        if labels.is_dir() and not any(labels.glob("*_labels_semantic*")):
+            own = {"label_map": self.label_map} if self.label_map else {}
+            return [record | own for record in FolderPairs("images", "labels_masks")(root)]
+        return self.download(root)
 
 
 # ---- CamVid (Brostow et al., 2008) in the SegNet tutorial's layout ----
@@ -103,26 +129,32 @@ BENCHMARKS += (
 
 # ---- Cityscapes (Cordts et al., CVPR 2016): labelIds become train ids when they are read ----
 
-CITYSCAPES_ROOT = DataRoot(("cityscapes",), "GMM_ANOMALY_CITYSCAPES")
+CITYSCAPES_ROOT = DataRoot(("cityscapes", "cityscapes_small"), "GMM_ANOMALY_CITYSCAPES")
+# Frames of another size, to train on beside a reduced copy: any number of them.
+_CITYSCAPES_FULL_ROOT = DataRoot(("cityscapes_full",), "GMM_ANOMALY_CITYSCAPES_FULL")
 _CITYSCAPES_IDS = [category["id"] for category in CITYSCAPES_CATEGORIES]
 
 BENCHMARKS += (
     DatasetSpec(
-        f"cityscapes_{split}", CLOSED_SET,
+        f"{prefix}_{split}", CLOSED_SET,
         FolderPairs(
             f"leftImg8bit/{split}",
             # The test labels in the download are placeholders.
             None if split == "test" else f"gtFine/{split}",
             image_suffix="_leftImg8bit", label_suffix="_gtFine_labelIds", recursive=True, short_ids=True,
         ),
-        CITYSCAPES_ROOT, classes=tuple(category["name"] for category in CITYSCAPES_CATEGORIES),
+        root, classes=tuple(category["name"] for category in CITYSCAPES_CATEGORIES),
         colors=tuple(category["color"] for category in CITYSCAPES_CATEGORIES),
         label_map=_class_map(_CITYSCAPES_IDS, [value for value in range(34) if value not in _CITYSCAPES_IDS]),
         expected_count=count,
         source="Download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip (cityscapes-dataset.com, "
         "free registration) and unpack both into one folder.",
     )
-    for split, count in (("train", 2975), ("val", 500), ("test", 1525))
+    for prefix, root, counts in (
+        ("cityscapes", CITYSCAPES_ROOT, {"train": 2975, "val": 500, "test": 1525}),
+        ("cityscapes_full", _CITYSCAPES_FULL_ROOT, {"train": None, "val": None}),
+    )
+    for split, count in counts.items()
 )
 
 # ---- SegmentMeIfYouCan (Chan et al., NeurIPS 2021 Datasets and Benchmarks) ----
@@ -135,6 +167,7 @@ _ANOMALY_TRACK = (
 _OBSTACLE_TRACK = (
     "road_obstacle21", "obstacle", "dataset_ObstacleTrack", "GMM_ANOMALY_OBSTACLE_TRACK", "5281633"
 )
+_IN_PACK = {"anomaly": _in_pack("RoadAnomaly21"), "obstacle": _in_pack("RoadObsticle21")}
 _TRACK_SPLITS = (
     (*_ANOMALY_TRACK, "validation", 10, "validation.*"),
     (*_ANOMALY_TRACK, "test", 100, "(?!validation).*"),
@@ -144,14 +177,20 @@ _TRACK_SPLITS = (
     (*_OBSTACLE_TRACK, "all", 442, ".*"),
 )
 
+
+def _track_layout(split: str, frames: str) -> Callable[[Path], list[Record]]:
+    labels, labelled = None if split == "test" else "labels_masks", split == "validation"
+    layout = FolderPairs(
+        "images", labels, label_suffix="_labels_semantic", every_image_labelled=labelled, frames=frames
+    )
+    return _OrPack(layout) if labelled else layout
+
+
 BENCHMARKS += (
     DatasetSpec(
         f"{name}_{split}", ANOMALY,
-        FolderPairs(
-            "images", None if split == "test" else "labels_masks", label_suffix="_labels_semantic",
-            every_image_labelled=split == "validation", frames=frames,
-        ),
-        DataRoot((folder,), variable),
+        _track_layout(split, frames),
+        DataRoot((folder, *(_IN_PACK[track] if split == "validation" else ())), variable),
         # Whatever is neither 0 nor 1 is void.
         label_map=_anomaly_map([0], [1], range(2, 256)), expected_count=count, protocol="smiyc",
         component_track=track,
@@ -269,8 +308,12 @@ def _fishyscapes(name: str, layout: Any, root: DataRoot, count: int | None, sour
 
 BENCHMARKS += (
     _fishyscapes(
-        "lost_and_found", _lost_and_found_masks,
-        DataRoot(("fishyscapes_lostandfound",), "GMM_ANOMALY_FISHYSCAPES_LOST_AND_FOUND"), 100,
+        "lost_and_found", _OrPack(_lost_and_found_masks),
+        DataRoot(
+            ("fishyscapes_lostandfound", *_in_pack("FS_LostFound_full")),
+            "GMM_ANOMALY_FISHYSCAPES_LOST_AND_FOUND",
+        ),
+        100,
         "Download fishyscapes_lostandfound.zip (fishyscapes.com/dataset), unpack it alone; its images are "
         f"LostAndFound's ({LOST_AND_FOUND_ROOT.variable}).",
     ),
@@ -285,6 +328,14 @@ BENCHMARKS += (
         )
         for version, root in STATIC_ROOTS.items()
     ),
+    _fishyscapes(
+        "static", _OrPack(_static_frames),
+        DataRoot(
+            (*(folder for root in STATIC_ROOTS.values() for folder in root.folders), *_in_pack("fs_static")),
+            "GMM_ANOMALY_FISHYSCAPES_STATIC",
+        ),
+        None, "The version is not certain: fishyscapes_static_v1, v2 or v3, or the pack's fs_static.",
+    ),
 )
 
 # ---- Road Anomaly (Lis et al., ICCV 2019) ----
@@ -298,10 +349,14 @@ def _road_anomaly_frames(root: Path) -> list[Record]:
 
 
 BENCHMARKS.append(DatasetSpec(
-    "road_anomaly", ANOMALY, _road_anomaly_frames,
-    DataRoot(("RoadAnomaly_jpg", "RoadAnomaly/RoadAnomaly_jpg"), "GMM_ANOMALY_ROAD_ANOMALY"),
-    # 1 is refused: it would be an anomaly for some evaluators and known for others.
-    label_map=_anomaly_map([0], [2], [IGNORE_LABEL]), expected_count=60,
+    "road_anomaly", ANOMALY, _OrPack(_road_anomaly_frames, _anomaly_map([0], [1, 2], [IGNORE_LABEL])),
+    DataRoot(
+        ("RoadAnomaly_jpg", "RoadAnomaly/RoadAnomaly_jpg", *_in_pack("RoadAnomaly")),
+        "GMM_ANOMALY_ROAD_ANOMALY",
+    ),
+    # Both 0 and 1 are known in the download, as in its authors' evaluation; copies of the pack say 1 or 2 of
+    # an anomaly.
+    label_map=_anomaly_map([0, 1], [2], [IGNORE_LABEL]), expected_count=60,
     source="Download RoadAnomaly_jpg.zip (epfl.ch/labs/cvlab/data/road-anomaly) and unpack it.",
 ))
 

@@ -28,7 +28,7 @@ from tqdm.contrib.concurrent import thread_map
 from .atomic import replacing
 from .checking import label_counts, warn_of_labels
 from .mapper import SegmentationMapper
-from .pairing import Record, has_label
+from .pairing import MissingDataError, Record, has_label
 from .reading import ANOMALY, CLOSED_SET, LabelRule
 from .registration import get_records, require_known
 from .stream import ClassBalancedSampler, TrainingStream
@@ -151,7 +151,7 @@ def train_records(cfg: CfgNode) -> dict[str, list[Record]]:
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN: expected at least one data set, found none")
     by_name = {}
-    for name in cfg.DATASETS.TRAIN:
+    for name in present(cfg.DATASETS.TRAIN, "DATASETS.TRAIN"):
         by_name[name] = [record | {"dataset_name": name} for record in get_records(name)]
         without = next((record for record in by_name[name] if not has_label(record)), None)
         if without:
@@ -160,6 +160,29 @@ def train_records(cfg: CfgNode) -> dict[str, list[Record]]:
                 "train on a split whose labels are public"
             )
     return by_name
+
+
+def present(names: Sequence[str], key: str) -> list[str]:
+    """Those of several data sets that are on disk; each other one is a line in the log.
+
+    Args:
+        key: config key that names them, for the line.
+
+    Raises:
+        FileNotFoundError: none is, with the folder of the first. Others as ``get_records``.
+    """
+    found, absent = [], []
+    for name in names:
+        try:
+            get_records(name)
+            found.append(name)
+        except MissingDataError as error:
+            absent.append(error)
+    if absent and not found:
+        raise absent[0]
+    for error in absent:
+        logger.warning("%s: left out: %s", key, error)
+    return found
 
 
 def _sampler_maker(cfg: CfgNode, by_name: dict[str, list[Record]]) -> Callable[[int], Sampler]:

@@ -44,12 +44,16 @@ class DataRoot:
 
     def path(self) -> Path:
         """Absolute path, read from the environment at each call; it need not exist."""
+        candidates = self.candidates()
+        return next((path for path in candidates if path.is_dir()), candidates[0])
+
+    def candidates(self) -> list[Path]:
+        """Absolute paths that it may have, by precedence; none need exist."""
         named = os.environ.get(self.variable) if self.variable else self.folders[0]
         if named:
-            return Path(named).expanduser().absolute()
+            return [Path(named).expanduser().absolute()]
         common = Path(os.environ.get(COMMON_VARIABLE) or "datasets").expanduser().absolute()
-        candidates = [common / folder for folder in self.folders]
-        return next((path for path in candidates if path.is_dir()), candidates[0])
+        return [common / folder for folder in self.folders]
 
     def advice(self) -> str:
         """Where to put the data, to follow "download it, then"."""

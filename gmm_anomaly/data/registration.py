@@ -129,6 +129,10 @@ def load_records(spec: DatasetSpec) -> list[Record]:
     try:
         if not root.is_dir():
             raise MissingDataError(f"there is no folder {root}")
+        for other in [] if spec.root is None else spec.root.candidates():
+            if other.is_dir() and not other.samefile(root):
+                text = f"{spec.name} is there twice: {root} is used, {other} is not"
+                log_first_n(logging.WARNING, text, key="message")
         records = spec.layout(root)
         if not records:
             raise LayoutError(f"no images in {root}")
@@ -148,7 +152,7 @@ def registered_specs() -> dict[str, DatasetSpec]:
 
 
 def get_records(name: str) -> list[Record]:
-    """Records of a data set in Detectron2's catalog; another number than the complete set's is a warning.
+    """Records of a data set in Detectron2's catalog; another number than the complete one's is a warning.
 
     Raises:
         ValueError: no data set of this name, or one without images. Others as ``load_records``.

@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from gmm_anomaly.data import build_test_loader
+from gmm_anomaly.data.build import present
 from gmm_anomaly.data.registration import require_known
 from gmm_anomaly.evaluation import AnomalyEvaluator, ClosedSetEvaluator, format_results, write_results
 from gmm_anomaly.evaluation.records import EVALUATOR_TYPES
@@ -115,14 +116,18 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
 def evaluate(cfg: CfgNode, model: nn.Module, *, iteration: int | None = None) -> dict[str, Any]:
     """Evaluate on every data set of ``DATASETS.TEST``, print the tables and write ``results.json``.
 
-    Collective: every rank must call. One forward pass per image serves all of ``TEST.SCORES``.
+    Collective: every rank must call. One forward pass per image serves all of ``TEST.SCORES``. Of several
+    sets those that are not on disk are left out, with a line in the log.
 
     Returns:
         {data set: {task: {metric: number}}} on rank 0, as Detectron2 nests results; {} on the other ranks.
+
+    Raises:
+        FileNotFoundError: none of the sets is on disk.
     """
     share_statistics(model)
     results: dict[str, Any] = OrderedDict()
-    for name in cfg.DATASETS.TEST:
+    for name in present(cfg.DATASETS.TEST, "DATASETS.TEST"):
         found = inference_on_dataset(model, build_test_loader(cfg, name), build_evaluator(cfg, name))
         if comm.is_main_process():
             results[name] = found

@@ -93,16 +93,11 @@ def fit_feature_distance(cfg: CfgNode, model: nn.Module) -> None:
     Deterministic. Collective: every rank must call, each takes its share of the images.
 
     Raises:
-        ValueError: ``NUM_IMAGES`` is not positive; no labelled pixel in those images.
+        ValueError: no labelled pixel in those images.
     """
     distance, moments = (getattr(model, name, None) for name in ("feature_distance", "max_logit_moments"))
     if distance is None and moments is None:
         return
-    if cfg.MODEL.FEATURE_DISTANCE.NUM_IMAGES < 1:
-        raise ValueError(
-            "MODEL.FEATURE_DISTANCE.NUM_IMAGES: expected at least 1, found "
-            f"{cfg.MODEL.FEATURE_DISTANCE.NUM_IMAGES}"
-        )
     share_statistics(model)
     training = model.training
     model.eval()

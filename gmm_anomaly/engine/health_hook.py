@@ -43,9 +43,6 @@ class HealthHook(HookBase):
         images: dicts with ``image`` (3, H, W) uint8 and ``sem_seg`` (H, W) int64, 255 ignored.
         dataset: the registered data set that they are of. held_out: whether it is none of the training sets.
         period: iterations from one look to the next.
-
-    Raises:
-        ValueError: a period that is not positive.
     """
 
     def __init__(
@@ -57,8 +54,6 @@ class HealthHook(HookBase):
         held_out: bool,
         period: int,
     ) -> None:
-        if period < 1:
-            raise ValueError(f"MODEL.GMM.HEALTH_PERIOD: expected at least 1, found {period}")
         self.model = model
         self.images = images
         self.dataset = dataset

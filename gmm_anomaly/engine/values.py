@@ -53,6 +53,7 @@ def _is_expectation(entry: Any) -> bool:
 
 
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+RESNET = ("res2", "res3", "res4", "res5")
 # What is expected, whether a value is that, and the keys: "SECTION: KEY KEY".
 VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     ("1 or more", lambda x: x >= 1, (
@@ -96,8 +97,9 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     ("three whole numbers from 1", _numbers(lambda x: x >= 1, 3, whole=True), (
         "MODEL.DECODER: ASPP_DILATIONS", "MODEL.RESNETS: RES5_MULTI_GRID",
     )),
-    ("height and width, above 0", _numbers(lambda x: x > 0, 2), (
-        "INPUT.CROP: SIZE", "TEST.SLIDING_WINDOW: SIZE STRIDE",
+    ("height and width, above 0", _numbers(lambda x: x > 0, 2), ("INPUT.CROP: SIZE",)),
+    ("height and width in pixels, 1 or more", _numbers(lambda x: x >= 1, 2, whole=True), (
+        "TEST.SLIDING_WINDOW: SIZE STRIDE",
     )),
     ("one or more numbers above 0", lambda v: len(v) > 0 and _numbers(lambda x: x > 0)(v), (
         "TEST.AUG: SCALES",
@@ -112,7 +114,13 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     ("names", _names, ("DATASETS: TRAIN", "TEST: POSTPROCESS")),
     ("names, each once", _different_names, (
         "DATASETS: TEST", "MODEL.DECODER: IN_FEATURES", "MODEL.FEATURE_DISTANCE: FEATURES",
-        "MODEL.RESNETS: OUT_FEATURES", "MODEL.FPN: IN_FEATURES", "TEST: SCORES",
+        "MODEL.FPN: IN_FEATURES", "TEST: SCORES",
+    )),
+    ("some of 'stem', 'res2', 'res3', 'res4', 'res5'", lambda v: {*v} <= {"stem", *RESNET} and len(v) > 0, (
+        "MODEL.RESNETS: OUT_FEATURES",
+    )),
+    ("four times True or False", lambda v: len(v) == 4 and {*map(type, v)} == {bool}, (
+        "MODEL.RESNETS: DEFORM_ON_PER_STAGE",
     )),
     ("lists of TASK, METRIC, number, tolerance", lambda v: all(map(_is_expectation, v)), (
         "TEST: EXPECTED_RESULTS",

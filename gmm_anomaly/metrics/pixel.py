@@ -16,7 +16,7 @@ from gmm_anomaly.metrics.base import (
     to_precision,
 )
 from gmm_anomaly.metrics.curves import FprRule, OperatingPoints, score_histogram
-from gmm_anomaly.metrics.score_counts import ScoreCounts, smiyc_bins
+from gmm_anomaly.metrics.score_counts import UNIFORM_RANGE, ScoreCounts, smiyc_bins
 
 PROTOCOLS: dict[str, str] = {
     "pooled": "all valid pixels of the data set, one threshold per distinct score",
@@ -60,7 +60,7 @@ class PixelMetrics(Metric):
     """
 
     SETTINGS = ("protocol", "precision", "max_distinct")
-    COUNTS = ("images", "_void", "_saturated", "_dropped", "_images_used", "_image_sums")
+    COUNTS = ("images", "_void", "_saturated", "_outside", "_images_used", "_image_sums")
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class PixelMetrics(Metric):
             raise ValueError(f"max_distinct must be at least 1, found {max_distinct}")
         self.protocol, self.precision, self.max_distinct = protocol, precision, int(max_distinct)
         self._smiyc = protocol.startswith("smiyc")
-        self.images = self._void = self._saturated = self._dropped = 0
+        self.images = self._void = self._saturated = self._outside = 0
         # Scores of known pixels from the front, of anomalous ones from the back. One block for all frames: a
         # small one of each frame would stay among a network's temporaries, and leave holes in memory.
         self._waiting, self._used = np.empty(min(self.max_distinct, 2**25), np.float32), (0, 0)
@@ -127,7 +127,9 @@ class PixelMetrics(Metric):
         if not self._smiyc:
             return frame
         binned = smiyc_bins(frame, uniform=self.protocol == "smiyc_uniform")
-        self._dropped += frame.pixels - binned.pixels
+        if self.protocol == "smiyc_uniform":
+            below = binned.low < UNIFORM_RANGE[0]
+            self._outside += int(binned.known[below].sum() + binned.anomalous[below].sum())
         return binned
 
     def _wait(self, negative: np.ndarray, positive: np.ndarray) -> None:
@@ -216,8 +218,8 @@ class PixelMetrics(Metric):
         elif (counts.low != counts.high).any():  # bins of one score are ties
             intervals = counts.intervals(FPR_RULES["first"].rate)
             result |= {"exact": False} | {f"{key}_interval": held for key, held in intervals.items()}
-        if self._dropped:
-            notes.append(f"{self._dropped} scores outside [-0.01, 1.01] were dropped")
+        if self._outside:
+            notes.append(f"{self._outside} scores outside [-0.01, 1.01] count as the lowest")
         if self._saturated:
             notes.append(f"{self._saturated} scores beyond {precision} became infinite")
         result["note"] = "; ".join(note for note in notes if note) or None

@@ -188,8 +188,9 @@ def smiyc_bins(frame: ScoreCounts, uniform: bool) -> ScoreCounts:
 
     Args:
         frame: exact counts of float16 or float32 scores.
-        uniform: 4096 equal bins over [−0.01, 1.01]; scores outside are left out, as the reference drops
-            them. Otherwise the edges are 384 quantiles of each label that is there, and a margin.
+        uniform: 4096 equal bins over [−0.01, 1.01]; scores outside, too high ones as well, are in no bin but
+            in the totals, as in the reference: in a row below all bins. Otherwise the edges are 384 quantiles
+            of each label that is there, and a margin.
     """
     if not len(frame):
         return frame
@@ -213,8 +214,13 @@ def smiyc_bins(frame: ScoreCounts, uniform: bool) -> ScoreCounts:
     if not uniform:  # infinities belong to the first and the last bin
         rows[0], rows[-1] = 0, len(frame)
     counts = np.stack([np.diff(below(side, rows)) for side in (frame.known, frame.anomalous)])
+    starts = edges[:-1]
+    if uniform:
+        totals = np.array([[frame.known.sum()], [frame.anomalous.sum()]])
+        counts = np.concatenate([totals - counts.sum(axis=1, keepdims=True), counts], axis=1)
+        starts = np.concatenate([2 * edges[:1] - edges[1], starts])
     seen = np.flatnonzero(counts.any(axis=0))
-    return ScoreCounts(edges[seen], edges[seen], *counts[:, seen])
+    return ScoreCounts(starts[seen], starts[seen], *counts[:, seen])
 
 
 def _quantiles(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from gmm_anomaly.config import with_rules
 from gmm_anomaly.gmm import GaussianMixtureBank
 from gmm_anomaly.scores import FEATURE_DISTANCE, LOG_DENSITY, LOGITS, MAX_LOGIT_MOMENTS, PixelOutputs
 
-from .backbones import build_backbone
+from .backbones import FreezableBackbone, build_backbone
 from .classifiers import PixelClassifier, build_classifier
 from .decoders import build_decoder
 from .decoders.base import Decoded
@@ -63,8 +63,7 @@ def compiled_pixel_features(backend: str = "inductor") -> PixelFeatures:
     """
     # Dropout draws the numbers that it draws without, so that a run can be compared with one not compiled.
     options = {"fallback_random": True} if backend == "inductor" else None
-    # One graph for any size takes too long to trace: the padding of each layer of an EfficientNet ("SAME") is
-    # an expression of the sizes of all layers before it.
+    # One graph for any size takes too long to trace: "SAME" padding depends on the sizes of all layers before.
     return torch.compile(pixel_features, backend=backend, options=options, dynamic=False)
 
 
@@ -146,6 +145,9 @@ class AnomalySegmentor(nn.Module):
             check_compiler(cfg.MODEL.DEVICE)
         backbone = build_backbone(cfg)
         decoder = build_decoder(cfg, backbone.output_shape())
+        if isinstance(backbone, FreezableBackbone):
+            read = {*decoder.in_features, *getattr(getattr(decoder, "auxiliary", None), "features", ())}
+            backbone.keep(read, cfg.MODEL.FEATURE_DISTANCE.FEATURES)
         classifier = build_classifier(cfg, decoder.out_channels)
         shapes = feature_shapes(backbone.output_shape(), decoder.out_stride, classifier.embedding_channels)
         distance, moments = build_feature_distance(cfg, shapes), build_max_logit_moments(cfg)
@@ -228,7 +230,7 @@ class AnomalySegmentor(nn.Module):
         return (item["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise the images and pad them to one size that the backbone can take."""
+        """:meth:`normalised` and :meth:`padded` images."""
         return self.padded([self.normalised(item) for item in batched_inputs])
 
     def outputs(self, images: Tensor) -> tuple[dict[str, Tensor], PixelOutputs]:

@@ -43,15 +43,11 @@ def run(args: argparse.Namespace) -> int:
         argparse.ArgumentError: arguments that contradict each other.
     """
     rate = args.target_fpr
-    marks = args.threshold is not None or args.threshold_file or args.threshold_on
     for wrong, message in (
         (not (args.inputs or args.threshold_on), "nothing to predict: give images, videos or folders"),
         (rate is not None and not args.threshold_on, "--target-fpr needs a data set: --threshold-on DATASET"),
         (rate is not None and not 0 < rate < 1, "--target-fpr: expected a share between 0 and 1"),
-        (
-            args.min_area is not None and (args.min_area < 0 or not marks),
-            "--min-area: expected 0 or more, and a threshold",
-        ),
+        (args.min_area is not None and args.min_area < 0, "--min-area: expected 0 or more"),
         (args.range and not args.range[0] < args.range[1], "--range: LOW must be below HIGH"),
     ):
         if wrong:
@@ -80,6 +76,8 @@ def predict_sources(args: argparse.Namespace, sources: Sequence[Path]) -> dict[s
         min_area=MIN_AREA if args.min_area is None else args.min_area, opts=args.opts,
     )  # fmt: skip
     threshold = _threshold(args, predictor)
+    if args.min_area is not None and threshold is None:
+        raise argparse.ArgumentError(None, "--min-area needs a threshold: --threshold, -file or -on")
     job = Job(args, predictor)
     images = job.images([path for path in sources if not is_video(path)])
     videos = [job.video(path) for path in sources if is_video(path)]

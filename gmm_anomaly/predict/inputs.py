@@ -139,9 +139,9 @@ def _paths(entry: str) -> list[Path]:
         for file in candidates
         if file.suffix.lower() in extensions and not is_hidden(file, entry) and file.is_file()
     )
-    others = {file.suffix.lower() for file in candidates} & Image.registered_extensions().keys()
-    if others := sorted(others - {*extensions}):
-        logger.warning("%s: files of other kinds are left out: %s", entry, ", ".join(others))
+    seen = [file for file in candidates if file.is_file() and not is_hidden(file, entry)]
+    if kinds := {file.suffix.lower() or file.name for file in seen} - {*extensions}:
+        logger.warning("%s: files of other kinds are left out: %s", entry, ", ".join(sorted(kinds)))
     if not found:
         wrong = "no images or videos in this folder" if path.is_dir() else "no such file or folder"
         raise FileNotFoundError(f"{entry}: {wrong} ({', '.join(extensions)})")

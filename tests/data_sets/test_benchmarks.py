@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 
 from gmm_anomaly.data import LayoutError, MissingDataError, get_records, read_image, read_label
 from gmm_anomaly.data.benchmarks import BENCHMARKS, EMPTY_LABELS
+from gmm_anomaly.data.build import present
 from gmm_anomaly.data.registration import registered_specs
 
 SIZE = (16, 17)  # more pixels than there are label values
@@ -161,8 +162,7 @@ TABLE = [
             ("animals01_Guiding_Horses", "zebra02"),
             ("RoadAnomaly_jpg/frames/{}.labels/labels_instance.png", "RoadAnomaly_jpg/frame_list.json"),
         ),
-        # 1 would be an anomaly for some evaluators and known for others.
-        None, {0: 0, 2: 1}, 60, ("pooled", None),
+        None, {0: 0, 1: 0, 2: 1}, 60, ("pooled", None),
     ),
     ("street_hazards_train", hazards("train", "training", "t1/10", "t1/2"), None, HAZARDS, 5125, None),
     ("street_hazards_validation", hazards("train", "validation", "t4/1"), None, HAZARDS, 1031, None),
@@ -222,7 +222,9 @@ def make_tree(datasets_root, save_image):
 
 
 def test_the_table_has_every_public_data_set():
-    assert [spec.name for spec in BENCHMARKS if spec.name not in ROWS] == ["lost_and_found_test_no_known"]
+    others = {spec.name for spec in BENCHMARKS} - set(ROWS)
+    full = {"cityscapes_full_train", "cityscapes_full_val"}
+    assert others == full | {"lost_and_found_test_no_known", "fishyscapes_static"}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -373,3 +375,35 @@ def test_real_camvid_ood_agrees_with_its_test_frames(camvid_root, monkeypatch):
         known = read_label(plain[record["image_id"]], MetadataCatalog.get("camvid_test"))
         assert set(np.unique(label)) <= {0, 1, 255} and (label == 1).any()
         np.testing.assert_array_equal((label == 255)[label != 1], (known == 255)[label != 1])
+
+
+def test_the_popular_pack_by_the_names_of_its_sets(datasets_root, save_image, caplog):
+    folders = {
+        "road_anomaly": "RoadAnomaly", "road_anomaly21_validation": "RoadAnomaly21",
+        "road_obstacle21_validation": "RoadObsticle21", "fishyscapes_static": "fs_static",
+        "fishyscapes_lost_and_found": "FS_LostFound_full",
+    }  # fmt: skip
+    pack = datasets_root / "Validation_Dataset"
+    for name, folder in folders.items():
+        for stem, kind in (("0", "png"), ("1", "jpg"), ("10", "webp")):
+            # In copies of the pack Road Anomaly's objects are 1 or 2.
+            anomaly = 2 if name == "road_anomaly" and stem == "0" else 1
+            label = np.resize(np.array([0, anomaly, 255], np.uint8), SIZE)
+            save_image(pack / folder / "images" / f"{stem}.{kind}", np.zeros((*SIZE, 3), np.uint8))
+            save_image(pack / folder / "labels_masks" / f"{stem}.png", label)
+        records, metadata = get_records(name), MetadataCatalog.get(name)
+        assert len(records) == 3
+        for record in records:
+            assert np.array_equal(np.unique(read_label(record, metadata)), [0, 1, 255]), name
+    # The benchmark's own download comes first, with a line; there 1 is known.
+    own = datasets_root / "RoadAnomaly_jpg" / "frames"
+    save_image(own / "a.jpg", np.zeros((*SIZE, 3), np.uint8))
+    save_image(own / "a.labels/labels_semantic.png", np.resize(np.array([0, 1, 2], np.uint8), SIZE))
+    (record,) = get_records("road_anomaly")
+    assert record["file_name"].startswith(str(own)) and "is there twice" in caplog.text
+    assert read_label(record, MetadataCatalog.get("road_anomaly")).ravel()[:3].tolist() == [0, 0, 1]
+    # What is absent of several test sets is left out with a line; nothing at all is an error.
+    assert present(["cityscapes_val", "road_anomaly"], "DATASETS.TEST") == ["road_anomaly"]
+    assert "DATASETS.TEST: left out: cityscapes_val" in caplog.text
+    with pytest.raises(MissingDataError, match="cityscapes"):
+        present(["cityscapes_val"], "DATASETS.TEST")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -201,6 +202,58 @@ def test_mit_agrees_with_transformers(shaken):
             features = backbone(image)
         for found, feature in zip(features.values(), expected, strict=True):
             torch.testing.assert_close(found, feature, rtol=1e-4, atol=1e-4)
+
+
+def test_swin_agrees_with_transformers(build, shaken):
+    """At an odd size that fills neither patches nor windows."""
+    transformers = pytest.importorskip("transformers")
+    shape = {"embed_dim": 12, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 3, 4], "window_size": 7}
+    stages = [f"stage{index}" for index in range(1, 5)]
+    network = shaken(transformers.SwinBackbone(transformers.SwinConfig(**shape, out_features=stages)))
+    state = {}
+    for name, value in network.state_dict().items():
+        stage = re.match(r"swin.encoder.layers.(\d)", name)
+        for theirs, ours in (
+            (r"hidden_states_norms.stage(\d)", lambda m: f"output_norms.level{int(m[1]) - 1}"),
+            (r"swin.embeddings.patch_embeddings.projection", "model.patch_embed.proj"),
+            (r"swin.embeddings.norm", "model.patch_embed.norm"),
+            (r"swin.encoder.layers.\d", f"model.layers_{int(stage[1]) + ('.downsample.' in name)}" if stage else ""),
+            (r"attention.relative_position_bias.relative", "attn.relative"), (r"attention.o_proj", "attn.proj"),
+            (r"attention.[qkv]_proj", "attn.qkv"), ("layernorm_before", "norm1"), ("layernorm_after", "norm2"),
+        ):  # fmt: skip
+            name = re.sub(theirs, ours, name)
+        state[name] = torch.cat([state[name], value]) if ".qkv." in name and name in state else value
+    backbone = build("swin").eval()
+    unknown = backbone.load_state_dict(state, strict=False)
+    assert not unknown.missing_keys and {name[:14] for name in unknown.unexpected_keys} == {"swin.layernorm"}
+    image = torch.randn(1, 3, 261, 275, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        for found, feature in zip(backbone(image).values(), network(image).feature_maps, strict=True):
+            torch.testing.assert_close(found, feature, rtol=1e-4, atol=1e-4)
+
+
+def test_hrnet_adds_branches_as_mmsegmentation_does(build, shaken):
+    module = shaken(build("hrnet")).model.stage3[0]
+    generator = torch.Generator().manual_seed(5)
+    sizes = ((17, 23), (9, 12), (5, 6))
+    branches = [torch.randn(1, 16 << index, *size, generator=generator) for index, size in enumerate(sizes)]
+    with torch.no_grad():
+        found = module(list(branches))
+        own = [branch(x) for branch, x in zip(module.branches, branches, strict=True)]
+        for index, (fused, size) in enumerate(zip(found, sizes, strict=True)):
+            expected = torch.zeros_like(own[index])
+            for other, x in enumerate(own):
+                y = (
+                    module.fuse_layers[index][other][:2](x)
+                    if other > index
+                    else module.fuse_layers[index][other](x)
+                )
+                if other > index:
+                    options = {"mode": "bilinear", "align_corners": False}
+                    y = torch.nn.functional.interpolate(y, scale_factor=2 ** (other - index), **options)
+                    y = torch.nn.functional.interpolate(y, size, **options)
+                expected += y
+            torch.testing.assert_close(fused, expected.relu(), rtol=1e-4, atol=1e-4)
 
 
 def test_mit_sizes():

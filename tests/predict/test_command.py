@@ -210,8 +210,7 @@ def test_arguments_that_contradict(trained, capsys):
         ("a.png --target-fpr 0.1", "--target-fpr needs a data set"),
         ("--threshold-on d --target-fpr 5", "expected a share between 0 and 1"),
         ("a.png --range 2 1", "LOW must be below HIGH"),
-        ("a.png --threshold 1 --min-area -1", "--min-area: expected 0 or more, and a threshold"),
-        ("a.png --min-area 9", "--min-area: expected 0 or more, and a threshold"),
+        ("a.png --threshold 1 --min-area -1", "--min-area: expected 0 or more"),
     ):
         with pytest.raises(SystemExit) as stop:
             cli.main(["predict", "--config", trained.config, "--out", "x", *arguments.split()])
@@ -227,6 +226,8 @@ def test_errors_name_what_is_missing(call, street, tmp_path, monkeypatch):
     assert trusted == [False, True]
     status, _, error = call(street, "--score", "nothing", "--out", tmp_path / "out")
     assert status == 1 and "unknown score 'nothing'" in error
+    with pytest.raises(SystemExit, match="2"):
+        call(street, "--min-area", 9, "--out", tmp_path / "out")
     (tmp_path / "0.jpg").touch()
     # A shell would leave these alone.
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -240,7 +241,7 @@ def test_what_inputs_mean(make_picture, save_rgb, tmp_path, caplog):
     hidden = (".hidden.png", ".ipynb_checkpoints/d.webp", "deep/@eaDir/e.webp")
     for name in ("b.png", "a.jpg", "deep/c.webp", "other/a.png", *hidden):
         save_rgb(tmp_path / name, make_picture(0))
-    for name in ("f.gif", "f.jp2"):
+    for name in ("f.gif", "f.HEIC"):
         (tmp_path / name).touch()
     (tmp_path / "film.MP4").touch()
     (tmp_path / "notes.txt").touch()
@@ -249,7 +250,7 @@ def test_what_inputs_mean(make_picture, save_rgb, tmp_path, caplog):
         return [path.name for path in list_sources(str(tmp_path / entry) for entry in given)]
 
     assert names("") == ["a.jpg", "b.png", "film.MP4"]
-    assert "files of other kinds are left out: .gif, .jp2" in caplog.text
+    assert "files of other kinds are left out: .gif, .heic, .txt" in caplog.text
     save_rgb(tmp_path / "other/film_000001.png", make_picture(0))
     with pytest.raises(ValueError, match="film.MP4 and .*film_000001.png would be written under one name"):
         names("", "other/film_000001.png")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,26 @@ class FreezableBackbone(Backbone):
     def set_grad_checkpointing(self) -> None:
         """Keep only the inputs of blocks, or of stages, for the backward pass."""
         raise NotImplementedError
+
+    def level_layers(self) -> dict[str, nn.Module]:
+        """Layers that serve one of the output's levels alone, by its name."""
+        return {}
+
+    def drop(self, level: str) -> None:
+        """Give this level of :meth:`level_layers` no more, and have no layers for it."""
+        raise NotImplementedError
+
+    def keep(self, trained: Collection[str], measured: Collection[str] = ()) -> None:
+        """Drop the levels that nobody reads, as parameters without a gradient break data parallelism.
+
+        Args:
+            trained: levels that a loss reads. measured: others to give as well; their own layers are frozen.
+        """
+        for level, layers in self.level_layers().items():
+            if level in measured and level not in trained:
+                layers.requires_grad_(False)
+            elif level not in trained:
+                self.drop(level)
 
 
 class CheckpointedStage(nn.Sequential):

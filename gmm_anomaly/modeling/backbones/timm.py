@@ -109,7 +109,7 @@ class TimmBackbone(FreezableBackbone):
         """x: (B, 3, H, W) normalised images -> {level: (B, F, H / stride, W / stride)}, rounded up, of
         ConvNeXt down."""
         features = dict(zip(self._names, self.model(x), strict=True))
-        return {level: self._finished(level, feature) for level, feature in features.items()}
+        return {level: self._finished(level, features[level]) for level in self._shapes}
 
     def _finished(self, level: str, feature: Tensor) -> Tensor:
         """Normed where that is wanted, and NCHW."""
@@ -125,6 +125,19 @@ class TimmBackbone(FreezableBackbone):
     @property
     def size_divisibility(self) -> int:
         return 0 if self.name.startswith(ANY_SIZE) else max(shape.stride for shape in self._shapes.values())
+
+    def level_layers(self) -> dict[str, nn.Module]:
+        if self.is_hrnet:
+            rows = self.model.stage4[-1].fuse_layers
+            return {level: rows[int(level[5:]) - 1] for level in self._shapes if level != "level0"}
+        return dict(self.output_norms or {})
+
+    def drop(self, level: str) -> None:
+        del self._shapes[level]
+        if self.is_hrnet:
+            self.model.stage4[-1].fuse_layers[int(level[5:]) - 1] = nn.ModuleList()
+        else:
+            del self.output_norms[level]
 
     def frozen_parts(self, freeze_at: int) -> list[Part]:
         """By the modules that give the model's last four feature levels.

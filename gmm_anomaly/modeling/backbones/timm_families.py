@@ -47,8 +47,9 @@ class SizedFusion(HighResolutionModule):
         x = [branch(feature) for branch, feature in zip(self.branches, x, strict=True)]
         fused = []
         for row, own in zip(self.fuse_layers, x, strict=True):
-            parts = [resize(fuse(feature), own.shape[-2:]) for fuse, feature in zip(row, x, strict=True)]
-            fused.append(self.fuse_act(sum(parts)))
+            # An empty row is that of a level that nobody reads.
+            parts = [resize(fuse(feature), own.shape[-2:]) for fuse, feature in zip(row, x, strict=False)]
+            fused.append(self.fuse_act(sum(parts)) if parts else own)
         return fused
 
 

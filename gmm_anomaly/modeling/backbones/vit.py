@@ -87,12 +87,7 @@ class VitBackbone(SimpleFeaturePyramid, FreezableBackbone):
             net=net, in_feature="last", out_channels=out_channels, scale_factors=list(LEVELS.values())
         )
         self.name, self.hub = name, f"timm:{name}"
-        # Levels that nobody reads go: parameters without a gradient break data parallelism.
-        self._out_features = [level for level in LEVELS if level in levels or not levels]
-        stages = dict(zip(LEVELS, self.stages, strict=True))
-        self.stages = [stages[level] for level in self._out_features]
-        for level in set(LEVELS) - set(self._out_features):
-            delattr(self, f"simfp_{level.removeprefix('p')}")
+        self.keep(levels or LEVELS)
         if "last" in levels:
             self._out_features.append("last")
             self.stages.append(nn.Identity())
@@ -101,6 +96,15 @@ class VitBackbone(SimpleFeaturePyramid, FreezableBackbone):
     @property
     def size_divisibility(self) -> int:
         return STRIDE
+
+    def level_layers(self) -> dict[str, nn.Module]:
+        layers = dict(zip(self._out_features, self.stages, strict=True))
+        return {level: layers[level] for level in LEVELS if level in layers}
+
+    def drop(self, level: str) -> None:
+        delattr(self, f"simfp_{level.removeprefix('p')}")
+        del self.stages[self._out_features.index(level)]
+        self._out_features.remove(level)
 
     def frozen_parts(self, freeze_at: int) -> list[Part]:
         vit = self.net.vit
