@@ -109,12 +109,6 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's own constructor cannot build a distributed model on the CPU, or use mixed precision
         # there.
         TrainerBase.__init__(self)
-        reference, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
-        if reference < 0 or reference and batch % reference:
-            raise ValueError(
-                "SOLVER.REFERENCE_WORLD_SIZE: expected a number of processes that SOLVER.IMS_PER_BATCH "
-                f"({batch}) is a multiple of, or 0, found {reference}"
-            )
         self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.segmentor = model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
