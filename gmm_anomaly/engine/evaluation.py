@@ -91,6 +91,10 @@ def evaluate(cfg: CfgNode, model: nn.Module, *, iteration: int | None = None) ->
             results[name] = found
     if results:
         logger.info("Results\n%s", format_results(results))
-        write_results(results, cfg.OUTPUT_DIR, iteration=iteration, weights=cfg.MODEL.WEIGHTS)
+        unseen = getattr(getattr(model, "classifier", None), "unseen_classes", [])
+        context = {"iteration": iteration, "weights": cfg.MODEL.WEIGHTS} | (
+            {"unseen_classes": unseen} if unseen else {}
+        )
+        write_results(results, cfg.OUTPUT_DIR, **context)
         logger.info("Results are in %s", Path(cfg.OUTPUT_DIR) / "results.json")
     return results

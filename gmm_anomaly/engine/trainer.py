@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import weakref
 from pathlib import Path
@@ -34,6 +35,8 @@ from .health_hook import health_hooks
 from .hooks import BestCheckpoint, CheckpointHook, EMHook, PrototypeHook, StepSeeds
 from .launch import Interrupted, Interruption
 from .train_loop import TrainLoop
+
+logger = logging.getLogger(__name__)
 
 # What the names of a backbone's parameters contain, in the two meta-architectures.
 BACKBONES = ("backbone.", "pixel_level_module.encoder.")
@@ -181,6 +184,13 @@ class Trainer(DefaultTrainer):
                 self._trainer._data_loader_iter_obj = None
 
     def _evaluate(self) -> dict[str, Any]:
+        bank = getattr(self.segmentor, "bank", None)
+        if bank is not None and not bank.is_fitted:
+            logger.warning(
+                "Not evaluated at iteration %d: no class has a mixture before "
+                "MODEL.GMM.WARM_START_FEATURES of its features are there", self.iter,
+            )  # fmt: skip
+            return {}
         # After the last step Detectron2 has already counted it.
         done = min(self.iter + 1, self.max_iter)
         is_saved = self._checkpoints.saved == done - 1

@@ -200,10 +200,11 @@ class GaussianMixtureBank(GaussianMixtures):
         self._recorded.clear()
 
     @torch.no_grad()
-    def commit(self) -> None:
-        """Move recorded batches into the memory, oldest first.
+    def commit(self, least: int | None = None) -> None:
+        """Move recorded batches into the memory, oldest first; start the classes that are ready for it.
 
         Collective over the ranks, which must have recorded as many batches (one per forward pass) each.
+        ``least``: features that make a class ready, in place of ``warm_start_features``.
         """
         for features, labels, component in self._recorded:
             present = torch.zeros(self.num_classes + 1, dtype=torch.int32, device=labels.device)
@@ -216,7 +217,7 @@ class GaussianMixtureBank(GaussianMixtures):
                 self.warm_start.add_batch(features, waiting, self.samples_per_update * self.num_components)
         self._recorded.clear()
         if self.warm_start is not None and not self._all_started:
-            for index in self.warm_start.ready_classes(~self.started):
+            for index in self.warm_start.ready_classes(~self.started, least):
                 self.initialise(index, self.warm_start.take(index))
             self._all_started = bool(self.started.all())
 

@@ -88,10 +88,11 @@ class WarmStartBuffer(nn.Module):
         self.count.copy_((self.count + valid.sum(1)).clamp(max=self.capacity))
 
     @torch.no_grad()
-    def ready_classes(self, waiting: Tensor) -> list[int]:
-        """Classes that the ranks together can initialise. waiting: (C,) bool, the same on every rank."""
+    def ready_classes(self, waiting: Tensor, least: int | None = None) -> list[int]:
+        """Classes of which the ranks together have ``least`` features, by default the capacity. waiting: (C,)
+        bool, the same on every rank."""
         total = collectives.sum_over_ranks(self.count.clone())
-        return (waiting & (total >= self.capacity)).nonzero().flatten().tolist()
+        return (waiting & (total >= (least or self.capacity))).nonzero().flatten().tolist()
 
     @torch.no_grad()
     def take(self, index: int) -> Tensor:

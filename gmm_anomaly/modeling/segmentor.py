@@ -63,7 +63,7 @@ def compiled_pixel_features(backend: str = "inductor") -> PixelFeatures:
     """
     # Dropout draws the numbers that it draws without, so that a run can be compared with one not compiled.
     options = {"fallback_random": True} if backend == "inductor" else None
-    # One graph for any size takes too long to trace: "SAME" padding depends on the sizes of all layers before.
+    # One graph for any size takes too long to trace: "SAME" padding depends on the sizes of all layers.
     return torch.compile(pixel_features, backend=backend, options=options, dynamic=False)
 
 

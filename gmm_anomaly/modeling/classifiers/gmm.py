@@ -111,7 +111,7 @@ class GMMClassifier(PixelClassifier):
         self.assignment = assignment
         self.sinkhorn = sinkhorn_iterations, sinkhorn_epsilon
         self.loss_average = loss_average
-        self._left_out: list[int] = []
+        self._left_out: list[str] = []
         self._warned_without_hook = False
         if guide_weight or logits_from == "softmax":
             guide = SoftmaxClassifier(
@@ -212,20 +212,24 @@ class GMMClassifier(PixelClassifier):
         contrasted = known & self.bank.started[index]
         return torch.where(contrasted, index * self.bank.num_components + assignment, IGNORED_COMPONENT)
 
+    @property
+    def unseen_classes(self) -> list[str]:
+        """Names (indices, where there are none) of the classes that were never fitted: predictions leave them
+        out."""
+        left_out = (~self.bank.known_classes).nonzero()[:, 0].tolist()
+        return [self.class_names[index] if self.class_names else str(index) for index in left_out]
+
     def _warn_of_unseen_classes(self) -> None:
-        """Name the classes that predictions leave out, whenever these change. Without any fitted class the
-        bank itself refuses."""
-        known = self.bank.known_classes
-        left_out = (~known).nonzero()[:, 0].tolist() if bool(known.any()) else []
-        if left_out and left_out != self._left_out:
-            names = [self.class_names[index] if self.class_names else str(index) for index in left_out]
+        """Whenever they change. Without any fitted class the bank itself refuses."""
+        names = self.unseen_classes if self.bank.is_fitted else []
+        if names and names != self._left_out:
             logger.warning(
                 "the mixtures of %d of %d classes were never fitted, for too few of their pixels were seen; "
                 "predictions and scores leave them out: %s. Train longer or with images that have them, or "
                 "lower MODEL.GMM.WARM_START_FEATURES",
-                len(left_out), self.num_classes, ", ".join(names),
+                len(names), self.num_classes, ", ".join(names),
             )  # fmt: skip
-        self._left_out = left_out
+        self._left_out = names
 
 
 def _check(key: str, value: str, known: Collection[str]) -> None:
