@@ -215,8 +215,8 @@ def _add_gmm(cfg: CN) -> None:
     # iterations and after the last one (0: never): of four labelled images of the first closed set in
     # DATASETS.TEST, or of the training set if there is none.
     cfg.MODEL.GMM.HEALTH_PERIOD = 500
-    # Start that does not starve rare classes: k-means for the first components, misclassified pixels enter a
-    # component's memory until it holds 400 features, and the LayerNorm over classes starts with weight 3.
+    # With an empty memory rare classes would starve: k-means for the first components, misclassified pixels
+    # enter a component's memory until it holds 400 features, the LayerNorm over classes starts with weight 3.
     # False: only correctly classified pixels are stored, random first means, constant momentum, weight 1, no
     # guide, as in the paper, but with a memory that starts empty; see RULES.
     cfg.MODEL.GMM.WARM_START = True

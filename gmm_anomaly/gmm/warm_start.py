@@ -1,8 +1,9 @@
 """Starting a class's mixture from its data instead of at random.
 
-Random first means attract whatever lies near them, classes without a correct pixel never store one, and so
-rare classes stay random. Here a class waits until it has seen enough labelled features; spherical k-means
-then gives its components means, scales and a first content of their memories.
+In a memory that starts empty, classes without a correct pixel never store one, and so rare classes stay
+random (the released GMMSeg code has random vectors in it, which count). Here a class waits until it has seen
+enough labelled features; spherical k-means then gives its components means, scales and a first content of
+their memories.
 """
 
 from __future__ import annotations

@@ -106,6 +106,8 @@ def test_keys_of_detectron2_that_have_no_effect_are_named(caplog):
         build_config(DEMO, [*TINY, "MODEL.RPN.NMS_THRESH", 0.5, "INPUT.MIN_SIZE_TRAIN", (640,)])
     (line,) = [record.getMessage() for record in caplog.records if "no effect" in record.getMessage()]
     assert line.endswith(": MODEL.RPN.NMS_THRESH, INPUT.MIN_SIZE_TRAIN")
+    build_config(DEMO, [*TINY, "MODEL.GMM.WARM_START", False])
+    assert "no effect here: MODEL.GMM.GUIDE_WEIGHT" in caplog.text
     caplog.clear()
     for file in (ROOT / "configs").glob("*/*gmm.yaml"):
         build_config(str(file), ["MODEL.DEVICE", "cpu"])
@@ -117,6 +119,8 @@ def test_a_classifier_alone_is_a_config(monkeypatch):
     keys = ["MODEL.CLASSIFIER.NAME", "softmax", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", "~/run"]
     cfg = build_config("", keys)
     assert cfg.TEST.SCORES == [] and cfg.OUTPUT_DIR == "/home/me/run"
+    (found,) = build_model(cfg).eval()([{"image": torch.zeros(3, 64, 70)}])
+    assert list(found["anomaly_scores"]) == ["msp", "max_logit", "energy", "entropy"]
 
 
 def test_a_checkpoint_predicts_the_same_without_memory_and_pretrained_weights(tmp_path):
