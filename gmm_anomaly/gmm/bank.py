@@ -33,8 +33,7 @@ class GaussianMixtureBank(GaussianMixtures):
             ones of the correctly classified pixels, over all ranks. At most ``memory_size``.
         momentum_mean: ``mean <- m * mean + (1 - m) * direction of the stored features``.
         momentum_scale: likewise for the standard deviations.
-        variance_floor: added to every variance; at least 1e-6, below which densities lose all digits.
-        reduction: see :func:`class_log_density`.
+        variance_floor: added to every variance, 1e-6 or more. reduction: see :func:`class_log_density`.
         fill_slots: misclassified pixels enter a component's memory too until it holds so many (0: never).
         warm_start_features: a class's components start from k-means over so many of its features (0: from
             random directions with unit scales).

@@ -74,10 +74,8 @@ def check_compiler(device: str) -> None:
     else:
         # What torch's inductor calls.
         name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-        what, found = (
-            f"the C++ compiler {name} (or another one in CXX) and Python's headers",
-            shutil.which(name),
-        )
+        what = f"the C++ compiler {name} (or another one in CXX) and Python's headers"
+        found = shutil.which(name)
     if found is None:
         raise ValueError(
             f"MODEL.COMPILE: compiling for {device} needs {what}; install it or set MODEL.COMPILE False"

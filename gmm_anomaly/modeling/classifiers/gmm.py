@@ -48,8 +48,7 @@ class GMMClassifier(PixelClassifier):
         projection: "mlp" (1x1 convolution, norm, ReLU, 1x1 convolution), "linear" (one convolution),
             "released" (1x1 convolution, norm, ReLU; nothing where ``in_channels`` is D: the released code's)
             or "none" (the pixel features as they are, D channels).
-        norm: norm inside the projection, a Detectron2 norm name.
-        logit_scale: first weight of the LayerNorm over classes.
+        norm: of the projection, a Detectron2 name. logit_scale: first weight of the LayerNorm over classes.
         contrast_weight: weight of the component contrast loss (0.01 in the paper).
         guide_weight: weight of a softmax classifier's loss on the same pixel features, while training only;
             0 (the paper) has no such classifier.
@@ -59,8 +58,7 @@ class GMMClassifier(PixelClassifier):
             classifier beside it, which learns only with a ``guide_weight``).
         sampled_contrast: contrast with vectors drawn from the mixtures; None (GMMSeg): none.
         assignment: of pixels to their class's components: "sinkhorn" (GMMSeg) or "em" (most responsible).
-        sinkhorn_iterations, sinkhorn_epsilon: see :func:`sinkhorn_assign`.
-        loss_average: see :func:`pixel_cross_entropy`.
+        sinkhorn_iterations, sinkhorn_epsilon: see :func:`sinkhorn_assign`. loss_average: "valid" or "all".
         class_names: of the C classes, for messages; None: their indices.
     """
 
@@ -127,10 +125,8 @@ class GMMClassifier(PixelClassifier):
             return F.normalize(self.feature_norm(pixels), dim=1)
 
     def logits(self, density: Tensor) -> Tensor:
-        """density: (N, C) class log-densities -> (N, C) logits.
-
-        At inference a class that was never fitted has the logit :data:`EXCLUDED`, and no part in the norm.
-        """
+        """density: (N, C) class log-densities -> (N, C) logits. At inference a class never fitted has
+        the logit :data:`EXCLUDED`, and no part in the norm."""
         known = self.bank.known_classes
         if self.training or bool(known.all()):
             return self.class_norm(density)
@@ -214,8 +210,7 @@ class GMMClassifier(PixelClassifier):
 
     @property
     def unseen_classes(self) -> list[str]:
-        """Names (indices, where there are none) of the classes that were never fitted: predictions leave them
-        out."""
+        """Names, or else indices, of the classes that were never fitted: predictions leave them out."""
         left_out = (~self.bank.known_classes).nonzero()[:, 0].tolist()
         return [self.class_names[index] if self.class_names else str(index) for index in left_out]
 
