@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "synthetic" / "effnetlite0_deeplabv3plus_{}.yaml"
@@ -51,6 +52,20 @@ def trained(train_net, tmp_path_factory):
     output = tmp_path_factory.mktemp("trained") / "run"
     train_net(command_line(output, flags=("--num-gpus", 0)))
     return output
+
+
+@pytest.mark.parametrize("start", [("MODEL.GMM.WARM_START", False), ("MODEL.GMM.WARM_START_FEATURES", 9999)])
+def test_the_shortest_training_is_evaluated_and_names_unseen_classes(train_net, tmp_path, start):
+    output = tmp_path / "run"
+    more = ("SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 1, *start)
+    train_net(command_line(output, *more, flags=("--num-gpus", 0)))
+    results, log = json.loads((output / "results.json").read_text()), (output / "log.txt").read_text()
+    fitted = torch.load(output / "model_final.pth", weights_only=True)["model"]["classifier.bank.fitted"]
+    names = MetadataCatalog.get("synthetic_street_val").stuff_classes
+    unseen = [name for name, known in zip(names, fitted.any(1), strict=True) if not known]
+    assert 0 < len(unseen) < 10 and results["unseen_classes"] == unseen and results["iteration"] == 2
+    assert f"leave them out: {', '.join(unseen)}." in log
+    assert ("Not evaluated at iteration 0" in log) == (start[0] != "MODEL.GMM.WARM_START")
 
 
 def test_training_leaves_what_it_promises(trained):

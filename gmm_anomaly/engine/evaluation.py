@@ -133,7 +133,11 @@ def evaluate(cfg: CfgNode, model: nn.Module, *, iteration: int | None = None) ->
             results[name] = found
     if results:
         logger.info("Results\n%s", format_results(results))
-        write_results(results, cfg.OUTPUT_DIR, iteration=iteration, weights=cfg.MODEL.WEIGHTS)
+        unseen = getattr(getattr(model, "classifier", None), "unseen_classes", [])
+        context = {"iteration": iteration, "weights": cfg.MODEL.WEIGHTS} | (
+            {"unseen_classes": unseen} if unseen else {}
+        )
+        write_results(results, cfg.OUTPUT_DIR, **context)
         path = Path(cfg.OUTPUT_DIR) / "results.json"
         logger.info("Results are in %s; weights: %s", path, cfg.MODEL.WEIGHTS or "not saved")
     return results

@@ -216,5 +216,8 @@ class FeatureDistanceHook(HookBase):
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         period = self.cfg.TEST.EVAL_PERIOD
+        bank = getattr(self.model, "bank", None)
+        if bank is not None and not bank.is_fitted:
+            return  # there is no evaluation either
         if done == self.trainer.max_iter or (period > 0 and done % period == 0):
             fit_feature_distance(self.cfg, self.model)

@@ -101,7 +101,11 @@ class EMHook(HookBase):
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
-        if iteration % self.interval == 0:
+        # A training ends with something to evaluate, were it the start of too few features.
+        hurry = iteration + 1 == self.trainer.max_iter and not self.bank.is_fitted
+        if hurry:
+            self.bank.commit(least=1)
+        if hurry or iteration % self.interval == 0:
             self.bank.update(momentum_mean=self.momentum(iteration / self.trainer.max_iter))
         else:
             self.bank.commit()

@@ -39,6 +39,8 @@ from .train_loop import ANEW, TrainLoop
 
 logger = logging.getLogger(__name__)
 
+logger = logging.getLogger(__name__)
+
 # What the names of a backbone's parameters contain, in the two meta-architectures.
 BACKBONES = ("backbone.", "pixel_level_module.encoder.")
 
@@ -222,6 +224,13 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def _evaluate(self) -> dict[str, Any]:
+        bank = getattr(self.segmentor, "bank", None)
+        if bank is not None and not bank.is_fitted:
+            logger.warning(
+                "Not evaluated at iteration %d: no class has a mixture before "
+                "MODEL.GMM.WARM_START_FEATURES of its features are there", self.iter,
+            )  # fmt: skip
+            return {}
         # After the last step Detectron2 has already counted it.
         done = min(self.iter + 1, self.max_iter)
         # Or was loaded, by a run that had ended.

@@ -33,8 +33,7 @@ class GaussianMixtureBank(GaussianMixtures):
             ones of the correctly classified pixels, over all ranks. At most ``memory_size``.
         momentum_mean: ``mean <- m * mean + (1 - m) * direction of the stored features``.
         momentum_scale: likewise for the standard deviations.
-        variance_floor: added to every variance; at least 1e-6, below which densities lose all digits.
-        reduction: see :func:`class_log_density`.
+        variance_floor: added to every variance, 1e-6 or more. reduction: see :func:`class_log_density`.
         fill_slots: misclassified pixels enter a component's memory too until it holds so many (0: never).
         warm_start_features: a class's components start from k-means over so many of its features (0: from
             random directions with unit scales).
@@ -200,10 +199,11 @@ class GaussianMixtureBank(GaussianMixtures):
         self._recorded.clear()
 
     @torch.no_grad()
-    def commit(self) -> None:
-        """Move recorded batches into the memory, oldest first.
+    def commit(self, least: int | None = None) -> None:
+        """Move recorded batches into the memory, oldest first; start the classes that are ready for it.
 
         Collective over the ranks, which must have recorded as many batches (one per forward pass) each.
+        ``least``: features that make a class ready, in place of ``warm_start_features``.
         """
         for features, labels, component in self._recorded:
             present = torch.zeros(self.num_classes + 1, dtype=torch.int32, device=labels.device)
@@ -216,7 +216,7 @@ class GaussianMixtureBank(GaussianMixtures):
                 self.warm_start.add_batch(features, waiting, self.samples_per_update * self.num_components)
         self._recorded.clear()
         if self.warm_start is not None and not self._all_started:
-            for index in self.warm_start.ready_classes(~self.started):
+            for index in self.warm_start.ready_classes(~self.started, least):
                 self.initialise(index, self.warm_start.take(index))
             self._all_started = bool(self.started.all())
 

@@ -1,8 +1,9 @@
 """Starting a class's mixture from its data instead of at random.
 
-Random first means attract whatever lies near them, classes without a correct pixel never store one, and so
-rare classes stay random. Here a class waits until it has seen enough labelled features; spherical k-means
-then gives its components means, scales and a first content of their memories.
+In a memory that starts empty, classes without a correct pixel never store one, and so rare classes stay
+random (the released GMMSeg code has random vectors in it, which count). Here a class waits until it has seen
+enough labelled features; spherical k-means then gives its components means, scales and a first content of
+their memories.
 """
 
 from __future__ import annotations
@@ -88,10 +89,11 @@ class WarmStartBuffer(nn.Module):
         self.count.copy_((self.count + valid.sum(1)).clamp(max=self.capacity))
 
     @torch.no_grad()
-    def ready_classes(self, waiting: Tensor) -> list[int]:
-        """Classes that the ranks together can initialise. waiting: (C,) bool, the same on every rank."""
+    def ready_classes(self, waiting: Tensor, least: int | None = None) -> list[int]:
+        """Classes of which the ranks together have ``least`` features, by default the capacity. waiting: (C,)
+        bool, the same on every rank."""
         total = collectives.sum_over_ranks(self.count.clone())
-        return (waiting & (total >= self.capacity)).nonzero().flatten().tolist()
+        return (waiting & (total >= (least or self.capacity))).nonzero().flatten().tolist()
 
     @torch.no_grad()
     def take(self, index: int) -> Tensor:

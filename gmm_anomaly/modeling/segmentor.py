@@ -63,7 +63,7 @@ def compiled_pixel_features(backend: str = "inductor") -> PixelFeatures:
     """
     # Dropout draws the numbers that it draws without, so that a run can be compared with one not compiled.
     options = {"fallback_random": True} if backend == "inductor" else None
-    # One graph for any size takes too long to trace: "SAME" padding depends on the sizes of all layers before.
+    # One graph for any size takes too long to trace: "SAME" padding depends on the sizes of all layers.
     return torch.compile(pixel_features, backend=backend, options=options, dynamic=False)
 
 
@@ -74,10 +74,8 @@ def check_compiler(device: str) -> None:
     else:
         # What torch's inductor calls.
         name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-        what, found = (
-            f"the C++ compiler {name} (or another one in CXX) and Python's headers",
-            shutil.which(name),
-        )
+        what = f"the C++ compiler {name} (or another one in CXX) and Python's headers"
+        found = shutil.which(name)
     if found is None:
         raise ValueError(
             f"MODEL.COMPILE: compiling for {device} needs {what}; install it or set MODEL.COMPILE False"

@@ -179,6 +179,8 @@ def test_a_classifier_alone_is_a_config(monkeypatch):
     cfg = build_config("", [*keys, "MODEL.BACKBONE.WEIGHTS", "~/w.pth"])
     assert cfg.TEST.SCORES == [] and cfg.OUTPUT_DIR == "/home/me/run"
     assert cfg.MODEL.BACKBONE.WEIGHTS == "/home/me/w.pth" and cfg.MODEL.WEIGHTS == ""
+    (found,) = build_model(build_config("", keys)).eval()([{"image": torch.zeros(3, 64, 70)}])
+    assert list(found["anomaly_scores"]) == ["msp", "max_logit", "energy", "entropy"]
 
 
 def test_a_checkpoint_predicts_the_same_without_memory_and_pretrained_weights(tmp_path):

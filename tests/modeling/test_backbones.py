@@ -212,14 +212,15 @@ def test_swin_agrees_with_transformers(build, shaken):
     network = shaken(transformers.SwinBackbone(transformers.SwinConfig(**shape, out_features=stages)))
     state = {}
     for name, value in network.state_dict().items():
-        stage = re.match(r"swin.encoder.layers.(\d)", name)
         for theirs, ours in (
             (r"hidden_states_norms.stage(\d)", lambda m: f"output_norms.level{int(m[1]) - 1}"),
             (r"swin.embeddings.patch_embeddings.projection", "model.patch_embed.proj"),
             (r"swin.embeddings.norm", "model.patch_embed.norm"),
-            (r"swin.encoder.layers.\d", f"model.layers_{int(stage[1]) + ('.downsample.' in name)}" if stage else ""),
-            (r"attention.relative_position_bias.relative", "attn.relative"), (r"attention.o_proj", "attn.proj"),
-            (r"attention.[qkv]_proj", "attn.qkv"), ("layernorm_before", "norm1"), ("layernorm_after", "norm2"),
+            (r"swin.encoder.layers.(\d).downsample", lambda m: f"model.layers_{int(m[1]) + 1}.downsample"),
+            (r"swin.encoder.layers.(\d)", r"model.layers_\1"),
+            (r"attention.relative_position_bias.relative", "attn.relative"),
+            (r"attention.o_proj", "attn.proj"), (r"attention.[qkv]_proj", "attn.qkv"),
+            ("layernorm_before", "norm1"), ("layernorm_after", "norm2"),
         ):  # fmt: skip
             name = re.sub(theirs, ours, name)
         state[name] = torch.cat([state[name], value]) if ".qkv." in name and name in state else value
@@ -243,11 +244,8 @@ def test_hrnet_adds_branches_as_mmsegmentation_does(build, shaken):
         for index, (fused, size) in enumerate(zip(found, sizes, strict=True)):
             expected = torch.zeros_like(own[index])
             for other, x in enumerate(own):
-                y = (
-                    module.fuse_layers[index][other][:2](x)
-                    if other > index
-                    else module.fuse_layers[index][other](x)
-                )
+                fuse = module.fuse_layers[index][other]
+                y = fuse[:2](x) if other > index else fuse(x)
                 if other > index:
                     options = {"mode": "bilinear", "align_corners": False}
                     y = torch.nn.functional.interpolate(y, scale_factor=2 ** (other - index), **options)

@@ -195,7 +195,7 @@ def test_backbones_give_what_their_shapes_say(overrides, strides):
          "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN"],
         ["MODEL.BACKBONE.NAME", "build_mit_backbone", "MODEL.DECODER.NAME", "SegFormerDecoder"],
         ["MODEL.TIMM.NAME", "resnet_test", "MODEL.DECODER.NAME", "UPerNetDecoder"],
-        ["MODEL.TIMM.NAME", "test_efficientnet"],
+        ["MODEL.TIMM.NAME", "efficientnet_lite0"],
         ["MODEL.TIMM.NAME", "hrnet_w18_small", "MODEL.DECODER.NAME", "OCRNetDecoder",
          "MODEL.DECODER.IN_FEATURES", ["level1", "level4"]],
         ["MODEL.TIMM.NAME", "swin_test", "MODEL.TIMM.OUT_INDICES", [0, 1, 2, 3]],

@@ -23,7 +23,7 @@ NORM_FREE_STAGES = ("swin", "convnext")
 # ("tf_...") pad each layer by the parity of its size: at multiples of 32 always as in training.
 ANY_SIZE = (
     "resnet", "resnext", "wide_resnet", "seresnet", "regnet", "convnext", "hrnet", "swin", "efficientnet",
-    "test_efficientnet", "mobilenet",
+    "mobilenet",
 )  # fmt: skip
 
 

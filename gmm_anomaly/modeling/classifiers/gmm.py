@@ -48,8 +48,7 @@ class GMMClassifier(PixelClassifier):
         projection: "mlp" (1x1 convolution, norm, ReLU, 1x1 convolution), "linear" (one convolution),
             "released" (1x1 convolution, norm, ReLU; nothing where ``in_channels`` is D: the released code's)
             or "none" (the pixel features as they are, D channels).
-        norm: norm inside the projection, a Detectron2 norm name.
-        logit_scale: first weight of the LayerNorm over classes.
+        norm: of the projection, a Detectron2 name. logit_scale: first weight of the LayerNorm over classes.
         contrast_weight: weight of the component contrast loss (0.01 in the paper).
         guide_weight: weight of a softmax classifier's loss on the same pixel features, while training only;
             0 (the paper) has no such classifier.
@@ -59,8 +58,7 @@ class GMMClassifier(PixelClassifier):
             classifier beside it, which learns only with a ``guide_weight``).
         sampled_contrast: contrast with vectors drawn from the mixtures; None (GMMSeg): none.
         assignment: of pixels to their class's components: "sinkhorn" (GMMSeg) or "em" (most responsible).
-        sinkhorn_iterations, sinkhorn_epsilon: see :func:`sinkhorn_assign`.
-        loss_average: see :func:`pixel_cross_entropy`.
+        sinkhorn_iterations, sinkhorn_epsilon: see :func:`sinkhorn_assign`. loss_average: "valid" or "all".
         class_names: of the C classes, for messages; None: their indices.
     """
 
@@ -111,7 +109,7 @@ class GMMClassifier(PixelClassifier):
         self.assignment = assignment
         self.sinkhorn = sinkhorn_iterations, sinkhorn_epsilon
         self.loss_average = loss_average
-        self._left_out: list[int] = []
+        self._left_out: list[str] = []
         self._warned_without_hook = False
         if guide_weight or logits_from == "softmax":
             guide = SoftmaxClassifier(
@@ -127,10 +125,8 @@ class GMMClassifier(PixelClassifier):
             return F.normalize(self.feature_norm(pixels), dim=1)
 
     def logits(self, density: Tensor) -> Tensor:
-        """density: (N, C) class log-densities -> (N, C) logits.
-
-        At inference a class that was never fitted has the logit :data:`EXCLUDED`, and no part in the norm.
-        """
+        """density: (N, C) class log-densities -> (N, C) logits. At inference a class never fitted has
+        the logit :data:`EXCLUDED`, and no part in the norm."""
         known = self.bank.known_classes
         if self.training or bool(known.all()):
             return self.class_norm(density)
@@ -212,20 +208,23 @@ class GMMClassifier(PixelClassifier):
         contrasted = known & self.bank.started[index]
         return torch.where(contrasted, index * self.bank.num_components + assignment, IGNORED_COMPONENT)
 
+    @property
+    def unseen_classes(self) -> list[str]:
+        """Names, or else indices, of the classes that were never fitted: predictions leave them out."""
+        left_out = (~self.bank.known_classes).nonzero()[:, 0].tolist()
+        return [self.class_names[index] if self.class_names else str(index) for index in left_out]
+
     def _warn_of_unseen_classes(self) -> None:
-        """Name the classes that predictions leave out, whenever these change. Without any fitted class the
-        bank itself refuses."""
-        known = self.bank.known_classes
-        left_out = (~known).nonzero()[:, 0].tolist() if bool(known.any()) else []
-        if left_out and left_out != self._left_out:
-            names = [self.class_names[index] if self.class_names else str(index) for index in left_out]
+        """Whenever they change. Without any fitted class the bank itself refuses."""
+        names = self.unseen_classes if self.bank.is_fitted else []
+        if names and names != self._left_out:
             logger.warning(
                 "the mixtures of %d of %d classes were never fitted, for too few of their pixels were seen; "
                 "predictions and scores leave them out: %s. Train longer or with images that have them, or "
                 "lower MODEL.GMM.WARM_START_FEATURES",
-                len(left_out), self.num_classes, ", ".join(names),
+                len(names), self.num_classes, ", ".join(names),
             )  # fmt: skip
-        self._left_out = left_out
+        self._left_out = names
 
 
 def _check(key: str, value: str, known: Collection[str]) -> None:
