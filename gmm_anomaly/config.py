@@ -258,6 +258,8 @@ def _add_feature_distance(cfg: CN) -> None:
     # On what they are measured: levels of the backbone, and "embedding", what the classifier compares with
     # its classes (of "softmax" and "prototype" the decoder's features); empty: none.
     cfg.MODEL.FEATURE_DISTANCE.FEATURES = []
+    # Weights of these in the sum of their standardised distances; empty: 1 each.
+    cfg.MODEL.FEATURE_DISTANCE.WEIGHTS = []
     # Levels of the backbone as it was before training ("frozen": a copy stays in the model, of those parts
     # that MODEL.BACKBONE.FREEZE_AT does not freeze anyway), or as it was "trained".
     cfg.MODEL.FEATURE_DISTANCE.BACKBONE = "frozen"
@@ -355,8 +357,8 @@ def _add_test(cfg: CN) -> None:
     # largest of any other; "": none do.
     cfg.TEST.BEST_METRIC = ""
     # Post-processes of every score, in the order they are applied ("boundary_suppression",
-    # "dilated_smoothing", "gaussian_smoothing", "guided_filter"); each score is reported without and with
-    # them.
+    # "dilated_smoothing", "gaussian_smoothing", "guided_filter", "picture_level"); each score is reported
+    # without and with them.
     cfg.TEST.POSTPROCESS = []
     # Other lists for some data sets, by name, in a config file: {road_obstacle: []}. Smoothing erases objects
     # of less than about 10 pixels.

@@ -20,6 +20,8 @@ from tqdm import tqdm
 from gmm_anomaly.data import SegmentationMapper
 from gmm_anomaly.data.build import train_records
 from gmm_anomaly.data.mapper import test_augmentations
+from gmm_anomaly.data.pairing import Record
+from gmm_anomaly.data.reading import image_size
 from gmm_anomaly.gmm.collectives import sum_over_ranks
 from gmm_anomaly.modeling.feature_distance import features_by_name
 from gmm_anomaly.modeling.inference import transformed
@@ -44,13 +46,26 @@ class LabelledImages(Dataset[dict[str, Any]]):
         self.records = [record for part in train_records(cfg).values() for record in part]
         options = SegmentationMapper.from_config(cfg, True) | {"augmentations": test_augmentations(cfg)}
         self.mapper = SegmentationMapper(**options)
+        self.resize = options["augmentations"]
 
     def __len__(self) -> int:
         return len(self.records)
 
     def evenly_spaced(self, count: int) -> list[int]:
-        """At most ``count`` evenly spaced images, by index."""
-        return np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)).tolist()
+        """At most ``count`` evenly spaced images, by index, of those that are not enlarged, if there are any:
+        test images are not blurred."""
+        pool = [index for index, record in enumerate(self.records) if not self._is_enlarged(record)]
+        pool = pool or list(range(len(self)))
+        steps = np.unique(np.linspace(0, len(pool) - 1, min(count, len(pool))).astype(int))
+        return [pool[step] for step in steps]
+
+    def _is_enlarged(self, record: Record) -> bool:
+        if not self.resize:
+            return False
+        (resize,) = self.resize
+        height, width = image_size(record)
+        shorter = resize.short_edge_length[0]
+        return resize.get_output_shape(height, width, shorter, resize.max_size)[0] > height
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         mapped = self.mapper(self.records[index])
@@ -87,10 +102,11 @@ def fit_feature_distance(cfg: CfgNode, model: nn.Module) -> None:
     """Fit the model's :class:`FeatureDistance` and :class:`MaxLogitMoments`, where it has them, and keep them
     in the model.
 
-    ``MODEL.FEATURE_DISTANCE.NUM_IMAGES`` evenly spaced images of ``DATASETS.TRAIN``, unaugmented, in
-    evaluation mode, at the sizes, scales and in the windows that test images are seen in;
-    ``PIXELS_PER_IMAGE`` labelled pixels of each for the distances, all of them for the logits.
-    Deterministic. Collective: every rank must call, each takes its share of the images.
+    ``MODEL.FEATURE_DISTANCE.NUM_IMAGES`` evenly spaced images of ``DATASETS.TRAIN``, of those that need not
+    be enlarged to the test images' size if there are such, unaugmented, in evaluation mode, at the sizes,
+    scales and in the windows that test images are seen in; ``PIXELS_PER_IMAGE`` labelled pixels of each for
+    the distances, all of them for the logits. Deterministic. Collective: every rank must call, each takes its
+    share of the images.
 
     Raises:
         ValueError: no labelled pixel in those images.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
+from math import ceil
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from gmm_anomaly.modeling.classifiers import GMMClassifier, PrototypeClassifier
 from gmm_anomaly.modeling.inference import FEATURES
 from gmm_anomaly.modeling.segmentor import AnomalySegmentor
 from gmm_anomaly.postprocess.guided_filter import filter_by_guide
+from gmm_anomaly.postprocess.picture_level import without_level
 from gmm_anomaly.scores import PixelOutputs
 
 
@@ -27,8 +30,9 @@ class ExportableSegmentor(nn.Module):
     the same numbers and that exporters can follow.
 
     Args:
-        model: trained, a pixel classifier's (not a mask model), that looks at a whole image once.
-        score: one of the model's scores; of the post-processes "guided_filter" may follow it.
+        model: trained, a pixel classifier's (not a mask model), that looks at a whole image, at one or more
+            scales.
+        score: one of the model's scores; "guided_filter" and "picture_level" may follow it.
         image_format: the channel order the model was trained on, "RGB" or "BGR".
 
     Attributes:
@@ -44,14 +48,17 @@ class ExportableSegmentor(nn.Module):
         super().__init__()
         _require_exportable(model, score)
         name, *chain = score.split("+")
-        self.score, self.guided = model.scoring.scores[name], chain == ["guided_filter"]
+        self.score, self.chain = model.scoring.scores[name], chain
         self.score_on_features = model.inference.score_on == FEATURES
+        # Whole numbers, so that exporters can follow the sizes.
+        self.scales = [Fraction(scale).limit_denominator(10000) for scale in model.inference.scales]
         self.reversed_channels = image_format == "BGR"
         self.divisor = max(1, int(model.backbone.size_divisibility))
         strides = [int(shape.stride) for shape in model.backbone.output_shape().values()]
         # torch.export holds a map of one row or column for a special case; 32: there may be one inside.
         largest = max(self.divisor, *strides, 32)
         self.min_side = largest + 1 if self.divisor >= largest else 2 * largest
+        self.min_side = ceil(self.min_side / min(*self.scales, 1))
         model = copy.deepcopy(model).eval().cpu().float().requires_grad_(False)
         model.compiled = False
         # Whether a tensor of open size has another layout is not to be known.
@@ -87,11 +94,40 @@ class ExportableSegmentor(nn.Module):
         model = self.model
         image = image.flip(1) if self.reversed_channels else image
         normal = model.normalised({"image": image})
-        height, width = normal.shape[-2:]
+        looks = [self._look(normal, scale) for scale in self.scales]
+        outputs = looks[0]
+
+        def mean(maps: list[Tensor | None]) -> Tensor | None:
+            return None if maps[0] is None else sum(maps) / len(maps)
+
+        logits = mean([look.logits for look in looks])
+        distance = mean([look.feature_distance for look in looks])
+        if self.score_on_features:
+            # Each look's score is there instead of its distance.
+            score = distance
+        else:
+            density = mean([look.log_density for look in looks])
+            score = self.score(
+                replace(outputs, logits=logits, log_density=density, feature_distance=distance)
+            )
+        for postprocess in self.chain:
+            guided = postprocess == "guided_filter"
+            score = filter_by_guide(score, image.float() / 255) if guided else without_level(score)
+        return logits.argmax(dim=1), score.float()
+
+    def _look(self, normal: Tensor, scale: Fraction) -> PixelOutputs:
+        """normal: (B, 3, H, W) -> what the network says of it at a scale, maps of its height and width. Where
+        scores are computed on features, the score is in the place of the distances."""
+        full = normal.shape[-2:]
+        height, width = full
+        if scale != 1:
+            up, down = scale.numerator, scale.denominator
+            height, width = ((2 * length * up + down) // (2 * down) for length in full)
+            normal = F.interpolate(normal, size=(height, width), mode="bilinear", align_corners=False)
         # Not -height % divisor: exporters see in this form that strides divide the padded size.
         padded_height = (height + self.divisor - 1) // self.divisor * self.divisor
         padded_width = (width + self.divisor - 1) // self.divisor * self.divisor
-        outputs = model.score_inputs(F.pad(normal, (0, padded_width - width, 0, padded_height - height)))
+        outputs = self.model.score_inputs(F.pad(normal, (0, padded_width - width, 0, padded_height - height)))
 
         def restored(maps: Tensor | None) -> Tensor | None:
             if maps is None:
@@ -100,22 +136,21 @@ class ExportableSegmentor(nn.Module):
             maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
             # Not a slice: exporters would ask how its layout compares with the padded one's.
             rows, columns = (torch.arange(length, device=maps.device) for length in (height, width))
-            return maps.index_select(2, rows).index_select(3, columns)
+            maps = maps.index_select(2, rows).index_select(3, columns)
+            return (
+                maps if scale == 1 else F.interpolate(maps, size=full, mode="bilinear", align_corners=False)
+            )
 
         logits, density = outputs.logits, outputs.log_density
         distance = None if outputs.feature_distance is None else outputs.feature_distance[:, None]
-        segmentation = restored(logits).argmax(dim=1)
-        if not self.score_on_features:
-            logits, density, distance = restored(logits), restored(density), restored(distance)
-        elif distance is not None:
-            distance = F.interpolate(distance, size=logits.shape[-2:], mode="bilinear", align_corners=False)
-        distance = None if distance is None else distance[:, 0]
-        score = self.score(replace(outputs, logits=logits, log_density=density, feature_distance=distance))
         if self.score_on_features:
-            score = restored(score[:, None])[:, 0]
-        if self.guided:
-            score = filter_by_guide(score, image.float() / 255)
-        return segmentation, score.float()
+            if distance is not None:
+                size = logits.shape[-2:]
+                distance = F.interpolate(distance, size=size, mode="bilinear", align_corners=False)[:, 0]
+            distance = self.score(replace(outputs, feature_distance=distance))[:, None]
+        logits, density, distance = restored(logits), restored(density), restored(distance)
+        distance = None if distance is None else distance[:, 0]
+        return replace(outputs, logits=logits, log_density=density, feature_distance=distance)
 
 
 def _require_exportable(model: nn.Module, score: str) -> None:
@@ -126,18 +161,18 @@ def _require_exportable(model: nn.Module, score: str) -> None:
             f"{type(model).__name__} cannot be exported; only pixel classifiers can "
             '(MODEL.META_ARCHITECTURE "AnomalySegmentor")'
         )
-    elif "+" in score.removesuffix("+guided_filter"):
+    elif not set(score.split("+")[1:]) <= {"guided_filter", "picture_level"}:
         wrong = (
-            f"of post-processes guided_filter alone can be part of a network, found {score!r}; export the "
-            f"score {score.split('+')[0]!r} and apply the others to its maps"
+            "of post-processes guided_filter and picture_level alone can be part of a network, found "
+            f"{score!r}; export the score {score.split('+')[0]!r} and apply the others to its maps"
         )
     elif model.inference.window is not None:
         wrong = (
             "sliding windows are not part of a network; set TEST.SLIDING_WINDOW.ENABLED False, and cut "
             "images into windows outside"
         )
-    elif model.inference.looks != [(1.0, False)]:
-        wrong = "several looks at an image are no one network; set TEST.AUG.ENABLED False"
+    elif model.inference.flip:
+        wrong = "looks at mirrored images are not part of a network; set TEST.AUG.FLIP False"
     if wrong:
         raise ValueError(f"export: {wrong}")
 

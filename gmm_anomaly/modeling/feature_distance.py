@@ -24,7 +24,7 @@ EMBEDDING = "embedding"
 
 class FeatureDistance(nn.Module):
     """Mahalanobis distances on levels of the backbone, frozen or as it was trained, and on the embedding:
-    log-distances, standardised on the training set, summed over the levels.
+    log-distances, standardised on the training set, and their weighted sum over the levels.
 
     Everything is fitted after training (``gmm_anomaly.engine.feature_distance``); nothing here learns by
     gradient.
@@ -37,6 +37,10 @@ class FeatureDistance(nn.Module):
             directions of the embedding unused; a single one measures in these too.
         hybrid_with: what of the classifier the score "hybrid" adds: its "density", where it has one, or the
             "energy" of its logits.
+        weights: of the levels in the sum; empty: 1 each.
+
+    Raises:
+        ValueError: an argument that cannot be, with its config key.
     """
 
     log_mean: Tensor
@@ -49,8 +53,14 @@ class FeatureDistance(nn.Module):
         *,
         components: int = 0,
         hybrid_with: str = "density",
+        weights: Sequence[float] = (),
     ) -> None:
         super().__init__()
+        if weights and (len(weights) != len(shapes) or min(weights) <= 0):
+            raise ValueError(
+                "MODEL.FEATURE_DISTANCE.WEIGHTS: expected a positive number for each of FEATURES "
+                f"({', '.join(shapes)}), or none, found {list(weights)}"
+            )
         if components < 0:
             raise ValueError(
                 f"MODEL.FEATURE_DISTANCE.COMPONENTS: expected 0 (one a class) or more, found {components}"
@@ -61,6 +71,7 @@ class FeatureDistance(nn.Module):
             )
         self.by_class, self.hybrid_with = components == 0, hybrid_with
         self.names = list(shapes)
+        self.weights = [float(weight) for weight in weights] or [1.0] * len(shapes)
         self.finest = min(shapes, key=lambda name: shapes[name].stride)
         means = num_classes if self.by_class else components
         self.levels = nn.ModuleDict(
@@ -136,7 +147,8 @@ class FeatureDistance(nn.Module):
         total = 0
         for index, (name, feature) in enumerate(features.items()):
             standard = (self.log_distance(name, feature) - self.log_mean[index]) / self.log_std[index]
-            total = total + F.interpolate(standard[:, None], size=size, mode="bilinear", align_corners=False)
+            standard = self.weights[index] * standard[:, None]
+            total = total + F.interpolate(standard, size=size, mode="bilinear", align_corners=False)
         return total
 
 
@@ -179,6 +191,7 @@ def build_feature_distance(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> Featur
         cfg.MODEL.CLASSIFIER.NUM_CLASSES,
         components=keys.COMPONENTS,
         hybrid_with=keys.HYBRID_WITH,
+        weights=keys.WEIGHTS,
     )
 
 

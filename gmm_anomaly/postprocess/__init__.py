@@ -1,7 +1,7 @@
 """Post-processes of anomaly scores. Importing this package registers all of them; it needs torch and fvcore
 only."""
 
-from . import boundary_suppression, guided_filter, smoothing  # noqa: F401  (registration)
+from . import boundary_suppression, guided_filter, picture_level, smoothing  # noqa: F401  (registration)
 from .registry import (
     POSTPROCESS_REGISTRY,
     PostProcess,

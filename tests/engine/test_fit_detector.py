@@ -22,6 +22,7 @@ from gmm_anomaly.engine.fit_detector import CONFIG, fit_detector, frame_files
 from gmm_anomaly.gmm.tied_gaussians import SHRINKAGE
 from gmm_anomaly.postprocess.guided_filter import filter_by_guide
 
+NAME = "feature_distance+guided_filter+picture_level"
 # Random weights: what is found does not matter here.
 TINY = [
     "MODEL.DEVICE", "cpu", "MODEL.TIMM.NAME", "test_efficientnet", "MODEL.BACKBONE.WEIGHTS", "",
@@ -118,12 +119,12 @@ def test_scores_are_the_formula(streets):
     small = torch.from_numpy(small).view(1, 1, *queries.shape[1:])
     expected = F.interpolate(small, size=(96, 160), mode="bilinear")[0, 0, :90]
     scores = outputs["anomaly_scores"]
-    assert list(scores) == ["feature_distance", "feature_distance+guided_filter"]
+    assert list(scores) == ["feature_distance", NAME]
     assert torch.equal(outputs["anomaly_score"], scores["feature_distance"])
     torch.testing.assert_close(scores["feature_distance"].double(), expected, rtol=1e-3, atol=5e-3)
     guide = torch.from_numpy(streets[0].transpose(2, 0, 1) / 255.0)
     torch.testing.assert_close(
-        scores["feature_distance+guided_filter"].double(),
+        scores[NAME].double(),
         filter_by_guide(expected, guide),
         rtol=1e-3,
         atol=1e-2,
@@ -157,7 +158,7 @@ def test_one_file_holds_all_of_it(detector, streets, tmp_path):
     again = AnomalyDetector.load(path, device="cpu")
     for street in streets[::3]:
         ours, theirs = detector.predict(street), again.predict(street)
-        assert ours.score.shape == street.shape[:2] and ours.score_name == "feature_distance+guided_filter"
+        assert ours.score.shape == street.shape[:2] and ours.score_name == NAME
         assert ours.score_name == theirs.score_name
         np.testing.assert_array_equal(ours.score, theirs.score)
     assert len(again.predict(streets[:2])) == 2
@@ -195,5 +196,5 @@ def test_the_exported_file_is_equal(detector, streets, tmp_path, format):
 
     found = export(detector, tmp_path / "detector.onnx", format=format, images=streets[:2])
     assert found["fixed_size"] is None, found["fixed_because"]
-    assert found["metadata"]["score"] == "feature_distance+guided_filter"
+    assert found["metadata"]["score"] == NAME
     assert found["max_relative_error"] < 1e-3

@@ -96,7 +96,7 @@ def test_what_is_no_network_is_refused(tiny):
     for overrides, score, message in (
         ([], "msp+gaussian_smoothing", "post-processes"),
         (["TEST.SLIDING_WINDOW.ENABLED", True], "msp", r"TEST\.SLIDING_WINDOW\.ENABLED False"),
-        (["TEST.AUG.ENABLED", True], "msp", r"TEST\.AUG\.ENABLED False"),
+        (["TEST.AUG.ENABLED", True], "msp", r"TEST\.AUG\.FLIP False"),
     ):
         with pytest.raises(ValueError, match=message):
             ExportableSegmentor(tiny.model(*overrides, score="msp"), score)

@@ -10,7 +10,7 @@ import torch
 from gmm_anomaly.postprocess import get_postprocesses
 from gmm_anomaly.postprocess.guided_filter import filter_by_guide
 
-EPSILON = 1e-3
+EPSILON = 1e-4
 
 
 def boxes(height, width, radius):
@@ -62,7 +62,7 @@ def test_the_fast_form_solves_at_a_quarter_of_the_guides_size(sample):
     image = (guide * 255).round().astype(np.uint8)
     photo = image / 255.0
     small = enlarged([score, *photo], (6, 10))
-    # A thirtieth of 10 columns, rounded up, is a radius of 1.
+    # A 22nd of 10 columns, rounded up, is a radius of 1.
     slope = enlarged(by_formula(small[0], small[1:], 1), (24, 40))
     at_the_guides_size = (slope[:3] * photo).sum(0) + slope[3]
     guided = get_postprocesses(["guided_filter"])["guided_filter"]
