@@ -57,8 +57,7 @@ class Checkpointer(DetectionCheckpointer):
     _dispensable: tuple[str, ...] | None = None
     _adapted: Callable[[dict[str, Any]], dict[str, Any]] = dict
     # What is being loaded, for messages, and whether all of a training's state is.
-    _source = ""
-    _resumes = False
+    _source, _resumes = "", False
 
     def __init__(self, *args: Any, cfg: CfgNode | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -74,9 +73,8 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             OSError: it cannot be written; says how much room there is, and that earlier ones are intact.
         """
-        data = self._model_state(rings=not name.endswith(FINAL))
-        data.update({key: entry.state_dict() for key, entry in self.checkpointables.items()})
-        self._write(name, data | kwargs, resumable=True)
+        data = {key: entry.state_dict() for key, entry in self.checkpointables.items()} | kwargs
+        self._write(name, self._model_state(rings=not name.endswith(FINAL)) | data, resumable=True)
 
     def save_weights(self, name: str) -> None:
         """Write the model alone, as :meth:`save` does; ``--resume`` does not see it."""
@@ -241,13 +239,12 @@ class Checkpointer(DetectionCheckpointer):
                     f"MODEL.CLASSIFIER.NUM_CLASSES is {len(own[name])}; use the config it was trained with, "
                     "or a backbone checkpoint without classifier"
                 )
-        complete = self._resumes or self._dispensable is not None
-        stored, what = checkpoint.get(BELONGS_TO), f"weights {self._source}"
-        other = require_same(stored, self.belongs_to, what, strict=complete)
+        stored, strict = checkpoint.get(BELONGS_TO), self._resumes or self._dispensable is not None
+        other = require_same(stored, self.belongs_to, f"weights {self._source}", strict=strict)
         # Of another size it is collected anew.
-        waiting = f"{TRAINING_STATE[1]}features"
+        waiting, count = (f"classifier.bank.warm_start.{part}" for part in ("features", "count"))
         if waiting in state and waiting in own and own[waiting].shape != state[waiting].shape:
-            del state[waiting], state[f"{TRAINING_STATE[1]}count"]
+            del state[waiting], state[count]
         for name in list(state):
             unneeded = self._dispensable is not None and name.startswith(self._dispensable)
             # Distances that were fitted before may be of other features than those that will be.

@@ -161,19 +161,13 @@ class AnomalyPredictor:
         closed = closed_set(cfg)
         names = closed.stuff_classes if closed else [f"class {index}" for index in range(count)]
         colors = closed and closed.get("stuff_colors") or distinct_colors(count)
+        file = cfg.MODEL.WEIGHTS
         predictor = cls(
-            model,
-            score,
-            image_format=cfg.INPUT.FORMAT,
-            resize=test_augmentations(cfg),
-            class_names=names,
-            class_colors=colors,
-            half=half,
-            min_area=min_area,
-            weights=cfg.MODEL.WEIGHTS or cfg.MODEL.MASK2FORMER.WEIGHTS,
-            weights_sha256=file_digest(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None,
+            model, score, image_format=cfg.INPUT.FORMAT, resize=test_augmentations(cfg), class_names=names,
+            class_colors=colors, half=half, min_area=min_area,
+            weights=file or cfg.MODEL.MASK2FORMER.WEIGHTS, weights_sha256=file_digest(file) if file else None,
             belongs_to=belongings(cfg, scores=True),
-        )
+        )  # fmt: skip
         if threshold is None and stored and stored["score"] == score:
             threshold = Threshold(**stored | {"weights_sha256": predictor.weights_sha256})
         if threshold is not None:
@@ -297,13 +291,8 @@ class AnomalyPredictor:
                 image=image,
                 score=output["anomaly_scores"][self.score].float().cpu().numpy(),
                 segmentation=output["sem_seg"].argmax(dim=0).to(torch.uint8).cpu().numpy(),
-                score_name=self.score,
-                class_names=self.class_names,
-                class_colors=self.class_colors,
-                threshold=self.threshold,
-                color_range=self.color_range,
-                min_area=self.min_area,
-                source=source,
+                score_name=self.score, class_names=self.class_names, class_colors=self.class_colors,
+                threshold=self.threshold, color_range=self.color_range, min_area=self.min_area, source=source,
             )
             for (image, source), output in zip(batch, outputs, strict=True)
-        ]
+        ]  # fmt: skip
