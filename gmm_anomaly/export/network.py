@@ -246,8 +246,7 @@ class FrozenMixtures(nn.Module):
         known = bank.known_classes
         of_known = known.repeat_interleave(self.components)
         self.register_buffer("constant", constant[of_known])
-        self.register_buffer("linear", table.linear[:, of_known])
-        self.register_buffer("quadratic", table.quadratic[:, of_known])
+        self.register_buffer("matrix", table.matrix[:, of_known])
         self.register_buffer("known", known.nonzero()[:, 0])
         self.class_norm = nn.LayerNorm(len(self.known), eps=norm.eps)
         self.class_norm.load_state_dict({"weight": norm.weight[known], "bias": norm.bias[known]})
@@ -259,7 +258,7 @@ class FrozenMixtures(nn.Module):
         pixels = projected.permute(0, 2, 3, 1).reshape(-1, self.dim)
         pixels = F.normalize(self.feature_norm(pixels), dim=1)
         density = class_log_density_of(
-            pixels, self.constant, self.linear, self.quadratic, self.components, self.reduction
+            pixels, self.constant, self.matrix, self.components, self.reduction
         ).contiguous()
         logits, log_density, embedding = (
             values.view(batch, height, width, -1).permute(0, 3, 1, 2)

@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import collectives
-from .density import GaussianMixtures
 from .memory import FeatureMemory
+from .mixtures import GaussianMixtures
 from .warm_start import WarmStartBuffer, spherical_kmeans
 
-# Densities are sums of terms of the size of 1 / variance, in single precision.
-LEAST_VARIANCE = 1e-6
+LEAST_VARIANCE = 1e-6  # densities are sums of terms of the size of 1 / variance, in single precision
 
 
 class GaussianMixtureBank(GaussianMixtures):
@@ -288,12 +287,13 @@ class GaussianMixtureBank(GaussianMixtures):
     def broadcast(self) -> None:
         """Give every rank the state of rank 0; call it once the model is built, wrapped and loaded.
 
-        Detectron2's trainer neither seeds the ranks alike nor broadcasts buffers. What others held in their
-        memories counts as lost; what waited there for a warm start is collected again.
+        Detectron2's trainer does neither seed the ranks alike nor broadcast buffers. What others remembered is
+        lost, what waited there for a warm start is collected again.
         """
         for name, buffer in self.named_buffers():
             if not name.startswith(("memory.", "warm_start.")):
                 collectives.broadcast_from_first(buffer)
+        self._tables.clear()  # written past the buffers' version numbers
         self.memory.broadcast()
         if self.warm_start is not None and collectives.rank() > 0:
             self.warm_start.count.zero_()

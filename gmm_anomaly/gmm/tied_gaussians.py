@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .collectives import gather_stack, sum_over_ranks
-from .density import UnfittedMixtureError
+from .mixtures import UnfittedMixtureError
 
 # Added to the covariance's diagonal, as a share of its mean: keeps directions without variance invertible.
 SHRINKAGE = 1e-2

@@ -146,3 +146,24 @@ def test_what_was_never_fitted_takes_no_part_outside_training():
     torch.testing.assert_close(density[:, :2], raw[:, :2, :2].amax(-1))
     assert density[:, 2].exp().tolist() == [0] * 20 and density.isfinite().all()
     assert bank.known_classes.tolist() == [True, True, False]
+
+
+def test_the_table_is_kept_until_the_mixtures_change(tmp_path):
+    bank = GaussianMixtureBank(num_classes=3, num_components=2, dim=4)
+    x = torch.nn.functional.normalize(torch.randn(5, 4), dim=1)
+
+    def fresh() -> torch.Tensor:
+        return component_log_prob(x, bank.unit_means, bank.scales)
+
+    assert torch.equal(bank.log_prob(x), fresh()) and bank.table()[0] is bank.table()[0]
+    stored = {name: value.clone() for name, value in bank.state_dict().items()}
+    for change in (
+        lambda: bank.means.copy_(torch.randn(3, 2, 4)),
+        lambda: bank.scales.mul_(2),
+        lambda: bank.fitted.fill_(True),
+        lambda: bank.load_state_dict(stored),
+        lambda: bank.double().float(),
+    ):
+        table = bank.table()[0]
+        change()
+        assert bank.table()[0] is not table and torch.equal(bank.log_prob(x), fresh())

@@ -1,0 +1,181 @@
+"""The mixtures of all classes as a module, with the table of their densities kept between EM steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .density import (
+    CACHED_DENSITIES,
+    EXCLUDED,
+    PIXELS_PER_CHUNK,
+    DensityTable,
+    check_shapes,
+    class_log_density,
+    class_log_density_of,
+    full_precision,
+    log_prob_of,
+)
+
+
+class UnfittedMixtureError(RuntimeError):
+    """A mixture that no EM step has touched was asked for densities outside training."""
+
+
+class GaussianMixtures(nn.Module):
+    """Mixtures of M diagonal Gaussians with uniform weights, one for each of C classes.
+
+    Args:
+        num_classes: C.
+        num_components: M components per class.
+        dim: D, dimensions of a feature.
+        reduction: how components make a class density, see :func:`class_log_density`.
+
+    Attributes:
+        means: (C, M, D) float32. They are normalised to unit length whenever they are used, never in place.
+            At first random directions, as in the released GMMSeg code.
+        scales: (C, M, D) float32 standard deviations, at first 1.
+        fitted: (C, M) bool, components that EM has set.
+
+    Raises:
+        ValueError: sizes that are not positive, unknown reduction.
+    """
+
+    means: Tensor
+    scales: Tensor
+    fitted: Tensor
+
+    def __init__(self, num_classes: int, num_components: int, dim: int, *, reduction: str = "max") -> None:
+        super().__init__()
+        for name, size in (("num_classes", num_classes), ("num_components", num_components), ("dim", dim)):
+            if size < 1:
+                raise ValueError(f"{name}: expected a positive number, found {size}")
+        class_log_density(torch.zeros(1, 1, 1), reduction)
+        self.num_classes = num_classes
+        self.num_components = num_components
+        self.dim = dim
+        self.reduction = reduction
+        means = torch.empty(num_classes, num_components, dim)
+        nn.init.trunc_normal_(means, std=0.02)
+        self.register_buffer("means", F.normalize(means, dim=-1))
+        self.register_buffer("scales", torch.ones(num_classes, num_components, dim))
+        self.register_buffer("fitted", torch.zeros(num_classes, num_components, dtype=torch.bool))
+        # By dtype: the buffers it was made of with their versions, the table, whether all is fitted.
+        self._tables: dict[torch.dtype, tuple[list[tuple[Tensor, int]], DensityTable, bool]] = {}
+
+    def table(self, dtype: torch.dtype = torch.float32) -> tuple[DensityTable, bool]:
+        """The mixtures' table, built anew only after an EM step, a load or a move, and whether every
+        component was fitted: asked only then, so that an inference does not wait for the device."""
+        made_of = (self.means, self.scales, self.fitted)
+        kept = self._tables.get(dtype)
+        if kept is None or any(
+            old is not new or version != new._version
+            for (old, version), new in zip(kept[0], made_of, strict=True)
+        ):
+            table = DensityTable(self.unit_means, self.scales, dtype)
+            versions = [(buffer, buffer._version) for buffer in made_of]
+            kept = self._tables[dtype] = versions, table, bool(self.fitted.all())
+        return kept[1:]
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether an EM step has set any component (kept in the state dict)."""
+        return bool(self.fitted.any())
+
+    @property
+    def known_classes(self) -> Tensor:
+        """(C,) bool: classes with a component that an EM step has set."""
+        return self.fitted.any(dim=1)
+
+    @property
+    def unit_means(self) -> Tensor:
+        """(C, M, D) means as they are used: of unit length."""
+        return F.normalize(self.means, dim=-1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Component log-densities, in nats.
+
+        Args:
+            x: (N, D) floating point features.
+
+        Returns:
+            (N, C, M) float32 (float64 for float64 features), differentiable with respect to ``x``.
+
+        Raises:
+            UnfittedMixtureError: outside training, when nothing has been fitted.
+        """
+        self._require_fitted()
+        check_shapes(x, self.means, self.scales)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return log_prob_of(x.to(dtype), self.table(dtype)[0])
+
+    def class_log_density(self, x: Tensor, chunk_size: int | None = None) -> Tensor:
+        """Class log-densities, without the (N, C, M) component densities of all pixels at once.
+
+        Outside training, components that no EM step has ever set take no part; a class without any other has
+        the density :data:`EXCLUDED`, so that it is neither predicted nor part of any score.
+
+        Args:
+            x: (N, D) floating point features.
+            chunk_size: pixels at a time; None: as many as the device computes fastest together.
+
+        Returns:
+            (N, C) float32 (float64 for float64 features), differentiable with respect to ``x``.
+
+        Raises:
+            UnfittedMixtureError: outside training, when nothing has been fitted.
+            ValueError: features of another shape.
+        """
+        self._require_fitted()
+        check_shapes(x, self.means, self.scales)
+        if chunk_size is None:
+            cached = max(CACHED_DENSITIES // (self.num_classes * self.num_components), 256)
+            chunk_size = cached if x.device.type == "cpu" else PIXELS_PER_CHUNK
+        with full_precision(x.device):
+            dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+            table, whole = self.table(dtype)
+            partial = not self.training and not whole
+            constant = table.constant
+            if partial:
+                constant = constant.masked_fill(~self.fitted.flatten(), -torch.inf)
+            terms = (constant, table.matrix, self.num_components, self.reduction)
+            parts = (part.to(dtype) for part in x.split(chunk_size))
+            density = torch.cat([class_log_density_of(part, *terms) for part in parts])
+        return density.masked_fill(~self.known_classes, EXCLUDED) if partial else density
+
+    def _require_fitted(self) -> None:
+        if not self.training and not self.is_fitted:
+            raise UnfittedMixtureError(
+                "the Gaussian mixtures have never been fitted, so they have no densities: load a checkpoint "
+                "of a trained gmm model (MODEL.WEIGHTS), or train first"
+            )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        classes: Tensor | list[int],
+        n: int,
+        *,
+        noise_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw unit vectors: a uniform component, ``mean + noise_scale * scale * eps``, normalised.
+
+        Args:
+            classes: (R,) class indices.
+            n: draws per class.
+            noise_scale: 1 draws from the mixture itself; smaller values stay closer to the means (at the
+                variance floor a full draw has a cosine of only about 0.76 with its mean).
+            generator: random state, on the bank's device.
+
+        Returns:
+            (R, n, D) float32.
+        """
+        self._require_fitted()
+        device = self.means.device
+        index = torch.as_tensor(classes, device=device).long()
+        component = torch.randint(self.num_components, (len(index), n), generator=generator, device=device)
+        mean = self.unit_means[index[:, None], component]
+        noise = torch.randn(mean.shape, generator=generator, device=device)
+        return F.normalize(mean + noise_scale * self.scales[index[:, None], component] * noise, dim=-1)
