@@ -287,7 +287,7 @@ class GaussianMixtureBank(GaussianMixtures):
     def broadcast(self) -> None:
         """Give every rank the state of rank 0; call it once the model is built, wrapped and loaded.
 
-        Detectron2's trainer does neither seed the ranks alike nor broadcast buffers. What others remembered is
+        Detectron2's trainer neither seeds the ranks alike nor broadcasts buffers. What others had stored is
         lost, what waited there for a warm start is collected again.
         """
         for name, buffer in self.named_buffers():
