@@ -21,7 +21,8 @@ from gmm_anomaly.config import with_rules
 from gmm_anomaly.gmm import GaussianMixtureBank
 from gmm_anomaly.scores import FEATURE_DISTANCE, LOG_DENSITY, LOGITS, MAX_LOGIT_MOMENTS, PixelOutputs
 
-from .backbones import FreezableBackbone, build_backbone
+from .backbones import build_backbone
+from .backbones.base import keep_levels
 from .classifiers import PixelClassifier, build_classifier
 from .decoders import build_decoder
 from .decoders.base import Decoded
@@ -143,9 +144,8 @@ class AnomalySegmentor(nn.Module):
             check_compiler(cfg.MODEL.DEVICE)
         backbone = build_backbone(cfg)
         decoder = build_decoder(cfg, backbone.output_shape())
-        if isinstance(backbone, FreezableBackbone):
-            read = {*decoder.in_features, *getattr(getattr(decoder, "auxiliary", None), "features", ())}
-            backbone.keep(read, cfg.MODEL.FEATURE_DISTANCE.FEATURES)
+        read = {*decoder.in_features, *getattr(getattr(decoder, "auxiliary", None), "features", ())}
+        keep_levels(backbone, read, cfg.MODEL.FEATURE_DISTANCE.FEATURES, len(cfg.MODEL.PIXEL_MEAN))
         classifier = build_classifier(cfg, decoder.out_channels)
         shapes = feature_shapes(backbone.output_shape(), decoder.out_stride, classifier.embedding_channels)
         distance, moments = build_feature_distance(cfg, shapes), build_max_logit_moments(cfg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -76,6 +77,27 @@ class FreezableBackbone(Backbone):
                 layers.requires_grad_(False)
             elif level not in trained:
                 self.drop(level)
+
+
+def keep_levels(backbone: Backbone, trained: Collection[str], measured: Collection[str], channels: int) -> None:
+    """Freeze what no loss reaches, as behind the last level in use, and drop levels that nobody reads, in
+    place: parameters without a gradient break data parallelism.
+
+    Args:
+        trained, measured: see :meth:`FreezableBackbone.keep`. channels: of the image.
+    """
+    parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    if parameters and list(backbone.output_shape())[-1] not in trained:
+        mode = backbone.training
+        # In evaluation no statistics change.
+        features = backbone.eval()(torch.zeros(1, channels, 64, 64))
+        backbone.train(mode)
+        total = sum(features[name].sum() for name in trained)
+        reached = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else ()
+        for parameter, gradient in zip_longest(parameters, reached):
+            parameter.requires_grad_(gradient is not None)
+    if isinstance(backbone, FreezableBackbone):
+        backbone.keep(trained, measured)
 
 
 class CheckpointedStage(nn.Sequential):
