@@ -46,39 +46,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="OUTPUT_DIR of the training")
-    parser.add_argument("--weights", default="model_final.pth", help="file in RUN_DIR (model_final.pth)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.pth")
-    parser.add_argument(
-        "--target-fpr", type=float, default=0.05, help="of known pixels, for the threshold (0.05)"
-    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN_DIR", help="OUTPUT_DIR of the training")
+    add("--weights", default="model_final.pth", help="file in RUN_DIR (model_final.pth)")
+    add("--out", type=Path, required=True, metavar="FILE.pth")
+    add("--threshold-on", metavar="DATASET", help="default: the first of known classes in DATASETS.TEST")
+    add("--target-fpr", type=float, default=0.05, help="of known pixels, for the threshold (0.05)")
+    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the evaluation, such as DATASETS.TEST")
     args = parser.parse_args()
     cfg = build_config(str(args.run / "config.yaml"))
     closed = [name for name in cfg.DATASETS.TEST if MetadataCatalog.get(name).evaluator_type == CLOSED_SET]
-    if not closed:
-        parser.error(
-            f"{args.run}/config.yaml: DATASETS.TEST has no set of known classes to find a threshold on"
-        )
+    if not (args.threshold_on or closed):
+        parser.error(f"{args.run}/config.yaml: DATASETS.TEST has no known classes; give --threshold-on")
     model = build_model(inference_config(cfg))
     Checkpointer(model).load_for_evaluation(str(args.run / args.weights))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_model(cfg, model, args.out, half=True)
-    threshold = AnomalyPredictor.from_config(args.out).fit_threshold(
-        closed[0], args.target_fpr, progress=tqdm
-    )
+    predictor = AnomalyPredictor.from_config(args.out)
+    threshold = predictor.fit_threshold(args.threshold_on or closed[0], args.target_fpr, progress=tqdm)
     save_model(cfg, model, args.out, half=True, threshold=asdict(threshold))
     folder = args.run / "published"
-    command = ["train_net.py", "--eval-only", "--config-file", args.out, "MODEL.WEIGHTS", args.out]
-    command = [sys.executable, *map(str, command), "OUTPUT_DIR", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True)
+    command = ["train_net.py", "--eval-only", "--config-file", str(args.out), "MODEL.WEIGHTS", str(args.out)]
+    subprocess.run(
+        [sys.executable, *command, *args.opts, "OUTPUT_DIR", str(folder.resolve())], cwd=ROOT, check=True
+    )
     made = json.loads((args.run / "run.json").read_text()) if (args.run / "run.json").is_file() else {}
+    made = made.get("command", ["train_net.py", "--config-file", str(args.run / "config.yaml")])
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     card = CARD.format(
         name=args.out.name,
         megabytes=args.out.stat().st_size / 1e6,
-        command=shlex.join(
-            made.get("command", ["train_net.py", "--config-file", str(args.run / "config.yaml")])
-        ),
+        command=shlex.join(made),
         commit=commit.stdout.strip() or "unknown",
         data=", ".join(cfg.DATASETS.TRAIN),
         score=threshold.score,
