@@ -66,7 +66,8 @@ def main() -> None:
     threshold = predictor.fit_threshold(args.threshold_on or closed[0], args.target_fpr, progress=tqdm)
     save_model(cfg, model, args.out, half=True, threshold=asdict(threshold))
     folder = args.run / "published"
-    command = ["train_net.py", "--eval-only", "--config-file", str(args.out), "MODEL.WEIGHTS", str(args.out)]
+    out = str(args.out.resolve())
+    command = ["train_net.py", "--eval-only", "--config-file", out, "MODEL.WEIGHTS", out]
     subprocess.run(
         [sys.executable, *command, *args.opts, "OUTPUT_DIR", str(folder.resolve())], cwd=ROOT, check=True
     )
