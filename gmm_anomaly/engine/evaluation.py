@@ -78,7 +78,8 @@ def _result_names(cfg: CfgNode, dataset: str) -> Iterator[str]:
         protocol = MetadataCatalog.get(dataset).get("protocol") or "pooled"
     for kind, metrics in METRICS.items():
         rule = protocol if kind == ANOMALY else "*"
-        tasks = [kind] if kind == CLOSED_SET else [f"{kind}/{rule}/{s}" for s in reported_scores(cfg, dataset)]
+        scored = [f"{kind}/{rule}/{score}" for score in reported_scores(cfg, dataset)]
+        tasks = [kind] if kind == CLOSED_SET else scored
         yield from (f"{task}/{metric}" for task in tasks for metric in metrics)
 
 
