@@ -156,7 +156,7 @@ def score(parser: argparse.ArgumentParser) -> None:
     add("--components", choices=("anomaly", "obstacle", "none"),
         help="component metrics with the sizes of this SegmentMeIfYouCan track; default: the data set's own")
     add("--precision", choices=("float16", "float32"),
-        help="what scores are rounded to; default: float16 under smiyc, else none")
+        help="what scores are rounded to; default: float16 under smiyc, float32 under fishyscapes, else none")
     add("--method", metavar="NAME", help="name in the table; default: the folder's")
     add("--suffix", default="", help="what the maps' stems end with beyond the image's name")
     add("--key", help="name of the array in .npz and HDF5 files")

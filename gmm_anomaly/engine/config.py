@@ -31,7 +31,7 @@ from gmm_anomaly.scores import (
     get_scores,
 )
 
-from .evaluation import check_expected_results, check_postprocesses
+from .evaluation import check_postprocesses, check_result_names
 from .values import check_values, unread
 
 logger = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ def _check(cfg: CfgNode) -> None:
     get_scores(score_names(cfg), given=given)
     check_postprocesses(cfg)
     check_num_classes(cfg)
-    check_expected_results(cfg)
+    check_result_names(cfg)
 
 
 def _merge_file(cfg: CfgNode, file: Path, inheriting: tuple[Path, ...]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
@@ -21,7 +23,7 @@ from gmm_anomaly.data.build import present
 from gmm_anomaly.data.registration import require_known
 from gmm_anomaly.evaluation import AnomalyEvaluator, ClosedSetEvaluator, format_results, write_results
 from gmm_anomaly.evaluation.records import EVALUATOR_TYPES
-from gmm_anomaly.evaluation.results import UNITS
+from gmm_anomaly.evaluation.results import ANOMALY, CLOSED_SET, METRICS
 from gmm_anomaly.modeling.norm import share_statistics
 from gmm_anomaly.modeling.scoring import score_names
 from gmm_anomaly.postprocess import chain_name, get_postprocesses
@@ -50,18 +52,35 @@ def check_postprocesses(cfg: CfgNode) -> None:
         get_postprocesses(chain, key=key)
 
 
-def check_expected_results(cfg: CfgNode) -> None:
-    """Raise ValueError for a task of ``TEST.EXPECTED_RESULTS`` that no evaluation of the config gives."""
+def check_result_names(cfg: CfgNode) -> None:
+    """Raise ValueError for a name in ``TEST.EXPECTED_RESULTS`` or ``TEST.BEST_METRIC`` that no evaluation of
+    the config gives."""
     datasets = cfg.DATASETS.TEST
-    for task, *_ in cfg.TEST.EXPECTED_RESULTS:
-        first, _, rest = task.partition("/")
-        kind = rest.partition("/")[0] if first in datasets else first if len(datasets) == 1 else ""
-        if kind not in UNITS:
+    named = [("TEST.EXPECTED_RESULTS", f"{task}/{metric}") for task, metric, *_ in cfg.TEST.EXPECTED_RESULTS]
+    named += [("TEST.BEST_METRIC", cfg.TEST.BEST_METRIC)] if cfg.TEST.BEST_METRIC else []
+    for key, name in named:
+        known = [f"{dataset}/{result}" for dataset in datasets for result in _result_names(cfg, dataset)]
+        whole = key == "TEST.BEST_METRIC" or name.partition("/")[0] in datasets or len(datasets) != 1
+        wanted = name if whole else f"{datasets[0]}/{name}"
+        if not any(fnmatchcase(wanted, pattern) for pattern in known):
+            closest = ", ".join(get_close_matches(wanted, known, cutoff=0))
             raise ValueError(
-                "TEST.EXPECTED_RESULTS: expected a task as in results.json, DATA_SET/TASK with a data set of "
-                f"DATASETS.TEST ({', '.join(datasets) or 'which is empty'}) and {', '.join(UNITS)}, or TASK "
-                f"alone where there is one data set; found {task!r}"
+                f"{key}: expected a result as in results.json, DATA_SET/TASK/METRIC with a data set of "
+                f"DATASETS.TEST ({', '.join(datasets) or 'which is empty'}), found {name!r}"
+                + (f"; the closest are {closest}" if closest else "")
             )
+
+
+def _result_names(cfg: CfgNode, dataset: str) -> Iterator[str]:
+    """Patterns of what an evaluation of a data set may give, as far as it is registered."""
+    protocol = "*"
+    if dataset in DatasetCatalog:
+        protocol = MetadataCatalog.get(dataset).get("protocol") or "pooled"
+    for kind, metrics in METRICS.items():
+        rule = protocol if kind == ANOMALY else "*"
+        scored = [f"{kind}/{rule}/{score}" for score in reported_scores(cfg, dataset)]
+        tasks = [kind] if kind == CLOSED_SET else scored
+        yield from (f"{task}/{metric}" for task in tasks for metric in metrics)
 
 
 def verify_expected_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:

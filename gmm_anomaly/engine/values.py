@@ -106,6 +106,7 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     )),
     ("0 < low <= high", _is_range, ("INPUT: SCALE_RANGE",)),
     ("[], or a shorter and a longer side", lambda v: not v or _is_range(v), ("INPUT: SCALE_BASE",)),
+    ("numbers above 0", _numbers(lambda x: x > 0), ("MODEL.FEATURE_DISTANCE: WEIGHTS",)),
     ("whole numbers from 0", _numbers(lambda x: x >= 0, whole=True), (
         "MODEL.MASK2FORMER: ANOMALY_QUERIES ROAD_QUERIES",
     )),
@@ -188,7 +189,7 @@ READ_WITH: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
         "MODEL.BACKBONE.DROP_PATH", "MODEL.BACKBONE.GRAD", "MODEL.CHANNELS_LAST", "TEST.MAX_WHOLE_PIXELS",
     )),
     *((f"MODEL.FEATURE_DISTANCE.{key}", "MODEL.FEATURE_DISTANCE.FEATURES", ()) for key in (
-        "BACKBONE", "COMPONENTS", "HYBRID_WITH", "PIXELS_PER_IMAGE",
+        "BACKBONE", "COMPONENTS", "HYBRID_WITH", "PIXELS_PER_IMAGE", "WEIGHTS",
     )),
     ("MODEL.GMM.SAMPLED_CONTRAST.", "MODEL.GMM.SAMPLED_CONTRAST.WEIGHT", ()),
 )  # fmt: skip

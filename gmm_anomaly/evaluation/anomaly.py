@@ -50,8 +50,8 @@ class AnomalyEvaluator(RecordEvaluator):
         component_track: ``"anomaly"`` or ``"obstacle"`` for the component metrics of SegmentMeIfYouCan with
             the sizes of that track, ``"none"`` for none; None: the data set's own.
         precision: what scores are rounded to before anything is counted, ``"float16"`` or ``"float32"``.
-            None: float16 under the ``smiyc`` protocols, because that is what the benchmark stores; under the
-            others scores are ranked as they are.
+            None: as the benchmark's code, float16 under the ``smiyc`` protocols and float32 under
+            ``fishyscapes``; under the others scores are ranked as they are.
         distributed: merge over the ranks.
         output_dir: folder for score maps, overlays and what reports draw.
         save_scores: write every map to ``output_dir/scores/<data set>/<score>/<image id>.npy`` (float16).
@@ -91,7 +91,8 @@ class AnomalyEvaluator(RecordEvaluator):
         self.track = None if track == "none" else track
         self.protocol = protocol or metadata.get("protocol") or "pooled"
         self.smiyc = self.protocol.startswith("smiyc")
-        self.precision = precision or ("float16" if self.smiyc else None)
+        by_rule = "float16" if self.smiyc else "float32" if self.protocol == "fishyscapes" else None
+        self.precision = precision or by_rule
         self.scores, self.save_scores = list(scores), save_scores
         self._num_best_worst = num_best_worst
         self._kept = KeptScores(output_dir)

@@ -22,6 +22,12 @@ RESULTS_FILE = "results.json"
 # is made.
 ANOMALY, COMPONENTS, CLOSED_SET = "anomaly", "components", "sem_seg"
 UNITS = {ANOMALY: "fraction", COMPONENTS: "fraction", CLOSED_SET: "percent"}
+# The metrics of each task.
+METRICS = {
+    CLOSED_SET: ("mIoU", "fwIoU", "mACC", "pACC", "ECE", "IoU-*", "ACC-*"),
+    ANOMALY: ("AP", "AUROC", "FPR95", "best_f1", "best_f1_threshold", "images"),
+    COMPONENTS: ("sIoU_gt", "PPV", "F1", "threshold"),
+}
 
 # Of a kind of tasks: the table's title, what names a row beside the data set, metrics, and further columns.
 _TABLES = {
@@ -62,9 +68,7 @@ Results = Mapping[str, Mapping[str, TaskResult]]
 def pixel_task(computed: Mapping[str, Any]) -> TaskResult:
     """Result of ``PixelMetrics.compute()``; intervals become ``<metric>_low`` and ``<metric>_high``."""
     rest = dict(computed)
-    numbers = {
-        key: rest.pop(key) for key in ("AP", "AUROC", "FPR95", "best_f1", "best_f1_threshold", "images")
-    }
+    numbers = {key: rest.pop(key) for key in METRICS[ANOMALY]}
     for key in [key for key in rest if key.endswith("_interval")]:
         metric = key.removesuffix("_interval")
         numbers[f"{metric}_low"], numbers[f"{metric}_high"] = rest.pop(key)
@@ -74,7 +78,7 @@ def pixel_task(computed: Mapping[str, Any]) -> TaskResult:
 def component_task(computed: Mapping[str, Any], track: str) -> TaskResult:
     """Result of ``ComponentMetrics.compute()`` on a track."""
     rest = dict(computed)
-    numbers = {key: rest.pop(key) for key in ("sIoU_gt", "PPV", "F1", "threshold")}
+    numbers = {key: rest.pop(key) for key in METRICS[COMPONENTS]}
     return TaskResult(numbers, {"track": track} | rest)
 
 

@@ -44,6 +44,8 @@ def read_score_map(path: Path, key: str | None = None) -> ScoreMap:
     suffix = path.suffix.lower()
     h5py = require_h5py() if suffix in (".hdf5", ".h5") else None
     ranks_only = False
+    if key is not None and suffix in (".npy", ".png"):
+        raise ScoreFileError(f"{path}: --key names an array in .npz and HDF5 files; leave it out")
     try:
         if h5py is not None:
             with h5py.File(path, "r") as file:

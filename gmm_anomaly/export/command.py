@@ -43,6 +43,8 @@ SYNTHETIC_SEED = 4242
 
 def run(args: argparse.Namespace) -> None:
     """Export what the arguments say (see ``gmm_anomaly.verbs``), and print what was found."""
+    if args.out.is_dir():
+        raise ValueError(f"--out: expected a file to write, {args.out} is a folder")
     if args.format == ONNX:
         # Before a model is built.
         require_onnx()
@@ -54,6 +56,9 @@ def run(args: argparse.Namespace) -> None:
         args.config_file, args.weights, score=args.score, threshold=args.threshold_file, device="cpu",
         opts=args.opts,
     )  # fmt: skip
+    for used in filter(None, (predictor.weights, args.config_file, args.threshold_file)):
+        if args.out.exists() and Path(used).exists() and args.out.samefile(used):
+            raise ValueError(f"--out: {args.out} is what is exported, and would be lost; name another")
     try:
         found = export(
             predictor, args.out, format=args.format, images=images, size=args.size, input_type=args.input_type

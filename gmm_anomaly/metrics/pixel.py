@@ -54,7 +54,7 @@ class PixelMetrics(Metric):
             and is exact for scores stored as float16 (SegmentMeIfYouCan's files). ``"float32"`` is exact up
             to ``max_distinct`` different scores; beyond, AP, AUROC and FPR95 come with certified intervals (a
             relative resolution of 2⁻¹³; ties stay exact). None: as float32, but float64 scores and integers
-            are ranked as they are (the ``smiyc`` protocols round them to float32).
+            are ranked as they are but under ``fishyscapes`` and the ``smiyc`` protocols, whose code rounds.
         max_distinct: how many different scores are kept. At 20 bytes each (24 for float64) the default takes
             0.4 GB when full, and up to 2 GB for a moment when more are merged in.
     """
@@ -77,6 +77,8 @@ class PixelMetrics(Metric):
             raise ValueError(f"max_distinct must be at least 1, found {max_distinct}")
         self.protocol, self.precision, self.max_distinct = protocol, precision, int(max_distinct)
         self._smiyc = protocol.startswith("smiyc")
+        # Benchmarks' code that takes what it is given as float32.
+        self._precision = precision or ("float32" if self._smiyc or protocol == "fishyscapes" else None)
         self.images = self._void = self._saturated = self._outside = 0
         # Scores of known pixels from the front, of anomalous ones from the back. One block for all frames: a
         # small one of each frame would stay among a network's temporaries, and leave holes in memory.
@@ -106,8 +108,8 @@ class PixelMetrics(Metric):
         check_same_shape(scores, labels, "score and label", image)
         known, anomalous, void = anomaly_masks(labels, image)
         saturated = 0
-        if self.precision is not None or self._smiyc:
-            scores, saturated = to_precision(scores, self.precision or "float32")
+        if precision := self._precision:
+            scores, saturated = to_precision(scores, precision)
         negative, positive = scores[known], scores[anomalous]
         if scores.dtype == np.float16 or self._smiyc or self.protocol == "per_image":
             self._keep(self._counted_frame(ScoreCounts.of(negative, positive)))
@@ -195,7 +197,7 @@ class PixelMetrics(Metric):
         points = OperatingPoints(counts)
         per_image = self.protocol == "per_image"
         f1, threshold = points.best_f1()
-        precision = self.precision or ("float32" if self._smiyc else counts.low.dtype.name)
+        precision = self._precision or counts.low.dtype.name
         result: dict[str, Any] = {
             "AP": self._mean("AP") if per_image else points.average_precision,
             "AUROC": self._mean("AUROC") if per_image else points.auroc,

@@ -29,6 +29,8 @@ from .inputs import VideoReader, as_rgb, is_video, list_sources
 from .predictor import AnomalyPredictor
 from .result import MIN_AREA, Prediction, extremes, save_score_png, write_video
 
+# What lies in --out.
+FOLDERS = ("overlays", "segmentation", "scores", "components", "videos")
 # In a log file a line now and then, on a terminal a bar that moves.
 _bar = partial(tqdm, file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30)
 
@@ -58,6 +60,9 @@ def run(args: argparse.Namespace) -> int:
         runpy.run_path(path)
     # Before a model is built: what is not there is said at once.
     sources = list_sources(args.inputs)
+    written = {(args.out / name).resolve() for name in FOLDERS}
+    if own := next((path for path in sources if path.resolve().parent in written), None):
+        raise ValueError(f"{own} lies where results go; give another --out, or other inputs")
     try:
         summary = predict_sources(args, sources)
     except torch.OutOfMemoryError as error:

@@ -137,7 +137,7 @@ def read_training_log(path: Path) -> dict[str, np.ndarray]:
         ValueError: another line is no JSON object with an iteration.
     """
     found: dict[str, dict[float, float]] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     for position, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -191,7 +191,7 @@ def read_mixtures(checkpoint: Path) -> list[ClassMixture]:
 
 def _mapping(path: Path, parse: Any) -> Mapping[str, Any]:
     try:
-        value = parse(path.read_text(encoding="utf-8", errors="replace"))
+        value = parse(path.read_text(encoding="utf-8-sig", errors="replace"))
     except (ValueError, yaml.YAMLError) as error:
         kind = "YAML" if path.suffix == ".yaml" else "JSON"
         raise ValueError(f"{path} is no {kind}: {error}") from error

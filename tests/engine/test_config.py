@@ -157,6 +157,10 @@ def test_every_key_with_numbers_has_a_rule_and_each_rule_names_its_key():
         ("TEST.POSTPROCESS", ["x"]),
         ("TEST.EXPECTED_RESULTS", [["synthetic_street_val", "mIoU", 1.0, 99.0]]),
         ("TEST.EXPECTED_RESULTS", [["sem_seg", "mIoU", 1.0]]),
+        ("TEST.EXPECTED_RESULTS", [["synthetic_street_val/sem_seg", "mIou", 1.0, 99.0]]),
+        ("TEST.BEST_METRIC", "synthetic_street_val/mIoU"),
+        ("TEST.BEST_METRIC", "synthetic_street_anomaly/anomaly/smiyc/hybrid/AP"),
+        ("TEST.BEST_METRIC", "synthetic_street_anomaly/anomaly/pooled/hybird/AP"),
     ],
 )
 def test_values_that_cannot_be_are_named_at_the_start(key, value):

@@ -46,6 +46,9 @@ def test_a_key_chooses_among_arrays(tmp_path, suffix):
     for key in (None, "nothing"):
         with pytest.raises(ValueError, match=r"map\..*mine, other; name it with --key|other, mine; name it"):
             read_score_map(path, key)
+    path = save(tmp_path / "map.npy", SCORE)
+    with pytest.raises(ValueError, match=r"map.npy: --key names an array in .npz and HDF5 files"):
+        read_score_map(path, "mine")
     # The benchmark's own name comes first.
     path = save(tmp_path / "other.hdf5", SCORE, others={"other": -SCORE})
     assert np.array_equal(read_score_map(path).values, SCORE)

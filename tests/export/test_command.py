@@ -128,8 +128,10 @@ def test_the_command_writes_file_and_report(without_graphs, streets, tmp_path, c
     assert (metadata["score"], metadata["threshold"]) == ("msp", -1.5)
     assert metadata["input_rule"]["resize_shorter_side"] == 48
 
+    predictor.weights = str(out)
+    assert cli.main(given) == 1 and "is what is exported, and would be lost" in capsys.readouterr().err
     predictor.model.inference = replace(predictor.model.inference, flip=True)
     other = [*given[:6], str(tmp_path / "out" / "model.pt2"), "--format", "torch-export", "--trust-pickle"]
-    assert cli.main(other) == 1 and trusted == [False, True]
+    assert cli.main(other) == 1 and trusted == [False, False, True]
     assert "error: export: looks at mirrored images" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -51,6 +51,8 @@ def test_a_folder_of_images(call, predictor, street, make_picture, tmp_path):
     summary = json.loads(printed)
     assert status == 0 and summary["skipped"] == []
     assert [item["input"] for item in summary["images"]] == [str(street / f"{n}.png") for n in (0, 1)]
+    status, _, error = call(out / "overlays", "--out", out)
+    assert status == 1 and "0.png lies where results go; give another --out" in error
     folders = (("components", "json"), ("overlays", "png"), ("scores", "npy"), ("segmentation", "png"))
     assert files_below(out) == [f"{folder}/{n}.{kind}" for folder, kind in folders for n in (0, 1)]
 

@@ -79,7 +79,9 @@ class FreezableBackbone(Backbone):
                 self.drop(level)
 
 
-def keep_levels(backbone: Backbone, trained: Collection[str], measured: Collection[str], channels: int) -> None:
+def keep_levels(
+    backbone: Backbone, trained: Collection[str], measured: Collection[str], channels: int
+) -> None:
     """Freeze what no loss reaches, as behind the last level in use, and drop levels that nobody reads, in
     place: parameters without a gradient break data parallelism.
 

@@ -20,7 +20,8 @@ HRNET_OPTIONS = {"feature_location": ""}
 # Networks whose stages end without a norm; the official segmentation code adds one to each output.
 NORM_FREE_STAGES = ("swin", "convnext")
 # Networks that take any size; others may add maps of several strides inside, or cut patches. TensorFlow's
-# ("tf_...") pad each layer by the parity of its size: at multiples of 32 always as in training.
+# ("tf_...") pad each layer by the parity of its size, at multiples of 32 always as in training: unpadded,
+# frames of odd size lost 6 to 13 points of pixel accuracy (docs/extending.md).
 ANY_SIZE = (
     "resnet", "resnext", "wide_resnet", "seresnet", "regnet", "convnext", "hrnet", "swin", "efficientnet",
     "mobilenet",
