@@ -58,15 +58,23 @@ def _in_pack(folder: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _OrPack:
-    """The layout of a download, or the pack's, images and labels of the same stems, where that is found."""
+    """The layout of a download, or the pack's, images and labels of the same stems, where that is found.
+
+    Args:
+        label_map: of the pack's labels, where it is another one.
+    """
 
     download: Callable[[Path], list[Record]]
+    label_map: LabelMap | None = None
 
     def __call__(self, root: Path) -> list[Record]:
         labels = root / "labels_masks"
         # The tracks' own download has a folder of this name as well.
         if labels.is_dir() and not any(labels.glob("*_labels_semantic*")):
-            return FolderPairs("images", "labels_masks")(root)
+            records = FolderPairs("images", "labels_masks")(root)
+            return records if self.label_map is None else [
+                record | {"label_map": dict(self.label_map)} for record in records
+            ]
         return self.download(root)
 
 
@@ -346,13 +354,15 @@ def _road_anomaly_frames(root: Path) -> list[Record]:
 
 
 BENCHMARKS.append(DatasetSpec(
-    "road_anomaly", ANOMALY, _OrPack(_road_anomaly_frames),
+    "road_anomaly", ANOMALY,
+    # Copies of the pack mark anomalies with 1 or with 2.
+    _OrPack(_road_anomaly_frames, _anomaly_map([0], [1, 2], [IGNORE_LABEL])),
     DataRoot(
         ("RoadAnomaly_jpg", "RoadAnomaly/RoadAnomaly_jpg", *_in_pack("RoadAnomaly")),
         "GMM_ANOMALY_ROAD_ANOMALY",
     ),
-    # 2 in the download, 1 or 2 in copies of the pack.
-    label_map=_anomaly_map([0], [1, 2], [IGNORE_LABEL]), expected_count=60,
+    # 1 is refused: it would be an anomaly for some evaluators and known for others.
+    label_map=_anomaly_map([0], [2], [IGNORE_LABEL]), expected_count=60,
     source="Download RoadAnomaly_jpg.zip (epfl.ch/labs/cvlab/data/road-anomaly) and unpack it.",
 ))
 

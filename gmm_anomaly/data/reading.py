@@ -123,7 +123,8 @@ def read_label(
     """Label of a record, mapped as the data set's metadata say.
 
     Args:
-        record: with "render" or "sem_seg_file_name".
+        record: with "render" or "sem_seg_file_name"; its "label_map", if it has one, comes before the data
+            set's.
         metadata: Detectron2's ``Metadata`` of the data set, or its ``LabelRule``.
         size: height and width of the image, where it was read already; None: its file is asked, if it is
             there (scores of other programs are measured without their images).
@@ -138,6 +139,8 @@ def read_label(
             file.
     """
     rule = metadata if isinstance(metadata, LabelRule) else LabelRule.from_metadata(metadata)
+    if "label_map" in record:
+        rule = LabelRule.build(rule.dataset, record["label_map"], num_classes=rule.num_classes)
     image = record["file_name"]
     if "render" in record:
         return rule.apply(_render(**record["render"])[1], str(image))
