@@ -147,12 +147,18 @@ BENCHMARKS += (
         colors=tuple(category["color"] for category in CITYSCAPES_CATEGORIES),
         label_map=_class_map(_CITYSCAPES_IDS, [value for value in range(34) if value not in _CITYSCAPES_IDS]),
         expected_count=count,
-        source="Download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip (cityscapes-dataset.com, "
-        "free registration) and unpack both into one folder.",
+        source=source,
     )
-    for prefix, root, counts in (
-        ("cityscapes", CITYSCAPES_ROOT, {"train": 2975, "val": 500, "test": 1525}),
-        ("cityscapes_full", _CITYSCAPES_FULL_ROOT, {"train": None, "val": None}),
+    for prefix, root, counts, source in (
+        (
+            "cityscapes", CITYSCAPES_ROOT, {"train": 2975, "val": 500, "test": 1525},
+            "Download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip (cityscapes-dataset.com, free "
+            "registration) and unpack both into one folder.",
+        ),
+        (
+            "cityscapes_full", _CITYSCAPES_FULL_ROOT, {"train": None, "val": None},
+            "Frames of Cityscapes in its own folders, of another size than cityscapes_train's.",
+        ),
     )
     for split, count in counts.items()
 )

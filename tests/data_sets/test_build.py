@@ -23,7 +23,7 @@ from gmm_anomaly.data import (
     register_anomaly_dataset,
     register_segmentation_dataset,
 )
-from gmm_anomaly.data.build import lost_workers_explained
+from gmm_anomaly.data.build import lost_workers_explained, present
 
 
 def test_workers_share_the_stream_and_name_bad_files(tmp_path, closed):
@@ -57,6 +57,18 @@ def test_test_loader_gives_each_image_once(closed):
     assert [[item["image_id"] for item in batch] for batch in batches] == [["a"], ["b"], ["c"], ["d"]]
     assert "sem_seg" not in batches[0][0]
     assert len(pickle.loads(pickle.dumps(loader.dataset))) == 4
+
+
+def test_of_several_data_sets_absent_ones_are_left_out(datasets_root, closed, caplog):
+    assert present(["road_anomaly", "one", "camvid_val"], "DATASETS.TEST") == ["one"]
+    lines = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(lines) == 2
+    assert f"DATASETS.TEST: left out: road_anomaly: there is no folder {datasets_root}" in lines[0]
+    for absent in (["road_anomaly"], ["road_anomaly", "camvid_val"]):
+        with pytest.raises(
+            FileNotFoundError, match=f"road_anomaly: there is no folder {datasets_root}/RoadAnom"
+        ):
+            present(absent, "DATASETS.TEST")
 
 
 def test_withheld_labels_load_for_prediction_but_not_for_training(tmp_path, closed):

@@ -95,7 +95,9 @@ def test_any_folder_of_frames_fits(folder, tmp_path, caplog):
 
 def test_scores_are_the_formula(streets):
     """Two frames are enough. One component of all cells: mean and covariance of these, in float64."""
-    cfg = build_config(CONFIG, [*TINY, "MODEL.FEATURE_DISTANCE.COMPONENTS", 1])
+    once = ["TEST.AUG.ENABLED", False, "TEST.POSTPROCESS", ["guided_filter"]]
+    level = ["MODEL.FEATURE_DISTANCE.FEATURES", ["level4"], "MODEL.FEATURE_DISTANCE.WEIGHTS", [2.0]]
+    cfg = build_config(CONFIG, [*TINY, *once, *level, "MODEL.FEATURE_DISTANCE.COMPONENTS", 1])
     model = seeded(cfg, [streets[0], streets[2]])
 
     def cells(street):
@@ -115,16 +117,17 @@ def test_scores_are_the_formula(streets):
         return np.log(np.maximum(cdist(features, mean, "mahalanobis", VI=inverse)[:, 0] ** 2, 1e-3))
 
     own = log_distance(known)
-    small = (log_distance(queries.flatten(1).T.numpy()) - own.mean()) / own.std()
+    # Twice: its weight.
+    small = 2 * (log_distance(queries.flatten(1).T.numpy()) - own.mean()) / own.std()
     small = torch.from_numpy(small).view(1, 1, *queries.shape[1:])
     expected = F.interpolate(small, size=(96, 160), mode="bilinear")[0, 0, :90]
     scores = outputs["anomaly_scores"]
-    assert list(scores) == ["feature_distance", NAME]
+    assert list(scores) == ["feature_distance", "feature_distance+guided_filter"]
     assert torch.equal(outputs["anomaly_score"], scores["feature_distance"])
     torch.testing.assert_close(scores["feature_distance"].double(), expected, rtol=1e-3, atol=5e-3)
     guide = torch.from_numpy(streets[0].transpose(2, 0, 1) / 255.0)
     torch.testing.assert_close(
-        scores[NAME].double(),
+        scores["feature_distance+guided_filter"].double(),
         filter_by_guide(expected, guide),
         rtol=1e-3,
         atol=1e-2,
