@@ -13,7 +13,6 @@ from detectron2.data import MetadataCatalog
 
 from gmm_anomaly.data import LayoutError, MissingDataError, get_records, read_image, read_label
 from gmm_anomaly.data.benchmarks import BENCHMARKS, EMPTY_LABELS
-from gmm_anomaly.data.build import present
 from gmm_anomaly.data.registration import registered_specs
 
 SIZE = (16, 17)  # more pixels than there are label values
@@ -402,8 +401,3 @@ def test_the_popular_pack_by_the_names_of_its_sets(datasets_root, save_image, ca
     (record,) = get_records("road_anomaly")
     assert record["file_name"].startswith(str(own)) and "is there twice" in caplog.text
     assert read_label(record, MetadataCatalog.get("road_anomaly")).ravel()[:3].tolist() == [0, 0, 1]
-    # What is absent of several test sets is left out with a line; nothing at all is an error.
-    assert present(["cityscapes_val", "road_anomaly"], "DATASETS.TEST") == ["road_anomaly"]
-    assert "DATASETS.TEST: left out: cityscapes_val" in caplog.text
-    with pytest.raises(MissingDataError, match="cityscapes"):
-        present(["cityscapes_val"], "DATASETS.TEST")

@@ -107,8 +107,8 @@ def test_all_data_sets_in_an_empty_place(capsys):
         if spec.root is not None:
             assert spec.hint() in text
     assert f"3 of {len(registered_specs())} data sets are present" in text
-    # One piece of advice for the splits of one data set; Cityscapes has two places.
-    assert text.count("Download leftImg8bit_trainvaltest.zip") == 2
+    # One piece of advice for the splits of one data set.
+    assert text.count("Download leftImg8bit_trainvaltest.zip") == 1
 
 
 def test_readme_names_every_place():
