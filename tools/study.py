@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SOFTMAX, GMM = "effnetlite0_deeplabv3plus_softmax", "effnetlite0_deeplabv3plus_gmm"
 EDGES = "+boundary_suppression+dilated_smoothing"
-ROAD_SCORES = tuple(f"{score}+guided_filter+picture_level" for score in ("hybrid", "feature_distance"))
+ROAD_SCORES = tuple(f"{score}+guided_filter+picture_level" for score in ("feature_distance", "hybrid"))
 BEST_SCORES = ("hybrid", "hybrid+dilated_smoothing", "feature_distance", "feature_distance+dilated_smoothing")
 # How a run gets its network, and the file that this leaves: by training, fitted to the training images
 # without labels, with the project, or from the network of the softmax twin.
