@@ -409,7 +409,7 @@ BENCHMARKS += (
         f"ade20k_{split}", CLOSED_SET, FolderPairs(f"images/{folder}", f"annotations/{folder}"),
         # Where Detectron2 and MMSegmentation expect the unpacked archive.
         DataRoot(("ADEChallengeData2016", "ade/ADEChallengeData2016"), "GMM_ANOMALY_ADE20K"),
-        classes=tuple(ADE20K_SEM_SEG_CATEGORIES),
+        classes=tuple(map(str.strip, ADE20K_SEM_SEG_CATEGORIES)),
         label_map=_class_map(range(1, 151), [0]), expected_count=count,
         source="Download ADEChallengeData2016.zip (data.csail.mit.edu/places/ADEchallenge) and unpack it.",
     )

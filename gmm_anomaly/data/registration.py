@@ -103,8 +103,8 @@ def register(spec: DatasetSpec, *, overwrite: bool = False) -> None:
 
 def _check_classes(spec: DatasetSpec) -> None:
     classes, colors = spec.classes, spec.colors
-    if not all(isinstance(name, str) and name.strip() for name in classes):
-        raise ValueError(f"{spec.name}: classes: expected names that are not empty, found {list(classes)!r}")
+    if not all(isinstance(name, str) and name and name == name.strip() for name in classes):
+        raise ValueError(f"{spec.name}: classes: expected names, without blanks around, found {[*classes]!r}")
     if twice := sorted({name for name in classes if classes.count(name) > 1}):
         raise ValueError(f"{spec.name}: classes: expected each name once, found {', '.join(twice)} again")
     if len(classes) != len(classes if colors is None else colors):

@@ -31,4 +31,10 @@ def build_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> Decoder:
     Raises:
         ValueError: an unknown name, or keys that do not fit it.
     """
-    return look_up(DECODER_REGISTRY, cfg.MODEL.DECODER.NAME, "MODEL.DECODER.NAME")(cfg, input_shape)
+    keys = cfg.MODEL.DECODER
+    try:
+        return look_up(DECODER_REGISTRY, keys.NAME, "MODEL.DECODER.NAME")(cfg, input_shape)
+    except ValueError as error:
+        if "num_groups" in str(error):
+            raise ValueError(f"MODEL.DECODER.NORM: {keys.NAME} cannot have {keys.NORM!r}: {error}") from error
+        raise
