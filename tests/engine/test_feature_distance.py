@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from gmm_anomaly.data import read_image, read_label
 from gmm_anomaly.engine import Checkpointer, build_config, fit_feature_distance
+from gmm_anomaly.engine.feature_distance import LabelledImages
 from gmm_anomaly.gmm import UnfittedMixtureError
 from gmm_anomaly.gmm.tied_gaussians import SHRINKAGE
 
@@ -161,6 +162,7 @@ def test_distances_of_other_features_are_replaced(cfg, model, tmp_path):
         ("FEATURES", ["level9"], "expected .*level1.*embedding.*found level9"),
         ("COMPONENTS", -1, "expected 0 .one a class. or more, found -1"),
         ("BACKBONE", "both", 'expected "frozen" or "trained", found \'both\''),
+        ("WEIGHTS", [1.0], "expected a positive number for each of FEATURES .level1, level3., or none"),
         ("HYBRID_WITH", "msp", 'expected "density" or "energy", found \'msp\''),
     ],
 )
@@ -170,6 +172,18 @@ def test_wrong_keys_are_named(cfg, key, value, message):
     other.MODEL.FEATURE_DISTANCE[key] = value
     with pytest.raises(ValueError, match=f"MODEL.FEATURE_DISTANCE.{key}: {message}"):
         build_model(other)
+
+
+def test_images_that_would_be_enlarged_are_not_fitted_to(cfg, monkeypatch):
+    other = cfg.clone()
+    other.defrost()
+    other.INPUT.MIN_SIZE_TEST = 64
+    found = LabelledImages(other)
+    sizes = iter([(32, 64), (64, 128), (128, 256), *[(63, 126)] * 3])
+    monkeypatch.setattr("gmm_anomaly.engine.feature_distance.image_size", lambda record: next(sizes))
+    assert found.evenly_spaced(3) == [1, 2]
+    # If all are, they are what there is.
+    assert found.evenly_spaced(2) == [0, 2]
 
 
 def test_what_hybrid_takes_of_a_generative_classifier_is_chosen_by_key(cfg, tmp_path):
