@@ -52,9 +52,9 @@ def main() -> None:
     add("--out", type=Path, required=True, metavar="FILE.pth")
     add("--threshold-on", metavar="DATASET", help="default: the first of known classes in DATASETS.TEST")
     add("--target-fpr", type=float, default=0.05, help="of known pixels, for the threshold (0.05)")
-    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the evaluation, such as DATASETS.TEST")
+    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config inside, such as DATASETS.TEST")
     args = parser.parse_args()
-    cfg = build_config(str(args.run / "config.yaml"))
+    cfg = build_config(str(args.run / "config.yaml"), args.opts)
     closed = [name for name in cfg.DATASETS.TEST if MetadataCatalog.get(name).evaluator_type == CLOSED_SET]
     if not (args.threshold_on or closed):
         parser.error(f"{args.run}/config.yaml: DATASETS.TEST has no known classes; give --threshold-on")
@@ -68,9 +68,7 @@ def main() -> None:
     folder = args.run / "published"
     out = str(args.out.resolve())
     command = ["train_net.py", "--eval-only", "--config-file", out, "MODEL.WEIGHTS", out]
-    subprocess.run(
-        [sys.executable, *command, *args.opts, "OUTPUT_DIR", str(folder.resolve())], cwd=ROOT, check=True
-    )
+    subprocess.run([sys.executable, *command, "OUTPUT_DIR", str(folder.resolve())], cwd=ROOT, check=True)
     made = json.loads((args.run / "run.json").read_text()) if (args.run / "run.json").is_file() else {}
     made = made.get("command", ["train_net.py", "--config-file", str(args.run / "config.yaml")])
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
