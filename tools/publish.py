@@ -52,9 +52,9 @@ def main() -> None:
     add("--out", type=Path, required=True, metavar="FILE.pth")
     add("--threshold-on", metavar="DATASET", help="default: the first of known classes in DATASETS.TEST")
     add("--target-fpr", type=float, default=0.05, help="of known pixels, for the threshold (0.05)")
-    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config inside, such as DATASETS.TEST")
-    args = parser.parse_args()
-    cfg = build_config(str(args.run / "config.yaml"), args.opts)
+    parser.epilog = "KEY VALUE pairs at the end are for the config inside, such as DATASETS.TEST"
+    args, pairs = parser.parse_known_args()
+    cfg = build_config(str(args.run / "config.yaml"), pairs)
     closed = [name for name in cfg.DATASETS.TEST if MetadataCatalog.get(name).evaluator_type == CLOSED_SET]
     if not (args.threshold_on or closed):
         parser.error(f"{args.run}/config.yaml: DATASETS.TEST has no known classes; give --threshold-on")
