@@ -95,18 +95,6 @@ def test_output_shape_is_true_at_every_size(built, family):
             assert features[name].shape == (1, shape.channels, height, width), (name, size)
 
 
-def test_tensorflows_networks_see_a_picture_of_odd_size_as_training_does(config):
-    """Their layers pad by the parity of the size: unpadded, a crop is sampled on another grid."""
-    torch.manual_seed(0)
-    backbone = build_backbone(config(*TIMM, "tf_efficientnet_lite0")).eval()
-    with torch.no_grad():
-        crop = IMAGE[..., :33, :63]
-        filled = ImageList.from_tensors([*crop], backbone.size_divisibility).tensor
-        whole, padded, alone = (backbone(x)["level1"][..., :4, :10] for x in (IMAGE, filled, crop))
-    torch.testing.assert_close(padded, whole)
-    assert (alone - whole).abs().max() > 0.1 * whole.abs().max()
-
-
 def test_channels_last_changes_nothing_but_the_memory(built):
     backbone = copy.deepcopy(built)
     with torch.no_grad():

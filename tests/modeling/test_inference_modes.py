@@ -9,11 +9,12 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from detectron2.structures import ImageList
 from torch.nn import functional as F
 
 from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.engine import EMHook
-from gmm_anomaly.modeling import restoration
+from gmm_anomaly.modeling import build_backbone, restoration
 from gmm_anomaly.modeling.inference import InferenceMode
 from gmm_anomaly.modeling.scoring import Scoring
 
@@ -215,3 +216,16 @@ def test_wrong_keys_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             InferenceMode.from_config(config(*overrides))
+
+
+def test_tensorflows_networks_see_a_picture_of_odd_size_as_training_does(config):
+    """Their layers pad by the parity of the size: unpadded, a crop is sampled on another grid."""
+    torch.manual_seed(0)
+    backbone = build_backbone(config("MODEL.BACKBONE.NAME", "build_timm_backbone")).eval()
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        crop = image[..., :33, :63]
+        filled = ImageList.from_tensors([*crop], backbone.size_divisibility).tensor
+        whole, padded, alone = (backbone(x)["level1"][..., :4, :10] for x in (image, filled, crop))
+    torch.testing.assert_close(padded, whole)
+    assert (alone - whole).abs().max() > 0.1 * whole.abs().max()

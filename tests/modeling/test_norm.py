@@ -91,3 +91,9 @@ def test_statistics_of_the_first_rank_are_shared_and_nothing_else(monkeypatch):
     expected = [buffer for part in (model[1], model[2][0]) for buffer in part.buffers()]
     assert len(sent) == len(expected) == 6
     assert all(one is other for one, other in zip(sent, expected, strict=True))
+
+
+def test_a_norm_that_does_not_divide_the_channels_is_named(config):
+    cfg = config("MODEL.DECODER.NORM", "GN")
+    with pytest.raises(ValueError, match="MODEL.DECODER.NORM: DeepLabV3PlusDecoder cannot have 'GN': .*48"):
+        build_decoder(cfg, {f"level{i}": ShapeSpec(channels=64, stride=2**i) for i in (2, 5)})
