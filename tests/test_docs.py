@@ -60,3 +60,20 @@ def test_the_index_lists_every_page():
     index = text(ROOT / "docs" / "README.md")
     for page in ROOT.glob("docs/*.md"):
         assert page.name == "README.md" or f"({page.name})" in index, page.name
+
+
+def test_figures_that_appear_twice_agree():
+    """Every AP / FPR95 of the README and of the methods' page on the benchmarks stands in the results too."""
+    results = text(ROOT / "docs" / "results.md")
+    readme = text(ROOT / "README.md").partition("## Results")[2]
+    methods = text(ROOT / "docs" / "methods.md").partition("\nFitted to the 100 frames")[2]
+    pairs = re.findall(r"\d+\.\d / \d+\.\d", readme + methods.partition("Few frames")[0])
+    assert len(pairs) > 15
+    assert not [pair for pair in pairs if pair not in results]
+
+
+def test_the_documentation_stays_short():
+    lines = {page: len(text(page).splitlines()) for page in PAGES if page.name != "configuration.md"}
+    assert lines[ROOT / "README.md"] <= 120
+    pages = [count for page, count in lines.items() if page.parent.name in ("docs", "datasets")]
+    assert len(pages) <= 12 and sum(pages) <= 1500

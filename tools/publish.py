@@ -31,8 +31,7 @@ from gmm_anomaly.engine.trained_model import save_model  # noqa: E402
 CARD = """# {name}, {megabytes:.1f} MB
 
 - Trained by `python {command}` (commit {commit}); parameters then halved in precision by `tools/publish.py`.
-- Data: {data}; the backbone began with its ImageNet weights. The terms of these data hold for what was learnt
-  from them: see datasets/README.md.
+- Data: {data}. Their terms hold for what was learnt from them (datasets/README.md).
 - Threshold of `{score}`: {value:.4g}; above it lie {fpr:.2f} % of the known pixels of {dataset}.
 - Config and threshold are inside: `--weights {name}` needs no `--config-file`.
 

@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from torch import nn
 from tqdm import tqdm
 
+from gmm_anomaly.compat import keep_freed_memory
 from gmm_anomaly.data.mapper import test_augmentations
 from gmm_anomaly.data.pairing import IMAGE_EXTENSIONS, visible_files
 from gmm_anomaly.data.reading import read_image
@@ -116,6 +117,7 @@ def _items(
 def run(args: argparse.Namespace) -> int:
     """Fit what the arguments say (see ``gmm_anomaly.verbs``) and write the detector's file; the exit status
     is 1 if a frame could not be read."""
+    keep_freed_memory()
     left_out: list[str] = []
     device = ["MODEL.DEVICE", args.device] if args.device else []
     cfg = build_config(args.config_file, [*device, *args.opts])
