@@ -63,7 +63,7 @@ SYSTEMS = {
     "best": System("effnetlite0_deeplabv3plus_best", ROAD_SCORES),
     "softmax": System(SOFTMAX, ("msp", "energy", "hybrid")),
     "prototypes": System("effnetlite0_deeplabv3plus_prototype", ("prototype_distance", "energy", "hybrid")),
-    "GMMSeg": System(GMM, ("gmm_density", "hybrid")),
+    "GMMSeg": System(GMM, ("gmm_density", "energy", "hybrid")),
     "GMM4AnomalySeg": System(f"{GMM}4anomaly", (f"gmm_density{EDGES}", "gmm_density", f"hybrid{EDGES}")),
     "PAnS": System("effnetlite0_psp_pans", ("prototype_distance",)),
     "fitted mixtures": System(GMM, ("gmm_density", "hybrid"), "--fit-mixture"),
@@ -88,9 +88,9 @@ SETS = {
 # A minute for each step on two cores.
 DEMO = (
     "DATASETS.SYNTHETIC.NUM_TRAIN", "100", "DATASETS.SYNTHETIC.NUM_VAL", "25",
-    "DATASETS.SYNTHETIC.NUM_ANOMALY", "50", "DATASETS.SYNTHETIC.CACHE_DIR", "output/demo/frames",
+    "DATASETS.SYNTHETIC.NUM_ANOMALY", "30", "DATASETS.SYNTHETIC.CACHE_DIR", "output/demo/frames",
 )  # fmt: skip
-DEMO_TRAINING = ("SOLVER.MAX_ITER", "300", "TEST.SCORES", "['hybrid', 'gmm_density', 'msp', 'energy']")
+DEMO_TRAINING = ("SOLVER.MAX_ITER", "250", "TEST.SCORES", "['hybrid', 'gmm_density', 'msp', 'energy']")
 
 
 def config_file(config_set: str, name: str) -> Path:
