@@ -24,6 +24,7 @@ from detectron2.utils import comm  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
 from gmm_anomaly.compat import keep_freed_memory  # noqa: E402
+from gmm_anomaly.data.build import present  # noqa: E402
 from gmm_anomaly.engine import (  # noqa: E402
     Checkpointer,
     Trainer,
@@ -92,7 +93,7 @@ def main(args: Namespace) -> object:
     with ExitStack() as running:
         with held_log("gmm_anomaly"):
             cfg = build_config(args.config_file, overrides)
-            for name in cfg.DATASETS.TEST:
+            for name in present(cfg.DATASETS.TEST, "DATASETS.TEST"):
                 # What an evaluation lacks is told now, not after hours of training.
                 build_evaluator(cfg, name)
             evaluates = args.eval_only or args.fit_feature_distance
