@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> None:
 
 def report(found: dict[str, Any]) -> str:
     """What was found, for a person."""
-    size, shorter = found["fixed_size"], found["metadata"]["input_rule"]["resize_shorter_side"]
+    size, rule = found["fixed_size"], found["metadata"]["input_rule"]
+    shorter, longest = rule["resize_shorter_side"], rule["resize_max_side"]
     sizes = "any height and width" if size is None else f"{size[0]}x{size[1]} only"
     height, width = found["timed_size"]
     times = ", ".join(f"{name} {time:.1f} ms" for name, time in found["milliseconds"].items())
@@ -85,8 +86,8 @@ def report(found: dict[str, Any]) -> str:
         lines.append(f"size fixed: {found['fixed_because']}")
     if shorter:
         lines.append(
-            f"resize images to a shorter side of {shorter} first, as the config does (INPUT.MIN_SIZE_TEST): "
-            "that is not part of the file"
+            f"resize images to a shorter side of {shorter} first, and a longer one of {longest} at most, as "
+            "the config does (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST): that is not part of the file"
         )
     return "\n".join(lines)
 
