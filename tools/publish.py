@@ -58,7 +58,7 @@ def main() -> None:
     if not (args.threshold_on or closed):
         parser.error(f"{args.run}/config.yaml: DATASETS.TEST has no known classes; give --threshold-on")
     model = build_model(inference_config(cfg))
-    Checkpointer(model).load_for_evaluation(str(args.run / args.weights))
+    Checkpointer(model, cfg=cfg).load_for_evaluation(str(args.run / args.weights))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_model(cfg, model, args.out, half=True)
     predictor = AnomalyPredictor.from_config(args.out)

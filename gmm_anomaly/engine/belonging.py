@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 
 from gmm_anomaly.data.build import class_difference, closed_set
 
-from .config import _items
+from .config import key_values
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +39,12 @@ def belongings(cfg: CfgNode, *, scores: bool = False) -> dict[str, Any]:
     """
     metadata = closed_set(cfg) if cfg.MODEL.CLASSIFIER.NAME != "none" else None
     found = {CLASSES: list(metadata.stuff_classes) if metadata else []}
-    keys = dict(_items(cfg))
+    keys = key_values(cfg)
     for key in sorted(keys):
         value, section = keys[key], key.rpartition(".")[0]
         unused = keys.get(f"{section}.ENABLED") is False and not key.endswith(".ENABLED")
         counts = key.startswith(OF_WEIGHTS + (OF_SCORES if scores else ()))
-        if counts and not unused and not isinstance(value, CfgNode):
+        if counts and not unused:
             # "SyncBN" is the same norm in several processes.
             value = value.removeprefix("Sync") if isinstance(value, str) else value
             found[key] = list(value) if isinstance(value, tuple) else value

@@ -133,7 +133,7 @@ def build_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNod
         FileNotFoundError: no such config file.
     """
     cfg = read_config(config_file, overrides)
-    values = _values(cfg)
+    values = key_values(cfg)
     check_values(values)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %r, but there is no GPU: using the CPU", cfg.MODEL.DEVICE)
@@ -150,7 +150,7 @@ def build_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNod
 def _warn_of_unread(values: Mapping[str, Any], typed: Sequence[Any]) -> None:
     """Name keys that were set and have no effect: of Detectron2's keys any, of the project's own those of the
     command line, for config files share them with twins that read them."""
-    upstream, defaults, named = _values(get_cfg()), _values(read_config()), []
+    upstream, defaults, named = key_values(get_cfg()), key_values(read_config()), []
     # Tuples in tuples are lists in a file.
     plain = {key: json.dumps(value) for key, value in defaults.items()}
     for key in [key for key, value in values.items() if json.dumps(value) != plain.get(key)]:
@@ -291,6 +291,6 @@ def _items(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _items(value, f"{prefix}{name}.")
 
 
-def _values(cfg: CfgNode) -> dict[str, Any]:
+def key_values(cfg: CfgNode) -> dict[str, Any]:
     """The values of all keys, by their dotted names."""
     return {key: value for key, value in _items(cfg) if not isinstance(value, CfgNode)}

@@ -68,12 +68,17 @@ class GaussianMixtures(nn.Module):
         """The mixtures' table, built anew only after an EM step, a load or a move, and whether every
         component was fitted: asked only then, so that an inference does not wait for the device."""
         made_of = (self.means, self.scales, self.fitted)
+        if any(buffer.is_inference() for buffer in made_of):  # their changes are not counted
+            self._tables.clear()
+            return DensityTable(self.unit_means, self.scales, dtype), bool(self.fitted.all())
         kept = self._tables.get(dtype)
         if kept is None or any(
             old is not new or version != new._version
             for (old, version), new in zip(kept[0], made_of, strict=True)
         ):
-            table = DensityTable(self.unit_means, self.scales, dtype)
+            # A table made under inference mode could not be trained with later.
+            with torch.inference_mode(False):
+                table = DensityTable(self.unit_means, self.scales, dtype)
             versions = [(buffer, buffer._version) for buffer in made_of]
             kept = self._tables[dtype] = versions, table, bool(self.fitted.all())
         return kept[1:]

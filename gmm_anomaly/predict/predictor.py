@@ -77,7 +77,7 @@ class AnomalyPredictor:
         belongs_to: Mapping[str, Any] | None = None,
     ) -> None:
         if model is None:
-            vars(self).update(vars(self.from_config(half=half, min_area=min_area)))
+            vars(self).update(vars(self.from_config(score=score or None, half=half, min_area=min_area)))
             return
         self.model = model.eval()
         self.score = score

@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from gmm_anomaly.engine import Checkpointer, Trainer, build_config, inference_config
-from gmm_anomaly.engine.config import ConfigError, _values, read_config
+from gmm_anomaly.engine.config import ConfigError, key_values, read_config
 from gmm_anomaly.engine.evaluation import verify_expected_results
 from gmm_anomaly.engine.hooks import CheckpointHook
 from gmm_anomaly.engine.trainer import build_optimizer, build_scheduler
@@ -132,8 +132,8 @@ WRONG = {
 
 
 def test_every_key_with_numbers_has_a_rule_and_each_rule_names_its_key():
-    values, ruled = _values(read_config()), {key for key, _, _ in rules()}
-    own = [key for key in values if key not in _values(get_cfg()) and not key.startswith("DATASETS.SYN")]
+    values, ruled = key_values(read_config()), {key for key, _, _ in rules()}
+    own = [key for key in values if key not in key_values(get_cfg()) and not key.startswith("DATASETS.SYN")]
     assert {key for key in own if type(values[key]) in (int, float, list)} <= ruled
     for key, expected, _ in rules():
         refused = []

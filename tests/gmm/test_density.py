@@ -167,3 +167,14 @@ def test_the_table_is_kept_until_the_mixtures_change(tmp_path):
         table = bank.table()[0]
         change()
         assert bank.table()[0] is not table and torch.equal(bank.log_prob(x), fresh())
+    # A table that an inference made serves a training, and mixtures made under inference mode work as well.
+    bank.scales.mul_(2)
+    with torch.inference_mode():
+        bank.log_prob(x)
+        other = GaussianMixtureBank(num_classes=3, num_components=2, dim=4)
+        assert torch.equal(other.log_prob(x), component_log_prob(x, other.unit_means, other.scales))
+        other.scales.mul_(2)
+        assert torch.equal(other.log_prob(x), component_log_prob(x, other.unit_means, other.scales))
+    leaf = x.clone().requires_grad_()
+    bank.log_prob(leaf).sum().backward()
+    assert leaf.grad.isfinite().all()
