@@ -57,6 +57,12 @@ class Line(NamedTuple):
     note: str = ""
 
 
+def _is_dashed(index: int) -> bool:
+    """The second four of the eight colours are dashed, and the other way round in their second round: sixteen
+    curves look different."""
+    return bool((index // 4 + index // 8) % 2)
+
+
 @matplotlib.rc_context(STYLE)
 def line_charts(
     title: str,
@@ -81,7 +87,7 @@ def line_charts(
         if len(x) == 1:
             # A lone point is a short dash.
             x, y = np.array([x[0] - 0.5, x[0] + 0.5]), y.repeat(2)
-        dashes = "--" if index // 4 % 2 else "-"
+        dashes = "--" if _is_dashed(index) else "-"
         axes.plot(x, y, dashes, color=LINES[index % 8])
     if guide is not None:
         axes.axhline(guide, color=SOFT, linestyle=":", linewidth=1.2)
@@ -93,7 +99,7 @@ def line_charts(
     elif axes.dataLim.y0 >= 0 and axes.get_ylim()[1] > 0:
         axes.set_ylim(bottom=0)
     legend = [
-        (f"s{index % 8}{' dashed' if index // 4 % 2 else ''}", line.name, line.note)
+        (f"s{index % 8}{' dashed' if _is_dashed(index) else ''}", line.name, line.note)
         for index, line in enumerate(lines)
     ]
     # A single line needs no legend, unless it has something to say.

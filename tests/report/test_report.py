@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from gmm_anomaly.report import charts
 from gmm_anomaly.report.page import comparison, number, render_page
 from gmm_anomaly.report.page import run as write_page
 from gmm_anomaly.report.run import read_mixtures, read_run, read_training_log
@@ -252,3 +253,8 @@ def test_resumed_training_counts_the_later_line(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text("\n".join(map(json.dumps, [*lines, {"iteration": 2, "x": 3}])) + '\n{"iteration": 4')
     assert read_training_log(path)["x"].tolist() == [[0, 1.0], [1, 2.0], [2, 3.0]]
+
+
+def test_sixteen_curves_look_different():
+    (chart,) = charts.line_charts("many", [charts.Line(str(n), [0, 1], [n, n]) for n in range(16)], "x")
+    assert len({swatch for swatch, *_ in chart.legend}) == 16
