@@ -6,8 +6,8 @@ For reports ``output_dir/curves/<data set>.json`` is written, in one line of str
 "components_by_size": [...]}}, "frames": {"score", "AP": {image id: AP or null}, "drawn": [image id, ...],
 "steps": {"threshold", "recall", "fpr"}}}
 The rows of ``curve`` are points of the protocol's own pooled curve; the true positive rate is the recall.
-``steps`` are at most 255 of them, thresholds ascending; beside the file ``<data set>/<image id>.png`` says for
-each pixel of a frame that is drawn how many of them its score reaches.
+``steps`` are at most 255 of them, ascending; ``curves/<data set>/<image id>.png`` of a frame that is drawn
+says how many of them each pixel reaches.
 ``AP`` and ``AUROC`` tell whether the file belongs to the ``results.json`` beside it.
 """
 
@@ -27,15 +27,8 @@ from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
 from gmm_anomaly.metrics.curves import OperatingPoints
 from gmm_anomaly.metrics.score_counts import ScoreCounts
 
-from .files import (
-    KeptScores,
-    anomaly_overlay,
-    range_sample,
-    save_array,
-    save_json,
-    save_levels,
-    shared_range,
-)
+from . import files
+from .files import KeptScores, range_sample, save_array, save_json, shared_range
 from .records import RecordEvaluator
 from .results import ANOMALY, COMPONENTS, TaskResult, component_task, pixel_task
 
@@ -173,7 +166,7 @@ class AnomalyEvaluator(RecordEvaluator):
                     results[f"{ANOMALY}/{self.protocol}/{name}"] = pixel_task(computed)
                     if self.output_dir is not None:
                         curve = merged.curve(POINTS)
-                        # Ascending, without the first one, at which nothing is predicted.
+                        # Nothing is predicted at the first one.
                         rows = np.arange(len(curve["recall"]) - 1, 0, -1)
                         rows = rows[:: -(-len(rows) // STEPS) or 1]
                         steps = steps or {key: curve[key][rows] for key in ("threshold", "recall", "fpr")}
@@ -242,8 +235,8 @@ class AnomalyEvaluator(RecordEvaluator):
         colors = shared_range([sample for shard in samples for sample in shard])
         thresholds = self._share(steps.get("threshold"))[0]
         for index, score in mine.items():
-            anomaly_overlay(self.records, index, score, self.scores[0], colors, output_dir)
-            save_levels(self.records, index, score, thresholds, output_dir)
+            files.anomaly_overlay(self.records, index, score, self.scores[0], colors, output_dir)
+            files.save_levels(self.records, index, score, thresholds, output_dir)
         if self.is_main:
             name, ids = self.records.name, self.records.image_id
             document = {

@@ -167,7 +167,8 @@ def _overlays(files: Mapping[str, Path], count: int) -> list[tuple[str, list[str
 
 
 def _panels(path: Path) -> list[str]:
-    """The panels of an overlay, without captions, as data URIs of small JPEGs; none of a file that is no picture."""
+    """The panels of an overlay as data URIs of small JPEGs without captions; none of a file that is no
+    picture."""
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if picture is None:
         return []

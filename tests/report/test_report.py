@@ -126,10 +126,10 @@ def test_the_slider_calls_what_the_score_calls(run_folders, both_runs):
     steps = curves["frames"]["steps"]
     thresholds = np.array(steps["threshold"])
     rng, labels, scores = np.random.default_rng(2), [], []
-    for number in range(5):
+    for place in range(5):
         rng.normal(size=(3, 48, 64))
         label = np.zeros((48, 64), np.uint8)
-        label[10 : 20 + 3 * number, 5:30] = 1
+        label[10 : 20 + 3 * place, 5:30] = 1
         label[40:] = 255
         scores.append((rng.normal(size=label.shape) + (label == 1)).astype(np.float32))
         rng.normal(size=label.shape)
@@ -143,11 +143,11 @@ def test_the_slider_calls_what_the_score_calls(run_folders, both_runs):
     for name in curves["frames"]["drawn"]:
         file = run.path / "curves" / dataset / f"{name}.png"
         levels, label = cv2.imread(str(file))[..., :0:-1].transpose(2, 0, 1)
-        number = int(name[-1])
-        near = np.abs(scores[number][..., None] - thresholds).min(axis=-1) < 1e-6
-        wanted = (scores[number][..., None] >= thresholds).sum(axis=-1)
+        place = int(name[-1])
+        near = np.abs(scores[place][..., None] - thresholds).min(axis=-1) < 1e-6
+        wanted = (scores[place][..., None] >= thresholds).sum(axis=-1)
         assert np.array_equal(levels[~near], wanted[~near]) and near.mean() < 0.1
-        assert np.array_equal(label, labels[number])
+        assert np.array_equal(label, labels[place])
         assert base64.b64encode(file.read_bytes()).decode() in both_runs
 
 
