@@ -182,8 +182,8 @@ def _add_gmm(cfg: CN) -> None:
     cfg.MODEL.GMM.PROJECTION = "mlp"
     # Slots of each component's feature memory (K).
     cfg.MODEL.GMM.MEMORY_SIZE = 32000
-    # Storage type of the memory: "float32" or "float16".
-    cfg.MODEL.GMM.MEMORY_DTYPE = "float32"
+    # Storage type of the memory: "float32", "float16", or "auto", float16 where float32 takes more than 1 GB.
+    cfg.MODEL.GMM.MEMORY_DTYPE = "auto"
     # Write the features of the memory into checkpoints (but not into the last one): gigabytes at the paper's
     # sizes. Their statistics are always there, and a resumed run goes on with those: 120 iterations on small
     # streets with a memory of 400 ended at 34.4 % mIoU and 72.5 % of the pixels, stopped and resumed without
@@ -329,6 +329,9 @@ def _add_input(cfg: CN) -> None:
 def _add_solver(cfg: CN) -> None:
     # "SGD" or "ADAMW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # With Detectron2's SOLVER.AMP.ENABLED: "float16", "bfloat16", or "auto", the first on a GPU and the
+    # second on the CPU.
+    cfg.SOLVER.AMP.DTYPE = "auto"
     # Learning-rate factor of everything outside the backbone.
     cfg.SOLVER.HEAD_LR_FACTOR = 1.0
     # LR_SCHEDULER_NAME also knows "WarmupPolyLR"; this is its power.

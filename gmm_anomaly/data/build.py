@@ -50,6 +50,8 @@ class InputLoader(DataLoader[Any]):
         super().__init__(
             *args,
             collate_fn=trivial_batch_collator,
+            # Images then travel to a GPU while it computes.
+            pin_memory=torch.cuda.is_available(),
             worker_init_fn=_keep_working,
             # torch draws a seed for the workers from it, though every input has one of its own here.
             generator=torch.Generator().manual_seed(0),

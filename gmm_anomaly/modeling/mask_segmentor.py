@@ -110,7 +110,7 @@ class MaskAnomalySegmentor(nn.Module):
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images and pad them to one size that the network can take."""
         images = [
-            (item["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std
+            (item["image"].to(self.device, non_blocking=True).float() - self.pixel_mean) / self.pixel_std
             for item in batched_inputs
         ]
         return ImageList.from_tensors(images, SIZE_DIVISIBILITY)
@@ -120,7 +120,7 @@ class MaskAnomalySegmentor(nn.Module):
         masks, classes = [], []
         height, width = images.tensor.shape[-2:]
         for item in batched_inputs:
-            label = item["sem_seg"].to(self.device)
+            label = item["sem_seg"].to(self.device, non_blocking=True)
             present = label.unique()
             present = present[present != IGNORE_LABEL]
             # Padding belongs to no mask.

@@ -225,7 +225,7 @@ class AnomalySegmentor(nn.Module):
 
     def normalised(self, item: dict[str, Any]) -> Tensor:
         """The image of an input, (3, H, W) float32 in units of the pixels' standard deviation."""
-        return (item["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std
+        return (item["image"].to(self.device, non_blocking=True).float() - self.pixel_mean) / self.pixel_std
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """:meth:`normalised` and :meth:`padded` images."""
@@ -255,7 +255,7 @@ class AnomalySegmentor(nn.Module):
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
     def _labels(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> Tensor:
-        labels = [item["sem_seg"].to(self.device) for item in batched_inputs]
+        labels = [item["sem_seg"].to(self.device, non_blocking=True) for item in batched_inputs]
         padded = ImageList.from_tensors(labels, self.backbone.size_divisibility, IGNORE_LABEL).tensor
         assert padded.shape[-2:] == images.tensor.shape[-2:], "images and labels must have the same size"
         return padded

@@ -7,8 +7,11 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
+from gmm_anomaly.engine import build_config
+from gmm_anomaly.engine.train_loop import amp_dtype
 from gmm_anomaly.gmm import GaussianMixtureBank, sinkhorn_assign_all
 from gmm_anomaly.modeling import GMMClassifier
+from gmm_anomaly.modeling.classifiers import gmm as gmm_module
 from gmm_anomaly.modeling.losses import SampledContrast
 
 CLASSES, COMPONENTS, DIM = 3, 2, 6
@@ -133,3 +136,33 @@ def test_how_much_of_the_mixtures_gradient_reaches_the_features(factor):
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         classifier(**options)
+
+
+@pytest.mark.parametrize(
+    "device, asked, expected",
+    [
+        ("cpu", "auto", torch.bfloat16),
+        ("cuda", "auto", torch.float16),
+        ("cuda", "bfloat16", torch.bfloat16),
+        ("cpu", "float16", torch.float16),
+    ],
+)
+def test_type_of_mixed_precision(device, asked, expected):
+    cfg = build_config(None, ["MODEL.DEVICE", "cpu", "SOLVER.AMP.DTYPE", asked]).clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = device
+    assert amp_dtype(cfg) is None
+    cfg.SOLVER.AMP.ENABLED = True
+    assert amp_dtype(cfg) is expected
+
+
+@pytest.mark.parametrize(
+    "classes, asked, expected",
+    [(19, "auto", torch.float32), (150, "auto", torch.float16), (150, "float32", torch.float32)],
+)
+def test_a_large_memory_is_in_half_precision(monkeypatch, classes, asked, expected):
+    """A thousandth of the paper's 32 000 slots, and of the limit: 0.78 and 6.1 MB in single precision."""
+    monkeypatch.setattr(gmm_module, "LARGE_MEMORY", gmm_module.LARGE_MEMORY / 1000)
+    keys = ["MODEL.GMM.MEMORY_SIZE", 32, "MODEL.GMM.MEMORY_DTYPE", asked]
+    cfg = build_config(None, ["MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NUM_CLASSES", classes, *keys])
+    assert gmm_module.gmm(cfg, 96).bank.memory.ring.dtype is expected

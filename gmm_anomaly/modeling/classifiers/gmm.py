@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 # With a warm start: slots that misclassified pixels may fill too, and first weight of the norm over classes.
 WARM_START_FILL, WARM_START_LOGIT_SCALE = 400, 3.0
+LARGE_MEMORY = 1e9  # bytes
 
 
 class GMMClassifier(PixelClassifier):
@@ -127,9 +128,9 @@ class GMMClassifier(PixelClassifier):
     def logits(self, density: Tensor) -> Tensor:
         """density: (N, C) class log-densities -> (N, C) logits. At inference a class never fitted has
         the logit :data:`EXCLUDED`, and no part in the norm."""
-        known = self.bank.known_classes
-        if self.training or bool(known.all()):
+        if self.training or all(map(any, self.bank.fitted_components)):
             return self.class_norm(density)
+        known = self.bank.known_classes
         norm = self.class_norm
         of_known = F.layer_norm(
             density[:, known], (int(known.sum()),), norm.weight[known], norm.bias[known], norm.eps
@@ -211,7 +212,7 @@ class GMMClassifier(PixelClassifier):
     @property
     def unseen_classes(self) -> list[str]:
         """Names, or else indices, of the classes that were never fitted: predictions leave them out."""
-        left_out = (~self.bank.known_classes).nonzero()[:, 0].tolist()
+        left_out = [index for index, of in enumerate(self.bank.fitted_components) if not any(of)]
         return [self.class_names[index] if self.class_names else str(index) for index in left_out]
 
     def _warn_of_unseen_classes(self) -> None:
@@ -260,12 +261,16 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
     cfg = with_rules(cfg)
     keys = cfg.MODEL.GMM
     released = keys.RULES == "released"
-    _check("MEMORY_DTYPE", keys.MEMORY_DTYPE, ("float32", "float16"))
+    dim = in_channels if keys.PROJECTION == "none" else keys.EMBED_DIM
+    memory = keys.MEMORY_DTYPE
+    if memory == "auto":
+        numbers = cfg.MODEL.CLASSIFIER.NUM_CLASSES * keys.NUM_COMPONENTS * keys.MEMORY_SIZE * dim
+        memory = "float16" if 4 * numbers > LARGE_MEMORY else "float32"
     contrast = {key.lower(): value for key, value in keys.SAMPLED_CONTRAST.items()}
     bank = GaussianMixtureBank(
         cfg.MODEL.CLASSIFIER.NUM_CLASSES,
         keys.NUM_COMPONENTS,
-        in_channels if keys.PROJECTION == "none" else keys.EMBED_DIM,
+        dim,
         keys.MEMORY_SIZE,
         keys.SAMPLES_PER_UPDATE,
         keys.MOMENTUM_MEAN,
@@ -276,7 +281,7 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
         warm_start_features=keys.WARM_START_FEATURES if keys.WARM_START else 0,
         initial_memory="random" if released else "empty",
         update_classes="batch" if released else "seen",
-        memory_dtype=getattr(torch, keys.MEMORY_DTYPE),
+        memory_dtype=getattr(torch, memory),
         save_memory=keys.SAVE_MEMORY,
     )
     return GMMClassifier(
