@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from . import collectives
 from .memory import ComponentGroups, evenly_spaced_indices
 
+DRAWS = 3  # of each seed of k-means++
+
 
 def spherical_kmeans(
     features: Tensor, clusters: int, rounds: int = 10, valid: Tensor | None = None
@@ -50,16 +52,20 @@ def spherical_kmeans(
 
 
 def _kmeans_plus_plus(features: Tensor, valid: Tensor, clusters: int) -> Tensor:
-    """Seeds of k-means++ (Arthur and Vassilvitskii, 2007), (..., clusters, D)."""
+    """Seeds of k-means++ (Arthur and Vassilvitskii, 2007), (..., clusters, D); each the best of some draws,
+    as in scikit-learn."""
     generator = torch.Generator(device=features.device).manual_seed(0)
-    nearest, seeds = torch.full(valid.shape, torch.inf, device=features.device), []
     # The least of exponential variables over weights is an index drawn by weight (torch.multinomial would
     # wait for a GPU). A place in a set has its own ones, so that no set depends on the others.
-    race = -torch.rand(valid.shape[-1], clusters, generator=generator, device=features.device).log()
-    weight = valid.float()
-    for turn in race.unbind(1):
-        seeds.append(_rows(features, (weight / turn).argmax(-1, keepdim=True)))
-        nearest = torch.minimum(nearest, (features - seeds[-1]).square().sum(-1)).masked_fill(~valid, 0)
+    drawn = torch.rand(valid.shape[-1], clusters, DRAWS, generator=generator, device=features.device)
+    nearest, weight, seeds = torch.full_like(drawn[..., 0, 0], torch.inf), valid.float(), []
+    for race in (-drawn.log()).unbind(1):
+        candidates = _rows(features, (weight[..., None] / race).argmax(-2))
+        distance = (features[..., None, :] - candidates[..., None, :, :]).square().sum(-1)
+        left = torch.minimum(nearest[..., None], distance) * valid[..., None]
+        best = left.sum(-2).argmin(-1, keepdim=True)
+        seeds.append(_rows(candidates, best))
+        nearest = left.gather(-1, best[..., None, :].expand(*left.shape[:-1], 1))[..., 0]
         # Features that all coincide leave no distance to draw by: any of them is as good.
         weight = torch.where(nearest.sum(-1, keepdim=True) > 0, nearest, valid.float())
     return torch.cat(seeds, dim=-2)
