@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gmm_anomaly.engine.checkpoint import Checkpointer
-from gmm_anomaly.engine.weights import load_weight_file, tensors_of, trust_pickles
+from gmm_anomaly.modeling.backbones.weights import load_weight_file, tensors_of, trust_pickles
 
 
 class MakesFolder:
