@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import re
 import shutil
@@ -15,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tools import setup_environment as script
+
 ROOT = Path(__file__).resolve().parent.parent
-SPEC = importlib.util.spec_from_file_location("setup_environment", ROOT / "tools" / "setup_environment.py")
-script = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(script)
 
 
 def make_wheel(path: Path) -> Path:
