@@ -7,7 +7,6 @@ import argparse
 import fnmatch
 import json
 import logging
-import runpy
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -172,20 +171,14 @@ def run(args: argparse.Namespace) -> int:
     """The verb ``gmm-anomaly datasets``.
 
     Args:
-        args: ``names`` (patterns such as ``camvid*``; none: all), ``deep``, ``json``, and ``register``
-            (Python files that register data sets).
+        args: ``names`` (patterns such as ``camvid*``; none: all), ``deep``, ``json``.
 
     Returns:
         0 when all data sets that were asked for are present and complete, 1 when one is not.
 
     Raises:
-        argparse.ArgumentError: a pattern that matches none, or a file to run that is not there.
+        argparse.ArgumentError: a pattern that matches none.
     """
-    try:
-        for path in args.register:
-            runpy.run_path(str(path))
-    except (ValueError, OSError) as error:
-        raise argparse.ArgumentError(None, str(error)) from error
     known, chosen = list(registered_specs()), []
     for pattern in args.names or ["*"]:
         matching = fnmatch.filter(known, pattern)

@@ -44,7 +44,6 @@ class TrainLoop(SimpleTrainer):
         skipped: steps left out so far, without those that the loss scaling leaves out until its scale fits.
 
     Raises:
-        ValueError: an unknown rule.
         FloatingPointError: from ``run_step``, on every rank, with the iteration, what is not finite and the
             loss terms: weights and mixtures are those of the last good step.
     """
@@ -59,8 +58,6 @@ class TrainLoop(SimpleTrainer):
         non_finite: str = "stop",
     ) -> None:
         super().__init__(model, data_loader, optimizer)
-        if non_finite not in ("stop", "skip"):
-            raise ValueError(f'SOLVER.NON_FINITE: expected "stop" or "skip", found {non_finite!r}')
         self.skips = non_finite == "skip"
         self.skipped = self._skipped_in_a_row = 0
         self._watch = FeatureWatch(model)

@@ -39,8 +39,6 @@ from .train_loop import ANEW, TrainLoop, amp_dtype
 
 logger = logging.getLogger(__name__)
 
-logger = logging.getLogger(__name__)
-
 # What the names of a backbone's parameters contain, in the two meta-architectures.
 BACKBONES = ("backbone.", "pixel_level_module.encoder.")
 

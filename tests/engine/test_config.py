@@ -289,13 +289,3 @@ def test_tags_that_make_python_objects_are_not_run(tag, tmp_path):
             build_config(str(tmp_path / name))
     cfg = build_config("", ["OUTPUT_DIR", f"__import__('os').mkdir('{target}')"])
     assert cfg.OUTPUT_DIR.startswith("__import__") and not target.exists()
-
-
-def test_files_that_are_no_yaml_and_circles_of_bases_are_named(tmp_path):
-    (tmp_path / "a.yaml").write_text("MODEL: {DEVICE: cpu\n")
-    with pytest.raises(ValueError, match=r"--config-file: .*a\.yaml cannot be read as YAML; .*line 2"):
-        build_config(str(tmp_path / "a.yaml"))
-    (tmp_path / "a.yaml").write_text("_BASE_: b.yaml\n")
-    (tmp_path / "b.yaml").write_text("_BASE_: a.yaml\n")
-    with pytest.raises(ValueError, match=r"the _BASE_ chain of .*a\.yaml never ends"):
-        build_config(str(tmp_path / "a.yaml"))
