@@ -25,6 +25,8 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
+from gmm_anomaly.values import check_sections
+
 from .atomic import replacing
 from .checking import label_counts, warn_of_labels
 from .mapper import SegmentationMapper
@@ -104,10 +106,11 @@ def build_train_loader(cfg: CfgNode, *, seed: int | None = None) -> InputLoader:
         ValueError: a data set is unknown, empty or without labels, or a key has a bad value.
         FileNotFoundError: a data set is not on disk; says what to download and where to put it.
     """
+    check_sections(cfg, "DATALOADER.", "SOLVER.IMS_PER_BATCH")
     ranks = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % ranks:
+    if cfg.SOLVER.IMS_PER_BATCH % ranks:
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH: expected a positive multiple of the {ranks} processes, found "
+            f"SOLVER.IMS_PER_BATCH: expected a multiple of the {ranks} processes, found "
             f"{cfg.SOLVER.IMS_PER_BATCH}"
         )
     by_name = train_records(cfg)
@@ -186,12 +189,8 @@ def present(names: Sequence[str], key: str) -> list[str]:
 
 
 def _sampler_maker(cfg: CfgNode, by_name: dict[str, list[Record]]) -> Callable[[int], Sampler]:
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name == "TrainingSampler":
+    if cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler":
         return partial(TrainingSampler, sum(map(len, by_name.values())), True)
-    if name != "ClassBalancedSampler":
-        known = "TrainingSampler, ClassBalancedSampler"
-        raise ValueError(f"DATALOADER.SAMPLER_TRAIN: expected one of {known}, found {name!r}")
     metadata = [MetadataCatalog.get(dataset) for dataset in by_name]
     rules = map(LabelRule.from_metadata, metadata)
     parts = zip(by_name.values(), rules, strict=True)

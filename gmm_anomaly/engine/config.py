@@ -30,9 +30,9 @@ from gmm_anomaly.scores import (
     MAX_LOGIT_MOMENTS,
     get_scores,
 )
+from gmm_anomaly.values import check_values, unread
 
 from .evaluation import check_postprocesses, check_result_names
-from .values import check_values, unread
 
 logger = logging.getLogger(__name__)
 

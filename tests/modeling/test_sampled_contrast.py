@@ -144,12 +144,3 @@ def test_weight_ramps_up_and_the_loss_is_taken_every_five_iterations():
     found = [contrast.factor(i) for i in (0, 9, 10, 11, 15, 20, 25, 30)]
     assert found == [0, 0, 0.05, 0, 0.3, 0.55, 0.8, 1]
     assert SampledContrast(start=0, ramp=0).factor(0) == 1
-
-
-@pytest.mark.parametrize(
-    "key, found",
-    [("temperature", 0.0), ("noise_scale", -1.0), ("min_fill", 1.5), ("start", -1), ("ramp", -1)],
-)
-def test_numbers_out_of_range_are_named(key, found):
-    with pytest.raises(ValueError, match=rf"SAMPLED_CONTRAST\.{key.upper()}: expected .*, found {found}"):
-        SampledContrast(**{key: found})

@@ -230,9 +230,6 @@ def test_an_odd_size_is_not_padded(keys):
         ("MODEL.CLASSIFIER.NAME", "gm", "unknown name 'gm'; known are gmm, none, prototype, softmax"),
         ("MODEL.DECODER.IN_FEATURES", ["res2"], r"at least 2 of the backbone's features \(level1"),
         ("MODEL.TIMM.NAME", "efficientnet_lite99", "MODEL.TIMM: timm cannot build"),
-        ("MODEL.GMM.MEMORY_DTYPE", "int8", "MODEL.GMM.MEMORY_DTYPE: expected one of float32, float16"),
-        ("MODEL.CLASSIFIER.LOSS_AVERAGE", "mean", "MODEL.CLASSIFIER.LOSS_AVERAGE"),
-        ("MODEL.GMM.REDUCTION", "sum", "MODEL.GMM.REDUCTION"),
         ("MODEL.GMM.PROJECTION", "conv", "MODEL.GMM.PROJECTION: expected .*found 'conv'"),
     ],
 )
