@@ -165,7 +165,7 @@ class MaskAnomalySegmentor(nn.Module):
 
 
 def _checked(queries: Sequence[int], key: str, number: int) -> tuple[int, ...]:
-    wrong = [query for query in queries if not 0 <= query < number]
+    wrong = [query for query in queries if query >= number]
     if wrong:
         raise ValueError(
             f"MODEL.MASK2FORMER.{key}: the network has {number} queries, 0 to {number - 1}; found {wrong}. "

@@ -269,7 +269,6 @@ def test_missing_packages_are_named_with_their_extra(monkeypatch, package):
     "key, value, message",
     [
         ("ANOMALY_QUERIES", [4, 10], r"ANOMALY_QUERIES: the network has 10 queries, 0 to 9; found \[10\]"),
-        ("ROAD_QUERIES", [-1], r"ROAD_QUERIES: the network has 10 queries, 0 to 9; found \[-1\]"),
         ("ARCHITECTURE", {"queries": 3}, "ARCHITECTURE: Mask2FormerConfig has no queries"),
         ("ARCHITECTURE", {"backbone_config": {"model_type": "swin", "dim": 8}}, "SwinConfig has no dim"),
         ("ARCHITECTURE", {"backbone_config": {"model_type": "x"}}, "transformers has no model_type 'x'"),
