@@ -122,8 +122,6 @@ def build_train_loader(cfg: CfgNode, *, seed: int | None = None) -> InputLoader:
         _sampler_maker(cfg, by_name),
         batch_size=cfg.SOLVER.IMS_PER_BATCH // ranks,
         seed=run_seed(cfg) if seed is None else seed,
-        # Crops have one size.
-        group_by_orientation=cfg.DATALOADER.ASPECT_RATIO_GROUPING and not cfg.INPUT.CROP.ENABLED,
     )
     # The stream's items are batches.
     return InputLoader(stream, batch_size=None, num_workers=cfg.DATALOADER.NUM_WORKERS)

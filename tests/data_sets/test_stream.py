@@ -17,7 +17,6 @@ from gmm_anomaly.data import (
     LabelRule,
     build,
     build_train_loader,
-    register_segmentation_dataset,
 )
 from gmm_anomaly.data.build import class_pixel_counts
 
@@ -48,22 +47,6 @@ def test_a_stream_can_begin_at_any_batch_with_any_workers(closed, sampler, worke
     # Whatever else draws in this process.
     np.random.seed(123)
     assert_same(itertools.islice(loader, 5), whole[7:])
-
-
-def test_grouped_batches_can_begin_anywhere_too(tmp_path, closed, make_pairs):
-    """Without crops batches hold wide or high images alone."""
-    make_pairs(tmp_path / "high", "ghi", values=(0, 1, 2), size=(16, 12))
-    register_segmentation_dataset(
-        "high", tmp_path / "high/images", tmp_path / "high/labels", classes=list("xyz")
-    )
-    closed.DATASETS.TRAIN = ("one", "high")
-    closed.INPUT.CROP.ENABLED = False
-    whole = batches(closed, 8)
-    kinds = [{item["image_id"] in "ghi" for item in batch} for batch in whole]
-    assert all(len(kind) == 1 for kind in kinds) and {True} in kinds and {False} in kinds
-    loader = build_train_loader(closed)
-    loader.dataset.begin(3, seed=closed.SEED)
-    assert_same(itertools.islice(loader, 5), whole[3:])
 
 
 def test_ranks_have_together_what_one_process_has(closed, monkeypatch):
