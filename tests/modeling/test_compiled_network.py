@@ -112,17 +112,6 @@ def test_same_losses_gradients_and_outputs_of_any_size(captured):
     assert captures == [2, 4, 4, 4]
 
 
-def test_mixed_precision(captured):
-    models = [network(compiled=compiled).train() for compiled in (False, True)]
-    losses = []
-    for model in models:
-        torch.manual_seed(1)
-        with torch.autocast("cpu", torch.bfloat16):
-            losses.append(model(batch(2, 16, 24)))
-    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-4)
-    assert captured
-
-
 def test_a_feature_that_is_not_finite_is_noticed(captured):
     model = network(compiled=True).train()
     watch = FeatureWatch(model)

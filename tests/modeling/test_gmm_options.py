@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
 from gmm_anomaly.gmm import GaussianMixtureBank, sinkhorn_assign_all
 from gmm_anomaly.modeling import GMMClassifier
-from gmm_anomaly.modeling.losses import SampledContrast
 
 CLASSES, COMPONENTS, DIM = 3, 2, 6
 
@@ -74,24 +72,6 @@ def test_logits_of_the_softmax_beside_the_mixtures():
     assert not any(p.requires_grad for p in made.guide.parameters())
     learning = classifier(logits_from="softmax", guide_weight=1.0).guide
     assert all(p.requires_grad for p in learning.parameters())
-
-
-def test_contrast_with_draws_is_a_loss_from_its_start_on():
-    contrast = SampledContrast(weight=0.05, start=5, ramp=0, min_fill=0.1)
-    with EventStorage(start_iter=4):
-        made = fitted(projection="mlp", norm="", sampled_contrast=contrast)
-        assert "loss_sampled_contrast" not in made.losses(*batch())
-    features, labels = batch()
-    before = {name: value.clone() for name, value in made.bank.state_dict().items()}
-    with EventStorage(start_iter=5):
-        loss = made.losses(features.requires_grad_(), labels)["loss_sampled_contrast"]
-        # A batch without a label has the loss too, so that all ranks report the same terms.
-        without = made.losses(features, torch.full_like(labels, 255))["loss_sampled_contrast"]
-    assert without.item() == 0
-    loss.backward()
-    assert 0 < loss < 0.05 * 20
-    assert features.grad.abs().sum() > 0
-    assert all(torch.equal(value, before[name]) for name, value in made.bank.state_dict().items())
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.25, 0.0])

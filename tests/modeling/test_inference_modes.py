@@ -181,16 +181,6 @@ def test_strips_do_not_show(model, look, monkeypatch):
     torch.testing.assert_close(look(mode, [item], names)[0], at_once, rtol=1e-5, atol=1e-5)
 
 
-def test_linear_scores_do_not_depend_on_where_they_are_computed(model, look):
-    found = []
-    for score_on in ("logits", "features"):
-        model.inference = dataclasses.replace(MODES["windows and looks"], score_on=score_on)
-        item = {**images((75, 90))[0], "height": 60, "width": 99}
-        with torch.no_grad():
-            found += [model.infer([item], lambda part: part.logits.mean(-3, keepdim=True))[0][1]]
-    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
-
-
 def test_keys_reach_the_model():
     keys = ["MODEL.CLASSIFIER.NAME", "softmax", "TEST.SLIDING_WINDOW.ENABLED", True, "TEST.AUG.ENABLED", True]
     model = build_model(config(*keys, "TEST.SCORE_ON", "features"))

@@ -105,15 +105,6 @@ def test_upsampled_scores_and_predictions_are_those_of_pans(golden, pans):
     assert (sum(probabilities).argmax(0).numpy() != golden["multi_pred"]).mean() < 1e-3
 
 
-def test_score_is_zero_at_a_prototype_one_opposite_and_half_across():
-    classifier = PrototypeClassifier(CosinePrototypes(3, 1), 1).eval()
-    classifier.predictor.weight.data = torch.tensor([0.0, 0.0, 3.0]).view(1, 3, 1, 1)
-    # Toward, opposite, across, and without any direction.
-    pixels = torch.tensor([[0.0, 0.0, 7.0], [0.0, 0.0, -0.1], [2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    score = SCORE(classifier(pixels.T.reshape(1, 3, 1, 4)))
-    torch.testing.assert_close(score[0, 0], torch.tensor([0.0, 1.0, 0.5, 0.5]))
-
-
 def test_pixels_without_direction_have_no_gradient_and_the_others_the_right_one():
     features, _ = batch(0)
     features[0, :, 0, 0] = 0
@@ -173,19 +164,6 @@ def test_pixels_that_are_not_finite_or_not_labelled_do_not_move_prototypes():
     nobody.record(features, torch.full_like(labels, 255))
     nobody.update()
     assert not nobody.fitted.any() and not nobody.weight.any()
-
-
-def test_forward_alone_never_changes_running_prototypes():
-    classifier = build_classifier(config("MODEL.PROTOTYPE.MOMENTUM", 0.99), CHANNELS)
-    classifier.losses(*batch(5))
-    assert not classifier.predictor.fitted.any()
-    classifier.predictor.update()
-    before = {name: buffer.clone() for name, buffer in classifier.predictor.named_buffers()}
-    classifier.eval()(batch(6)[0])
-    for name, buffer in classifier.predictor.named_buffers():
-        assert torch.equal(buffer, before[name]), name
-    classifier.train().losses(*batch(6))
-    assert torch.equal(classifier.predictor.weight, before["weight"])
 
 
 def test_unfitted_running_prototypes_refuse_to_score():

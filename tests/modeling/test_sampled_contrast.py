@@ -45,16 +45,6 @@ def test_loss_is_the_loop(temperature, unusable):
     assert found.item() == pytest.approx(by_loops(anchors, labels, samples, usable, temperature), rel=1e-5)
 
 
-def test_noise_free_draws_of_one_component_are_a_cosine_softmax():
-    bank = GaussianMixtureBank(CLASSES, 1, DIM)
-    bank.fitted.fill_(True)
-    samples = bank.sample(list(range(CLASSES)), DRAWS, noise_scale=0.0)
-    anchors, labels, _ = problem()
-    found = sampled_contrast(anchors, labels, samples, torch.ones(CLASSES, dtype=torch.bool), 0.1)
-    expected = F.cross_entropy(anchors @ bank.unit_means[:, 0].t() / 0.1, labels, ignore_index=255)
-    torch.testing.assert_close(found, expected)
-
-
 def test_without_usable_classes_the_loss_is_zero_and_has_a_gradient():
     anchors, labels, samples = problem()
     anchors.requires_grad_()

@@ -61,22 +61,6 @@ def pixelwise_model(**options):
     ).eval()
 
 
-@torch.no_grad()
-def test_a_model_of_single_pixels_is_the_same_in_windows_mirrored_and_on_features():
-    inputs = images((37, 53))
-    expected = pixelwise_model()(inputs)[0]
-    for options in (
-        {"flip": True},
-        {"window": (16, 20), "stride": (10, 13)},
-        {"window": (16, 20), "stride": (10, 13), "flip": True},
-    ):
-        found = pixelwise_model(**options)(inputs)[0]
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    on_features = pixelwise_model(score_on="features")(inputs)[0]
-    assert torch.equal(on_features["anomaly_score"], expected["anomaly_score"])
-    assert torch.equal(on_features["sem_seg"], expected["sem_seg"])
-
-
 @pytest.mark.parametrize(
     "source, size", [((5, 7), (20, 28)), ((9, 4), (13, 31)), ((8, 8), (3, 5)), ((6, 5), (6, 9))]
 )
