@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +24,6 @@ from tqdm.contrib.concurrent import thread_map
 
 from gmm_anomaly.values import check_sections
 
-from .atomic import replacing
 from .checking import label_counts, warn_of_labels
 from .mapper import SegmentationMapper
 from .pairing import MissingDataError, Record, has_label
@@ -192,36 +188,24 @@ def _sampler_maker(cfg: CfgNode, by_name: dict[str, list[Record]]) -> Callable[[
     metadata = [MetadataCatalog.get(dataset) for dataset in by_name]
     rules = map(LabelRule.from_metadata, metadata)
     parts = zip(by_name.values(), rules, strict=True)
-    counts = np.concatenate([class_pixel_counts(*part, cfg.OUTPUT_DIR) for part in parts])
+    counts = np.concatenate([class_pixel_counts(*part) for part in parts])
     absent = [metadata[0].stuff_classes[index] for index in np.flatnonzero(counts.sum(axis=0) == 0)]
     if absent:
         logger.warning("no image of %s has the classes %s", ", ".join(by_name), ", ".join(absent))
     return partial(ClassBalancedSampler, counts)
 
 
-def class_pixel_counts(records: Sequence[Record], rule: LabelRule, folder: str | Path) -> np.ndarray:
+def class_pixel_counts(records: Sequence[Record], rule: LabelRule) -> np.ndarray:
     """(N, C) int64 pixel counts per record and class; rank 0 counts them, the other ranks receive them.
-
-    They are kept in ``folder``/NAME.class_index.npz, where NAME is the data set's, and counted again when the
-    list of labels or the label map changes. Errors as ``read_label``.
-    """
+    Errors as ``read_label``."""
 
     def count(record: Record) -> np.ndarray:
         return label_counts(record, rule)[: rule.num_classes]
 
     counts = None
     if comm.is_main_process():
-        path = Path(folder) / f"{rule.dataset}.class_index.npz"
-        text = json.dumps([rule.mapping, rule.num_classes, list(records)], default=str)
-        key = hashlib.sha256(text.encode()).hexdigest()
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as stored:
-                counts = stored["counts"] if stored["key"] == key else None
-        if counts is None:
-            title = f"classes of {rule.dataset}"
-            counts = np.stack(thread_map(count, records, tqdm_class=tqdm, desc=title, unit="label"))
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez_compressed(file, key=key, counts=counts)
+        title = f"classes of {rule.dataset}"
+        counts = np.stack(thread_map(count, records, tqdm_class=tqdm, desc=title, unit="label"))
     return comm.all_gather(counts)[0]
 
 

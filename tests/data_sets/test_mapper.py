@@ -104,19 +104,6 @@ def test_decoded_cache_reads_once_and_stays_clean(closed, record, monkeypatch):
     assert all(torch.equal(*pair) for sample in samples for pair in zip(sample, samples[0], strict=True))
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("INPUT.CROP.TYPE", "relative", "INPUT.CROP.TYPE: expected 'absolute', found 'relative'"),
-        ("INPUT.SCALE_BASE", [2048, 512], "INPUT.SCALE_BASE: expected .* a shorter and a longer side"),
-    ],
-)
-def test_bad_keys(closed, key, value, message):
-    closed.merge_from_list([key, value])
-    with pytest.raises(ValueError, match=message):
-        SegmentationMapper(closed, True)
-
-
 def test_what_fails_names_its_image(closed, record, monkeypatch):
     mapper = SegmentationMapper(closed, True)
     withheld = {key: value for key, value in record.items() if key != "sem_seg_file_name"}

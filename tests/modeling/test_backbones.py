@@ -95,16 +95,6 @@ def test_output_shape_is_true_at_every_size(built, family):
             assert features[name].shape == (1, shape.channels, height, width), (name, size)
 
 
-def test_channels_last_changes_nothing_but_the_memory(built):
-    backbone = copy.deepcopy(built)
-    with torch.no_grad():
-        expected = backbone(IMAGE)
-        backbone.to(memory_format=torch.channels_last)
-        found = backbone(IMAGE.to(memory_format=torch.channels_last))
-    for name, feature in found.items():
-        torch.testing.assert_close(feature, expected[name], rtol=1e-3, atol=1e-4)
-
-
 def test_gradient_checkpointing_changes_nothing_but_the_memory(build, built, family):
     plain = copy.deepcopy(built).train()
     frugal = build(family, "MODEL.BACKBONE.GRADIENT_CHECKPOINTING", True).train()

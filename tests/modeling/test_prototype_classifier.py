@@ -16,11 +16,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from detectron2.config import get_cfg
 from torch import nn
 from torch.nn import functional as F
 
-from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.engine.hooks import PrototypeHook
 from gmm_anomaly.modeling.classifiers import (
     PrototypeClassifier,
@@ -30,6 +28,7 @@ from gmm_anomaly.modeling.classifiers import (
 )
 from gmm_anomaly.modeling.classifiers.prototype import CosinePrototypes, cosine_logits
 from gmm_anomaly.scores import get_scores
+from tests.modeling.conftest import config_of
 
 CLASSES, CHANNELS = 4, 6
 
@@ -37,11 +36,8 @@ SCORE = get_scores(["prototype_distance"], given={"logits"})["prototype_distance
 
 
 def config(*overrides):
-    cfg = get_cfg()
-    add_gmm_anomaly_config(cfg)
-    cfg.merge_from_list(["MODEL.CLASSIFIER.NAME", "prototype", "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES])
-    cfg.merge_from_list(list(overrides))
-    return cfg
+    keys = ["MODEL.CLASSIFIER.NAME", "prototype", "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES]
+    return config_of(*keys, *overrides)
 
 
 def batch(seed, classes=CLASSES):

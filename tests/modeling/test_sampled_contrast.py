@@ -77,17 +77,6 @@ def test_anchors_are_distinct_labelled_pixels_half_of_them_wrong():
     assert 10 <= wrong[0] < 20 and wrong[1:] == [3, 0]
 
 
-def test_anchors_are_drawn_at_random_without_preference_for_a_place():
-    labels, correct = torch.zeros(100, dtype=torch.long), torch.ones(100, dtype=torch.bool)
-    counts = torch.zeros(100)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(400):
-        index, _ = choose_anchors(labels, correct, 1, 10, generator)
-        counts[index[0]] += 1
-    # 40 expected for each, standard deviation 6.
-    assert counts.sum() == 4000 and 15 < counts.min() and counts.max() < 70
-
-
 def fitted_bank(fill):
     bank = GaussianMixtureBank(CLASSES, 2, DIM, memory_size=10, samples_per_update=10)
     component = torch.arange(8).repeat_interleave(fill)

@@ -4,39 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.engine import EMHook
 from gmm_anomaly.gmm import UnfittedMixtureError
 from gmm_anomaly.modeling.losses import resized_labels
+from tests.modeling.conftest import SMALL, batch, config_of
 
 CLASSES = 5
 
 
 def config(*overrides):
-    cfg = get_cfg()
-    add_gmm_anomaly_config(cfg)
-    tiny = [
-        "MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.GMM.NUM_COMPONENTS", 2,
-        "MODEL.GMM.EMBED_DIM", 8, "MODEL.GMM.MEMORY_SIZE", 50, "MODEL.GMM.WARM_START_FEATURES", 40,
-        "MODEL.DECODER.CHANNELS", 16,
-        "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "tf_efficientnet_lite0",
-    ]  # fmt: skip
-    cfg.merge_from_list([*tiny, *overrides])
-    return cfg
-
-
-def batch(sizes=((64, 96), (70, 90))):
-    generator = torch.Generator().manual_seed(0)
-    return [
-        {
-            "image": torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator),
-            "sem_seg": torch.randint(0, CLASSES, size, generator=generator),
-        }
-        for size in sizes
-    ]
+    return config_of(*SMALL, *overrides)
 
 
 def fitted(model):
@@ -165,7 +144,7 @@ def test_paper_rules_start_without_waiting():
 def test_an_odd_size_is_not_padded(keys):
     """As in MMSegmentation: the logits of the plain network, enlarged to the image."""
     model = fitted(build_model(config(*keys))).eval()
-    items = batch(((65, 77), (91, 70)))
+    items = batch((65, 77), (91, 70))
     with torch.no_grad():
         image = (items[0]["image"].float() - model.pixel_mean) / model.pixel_std
         plain = model.classifier(model.decoder(model.backbone(image[None])).features).logits
