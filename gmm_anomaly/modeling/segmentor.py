@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gmm_anomaly.config import with_rules
 from gmm_anomaly.gmm import GaussianMixtureBank
 from gmm_anomaly.scores import FEATURE_DISTANCE, LOG_DENSITY, LOGITS, MAX_LOGIT_MOMENTS, PixelOutputs
+from gmm_anomaly.values import check_sections
 
 from .backbones import build_backbone
 from .backbones.base import keep_levels
@@ -139,6 +140,7 @@ class AnomalySegmentor(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        check_sections(cfg, "MODEL.", "TEST.")
         cfg = with_rules(cfg)
         if cfg.MODEL.COMPILE:
             check_compiler(cfg.MODEL.DEVICE)

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gmm_anomaly.gmm import GaussianMixtureBank, spherical_kmeans
-from gmm_anomaly.gmm.warm_start import WarmStartBuffer
 
 COMPONENTS, DIM = 3, 8
 
@@ -35,20 +34,6 @@ def test_separated_clusters_are_those_of_scikit_learn(seed):
     for index in range(4):
         direction = F.normalize(features[assignment == index].double().sum(0), dim=0)
         torch.testing.assert_close(centres[index].double(), direction, rtol=0, atol=1e-6)
-
-
-def test_rounds_raise_the_similarity_and_seeds_are_no_global_state():
-    features = unit(400, DIM, seed=3)
-    reached = []
-    for rounds in (0, 1, 3, 10, 30):
-        torch.manual_seed(rounds)
-        state = torch.get_rng_state()
-        centres, assignment = spherical_kmeans(features, 6, rounds)
-        assert torch.equal(state, torch.get_rng_state())
-        similarity = features @ centres.t()
-        assert torch.equal(assignment, similarity.argmax(1))
-        reached.append(float(similarity.amax(1).sum()))
-    assert reached == sorted(reached) and reached[-1] > reached[0]
 
 
 @pytest.mark.parametrize("distinct, copies", [(1, 1), (1, 20), (3, 7), (4, 1)])
@@ -129,26 +114,6 @@ def test_a_class_starts_once_it_has_seen_enough_whatever_was_predicted(slots):
     for name in ("memory.count", "memory.total", "memory.total_square", "means", "scales"):
         torch.testing.assert_close(bank.get_buffer(name)[0], fresh.get_buffer(name)[0], rtol=0, atol=1e-6)
     assert not bank.memory.count[COMPONENTS:].any() and not bank.fitted[1].any()
-
-
-def test_a_batch_gives_the_buffer_evenly_spaced_features():
-    buffer = WarmStartBuffer(2, capacity=10, dim=DIM)
-    features = unit(40, DIM, seed=10)
-    labels = torch.arange(40) % 2
-    buffer.add_batch(features, labels, 7)
-    assert buffer.count.tolist() == [7, 7]
-    for index in range(2):
-        own = features[labels == index]
-        expected = own[torch.linspace(0, len(own) - 1, 7).long()]
-        assert torch.equal(buffer.features[index, :7], expected)
-    buffer.add_batch(features[:6], torch.tensor([0, 0, 1, -1, 0, -1]), 7)
-    assert buffer.count.tolist() == [10, 8]
-    assert torch.equal(buffer.features[0, 7:10], features[[0, 1, 4]])
-    assert buffer.ready(torch.tensor([True, True])).tolist() == [True, False]
-    assert buffer.ready(torch.tensor([False, True]), least=8).tolist() == [False, True]
-    taken, valid = buffer.take(torch.tensor([1]))
-    assert torch.equal(taken[0, 7], features[2]) and valid.tolist() == [[True] * 8 + [False] * 2]
-    assert buffer.count.tolist() == [10, 0]
 
 
 def test_a_start_replaces_what_the_class_held_and_correct_pixels_enter_afterwards():

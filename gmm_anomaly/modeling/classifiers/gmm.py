@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -13,7 +13,6 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gmm_anomaly.config import with_rules
 from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, own_class_log_prob, sinkhorn_assign_all
 from gmm_anomaly.gmm.density import EXCLUDED
 from gmm_anomaly.scores import PixelOutputs
@@ -87,10 +86,6 @@ class GMMClassifier(PixelClassifier):
     ) -> None:
         super().__init__(bank.num_classes, bank.dim)
         self.class_names = None if class_names is None else list(class_names)
-        _check("LOGITS", logits_from, ("density", "softmax"))
-        _check("ASSIGNMENT", assignment, ("sinkhorn", "em"))
-        if not 0 <= feature_gradient <= 1:
-            raise ValueError(f"MODEL.GMM.FEATURE_GRADIENT: expected 0 to 1, found {feature_gradient!r}")
         if feature_gradient == 0 and guide_weight == 0:
             raise ValueError(
                 "MODEL.GMM.FEATURE_GRADIENT 0 leaves backbone and decoder without a loss: it needs the "
@@ -228,11 +223,6 @@ class GMMClassifier(PixelClassifier):
         self._left_out = names
 
 
-def _check(key: str, value: str, known: Collection[str]) -> None:
-    if value not in known:
-        raise ValueError(f"MODEL.GMM.{key}: expected one of {', '.join(known)}, found {value!r}")
-
-
 def _class_names(cfg: CfgNode) -> list[str] | None:
     """The classes of the training set, where it is registered and has as many as the model."""
     name = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None
@@ -245,7 +235,6 @@ def _projection(kind: str, in_channels: int, dim: int, norm: str) -> list[nn.Mod
         convolution = nn.Conv2d(in_channels, out_channels, 1, bias=not norm)
         return [convolution, *([get_norm(norm, out_channels)] if norm else []), nn.ReLU(inplace=True)]
 
-    _check("PROJECTION", kind, ("mlp", "linear", "released", "none"))
     if kind == "none" or (kind == "released" and in_channels == dim):
         return []
     if kind == "linear":
@@ -258,7 +247,6 @@ def _projection(kind: str, in_channels: int, dim: int, norm: str) -> list[nn.Mod
 
 @CLASSIFIER_REGISTRY.register()
 def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
-    cfg = with_rules(cfg)
     keys = cfg.MODEL.GMM
     released = keys.RULES == "released"
     dim = in_channels if keys.PROJECTION == "none" else keys.EMBED_DIM
