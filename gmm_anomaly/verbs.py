@@ -5,6 +5,7 @@ for all verbs, and nothing is imported that --help would have to wait for.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 # fmt: off
@@ -25,16 +26,30 @@ def add_model(parser: argparse.ArgumentParser, *, weights: bool = True, device: 
             "take the model that comes along, 'bundled'",)
     if device:
         parser.add_argument("--device", help="cpu, cuda or cuda:N; default: the config's")
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-pickle", action="store_true",
-        help="read weight files that are arbitrary pickles as well. They can run any code as they are read: "
-        "only for files from people you trust",)
+        help="read weight files that are arbitrary pickles as well, such as the .pkl files of Detectron2's "
+        "model zoo. They can run any code as they are read: only for files from people you trust",)
 
 
 def add_register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--register", action="append", default=[], metavar="FILE.py",
-        help="Python file that registers data sets of your own (may be repeated)",)
+        "--register", action="append", default=[], type=os.path.expanduser, metavar="FILE.py",
+        help="Python file that registers data sets of your own, run before the config is read; repeatable",)
+
+
+def add_fits(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--fit-mixture", action="store_true",
+        help="freeze the network in MODEL.WEIGHTS and fit mixtures onto its features by EM over the training "
+        "set (MODEL.GMM.FIT_PASSES), save OUTPUT_DIR/mixtures_final.pth and config.yaml, and evaluate")
+    add("--fit-feature-distance", action="store_true",
+        help="fit what some scores need to know of the training set (MODEL.FEATURE_DISTANCE, sml) to the "
+        "network in MODEL.WEIGHTS, save it as OUTPUT_DIR/model_with_distances.pth, and evaluate")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -63,12 +78,7 @@ def train(parser: argparse.ArgumentParser) -> None:
     launched(parser)
     add = parser.add_argument
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR if there is one")
-    add("--fit-mixture", action="store_true",
-        help="freeze the network in --weights and fit mixtures onto its features by EM over the training set "
-        "(MODEL.GMM.FIT_PASSES), save mixtures_final.pth and config.yaml, and evaluate")
-    add("--fit-feature-distance", action="store_true",
-        help="fit what some scores need to know of the training set (MODEL.FEATURE_DISTANCE) to the network "
-        "in --weights, save it, and evaluate")
+    add_fits(parser)
     add("--eval-only", action="store_true", help=argparse.SUPPRESS)
 
 

@@ -36,14 +36,15 @@ def started(monkeypatch):
 @pytest.fixture
 def given(monkeypatch):
     """What the modules of verbs were given; the attribute ``error`` is what they raise."""
-    calls = SimpleNamespace(args=[], error=None)
+    calls = SimpleNamespace(args=[], error=None, trusted=[])
 
     def run(args):
         calls.args.append(args)
         if calls.error:
             raise calls.error
 
-    monkeypatch.setattr(cli, "import_module", lambda name: SimpleNamespace(run=run))
+    modules = SimpleNamespace(run=run, trust_pickles=calls.trusted.append)
+    monkeypatch.setattr(cli, "import_module", lambda name: modules)
     return calls
 
 
@@ -127,11 +128,13 @@ def test_a_verb_gets_its_arguments(given):
     assert (args.inputs, args.threshold_on, args.out) == (["IMG_1.JPG", "b.png"], "d", Path("o"))
     assert args.range == [-1.0, 2.5] and args.opts == ["MODEL.DEVICE", "cpu"]
     assert args.config_file == str(ROOT / "configs" / CONFIG)
+    assert given.trusted == [False]
     # As in version 0.1.
     assert cli.main("evaluate --scores maps --dataset d".split()) == cli.main(["check-datasets"]) == 0
     assert [found.verb for found in given.args[1:]] == ["score", "datasets"]
-    assert cli.main(f"submit --config-file {CONFIG} --method m --device cpu --opts SEED 2".split()) == 0
-    assert given.args[-1].opts == ["MODEL.DEVICE", "cpu", "SEED", "2"]
+    more = "--trust-pickle --method m --device cpu --opts SEED 2"
+    assert cli.main(f"submit --config-file {CONFIG} {more}".split()) == 0
+    assert given.trusted == [False, True] and given.args[-1].opts == ["MODEL.DEVICE", "cpu", "SEED", "2"]
 
 
 class ConfigError(ValueError):

@@ -19,10 +19,19 @@ ALLOWED: dict[str, set[str]] = {
     "scores": {"gmm"},
     "postprocess": {"gmm", "scores"},
     "metrics": {"gmm", "scores", "postprocess"},
-    "modeling": MODELS | {"config"},
-    "data": {"metrics", "compat", "config"},
+    "modeling": MODELS | {"config", "values"},
+    "data": {"metrics", "compat", "config", "values"},
     "evaluation": MODELS | {"modeling", "data", "visualization"},
-    "engine": MODELS | {"modeling", "data", "evaluation", "config", "visualization", "repository_files"},
+    "engine": {
+        *MODELS,
+        "modeling",
+        "data",
+        "evaluation",
+        "config",
+        "values",
+        "visualization",
+        "repository_files",
+    },  # fmt: skip
     "export": {
         "gmm",
         "scores",

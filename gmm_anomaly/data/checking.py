@@ -7,7 +7,6 @@ import argparse
 import fnmatch
 import json
 import logging
-import runpy
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -183,21 +182,14 @@ def run(args: argparse.Namespace) -> int:
 
     Args:
         args: ``names`` (patterns such as ``camvid*``; none: all, or those of ``download``), ``download``
-            (patterns of data sets to get), ``deep``, ``json``, and ``register`` (Python files that register
-            data sets).
+            (patterns of data sets to get), ``deep``, ``json``.
 
     Returns:
         0 when all data sets that were asked for are present and complete, 1 when one is not.
 
     Raises:
-        argparse.ArgumentError: a pattern that matches none, or a file to run that is not there. Others as
-            ``downloads.download``.
+        argparse.ArgumentError: a pattern that matches none. Others as ``downloads.download``.
     """
-    try:
-        for path in args.register:
-            runpy.run_path(str(path))
-    except (ValueError, OSError) as error:
-        raise argparse.ArgumentError(None, str(error)) from error
     specs = registered_specs()
     for name in _matching(args.download, specs):
         if check_dataset(name).state == PRESENT:
