@@ -51,7 +51,7 @@ def _require_packages() -> None:
         if importlib.util.find_spec(name) is None:
             raise ImportError(
                 f'MODEL.META_ARCHITECTURE "MaskAnomalySegmentor" needs the package {name} (extra "mask"): '
-                "pip install -c constraints.txt -e '.[mask]'"
+                f"pip install {name} (in a checkout pip install -c constraints.txt -e '.[mask]')"
             )
 
 
