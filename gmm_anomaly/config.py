@@ -319,6 +319,9 @@ def add_gmm_anomaly_config(cfg: CN) -> None:
     # ("skip"): no optimiser step, nothing recorded for EM, running statistics of norms as before it. Ten such
     # steps in a row end the training too.
     cfg.SOLVER.NON_FINITE = "stop"
+    # Where curves go beside metrics.json and TensorBoard's files: "tensorboard" (nowhere else), "wandb" or
+    # "mlflow", whose package has to be installed and whose own variables say which server and project.
+    cfg.SOLVER.LOGGER = "tensorboard"
 
     # Anomaly scores computed from one forward pass; the first one is the model's "anomaly_score". Empty: what
     # the model can give, its classifier's own score first.

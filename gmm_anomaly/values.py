@@ -154,6 +154,7 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     (*_one_of("linear", "constant"), ("SOLVER: WARMUP_METHOD",)),
     (*_one_of("value", "norm"), ("SOLVER.CLIP_GRADIENTS: CLIP_TYPE",)),
     (*_one_of("stop", "skip"), ("SOLVER: NON_FINITE",)),
+    (*_one_of("tensorboard", "wandb", "mlflow"), ("SOLVER: LOGGER",)),
     (*_one_of("stop", "anomalous"), ("TEST: NON_FINITE_SCORES",)),
     (*_one_of("", "anomaly", "obstacle", "none"), ("TEST: COMPONENT_TRACK",)),
     (*_one_of("logits", "features"), ("TEST: SCORE_ON",)),
