@@ -214,12 +214,18 @@ def report(parser: argparse.ArgumentParser) -> None:
 
 
 def datasets(parser: argparse.ArgumentParser) -> None:
-    """Say for each data set whether it is there, what to download and where to put it.
+    """Say for each data set whether it is there, what to download and where to put it, or download it.
+
+    Sizes, licences and checksums stand below the list. A download that was interrupted goes on when the
+    command is given again; --download asks for no consent, so read the licence first.
 
     Exit status: 0 if all that were asked for are there and complete; 1 if not; 2 for a bad argument.
     """
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="data sets, or patterns such as 'camvid*'; none: all")
+    add("--download", action="append", default=[], metavar="NAME",
+        help="get a data set that is public, check it and unpack it below $DETECTRON2_DATASETS (may be "
+        "repeated)")
     add("--deep", action="store_true", help="open every file, and check label values and sizes")
     add_register(parser)
     add_json(parser)

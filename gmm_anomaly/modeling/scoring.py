@@ -56,7 +56,7 @@ class Scoring:
         scores: {name: function}.
 
     Raises:
-        ValueError: an unknown score, post-process or rule, or a score that this model cannot give.
+        ValueError: an unknown score or post-process, or a score that this model cannot give.
     """
 
     def __init__(
@@ -67,8 +67,6 @@ class Scoring:
         chains: Sequence[Sequence[str]] = (),
         non_finite: str = "stop",
     ) -> None:
-        if non_finite not in ("stop", "anomalous"):
-            raise ValueError(f'TEST.NON_FINITE_SCORES: expected "stop" or "anomalous", found {non_finite!r}')
         self.scores = get_scores(names, given=given)
         self.chains = [get_postprocesses(chain) for chain in chains]
         self.non_finite = non_finite

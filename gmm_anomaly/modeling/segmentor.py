@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gmm_anomaly.config import with_rules
 from gmm_anomaly.gmm import GaussianMixtureBank
 from gmm_anomaly.scores import FEATURE_DISTANCE, LOG_DENSITY, LOGITS, MAX_LOGIT_MOMENTS, PixelOutputs
+from gmm_anomaly.values import check_sections
 
 from .backbones import build_backbone
 from .backbones.base import keep_levels
@@ -139,6 +140,7 @@ class AnomalySegmentor(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        check_sections(cfg, "MODEL.", "TEST.")
         cfg = with_rules(cfg)
         if cfg.MODEL.COMPILE:
             check_compiler(cfg.MODEL.DEVICE)
@@ -225,7 +227,7 @@ class AnomalySegmentor(nn.Module):
 
     def normalised(self, item: dict[str, Any]) -> Tensor:
         """The image of an input, (3, H, W) float32 in units of the pixels' standard deviation."""
-        return (item["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std
+        return (item["image"].to(self.device, non_blocking=True).float() - self.pixel_mean) / self.pixel_std
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """:meth:`normalised` and :meth:`padded` images."""
@@ -255,7 +257,7 @@ class AnomalySegmentor(nn.Module):
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
     def _labels(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> Tensor:
-        labels = [item["sem_seg"].to(self.device) for item in batched_inputs]
+        labels = [item["sem_seg"].to(self.device, non_blocking=True) for item in batched_inputs]
         padded = ImageList.from_tensors(labels, self.backbone.size_divisibility, IGNORE_LABEL).tensor
         assert padded.shape[-2:] == images.tensor.shape[-2:], "images and labels must have the same size"
         return padded

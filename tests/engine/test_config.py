@@ -18,7 +18,7 @@ from gmm_anomaly.engine.config import ConfigError, key_values, read_config
 from gmm_anomaly.engine.evaluation import verify_expected_results
 from gmm_anomaly.engine.hooks import CheckpointHook
 from gmm_anomaly.engine.trainer import build_optimizer, build_scheduler
-from gmm_anomaly.engine.values import check_values, rules
+from gmm_anomaly.values import check_values, rules
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = "synthetic/effnetlite0_deeplabv3plus_gmm.yaml"

@@ -56,7 +56,7 @@ def batch(seed: int, *, poison: float | None = None):
 
 
 def loop_over(model, batches, *, hooks=True, **options):
-    options = {"amp": False, **options}
+    options = {"amp": None, **options}
     loop = TrainLoop(model, batches, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), **options)
     if hooks:
         loop.register_hooks([EMHook(model.classifier.bank, interval=1)])
