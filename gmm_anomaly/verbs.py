@@ -295,7 +295,6 @@ def find_queries(parser: argparse.ArgumentParser) -> None:
 
 def doctor(parser: argparse.ArgumentParser) -> None:
     """Say what is installed, what is missing and how to mend it, which data sets and weights are found."""
-    parser.add_argument("--extras", default="", help="extras that have to be complete, separated by commas")
     add_json(parser)
 
 
