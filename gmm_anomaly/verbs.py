@@ -36,9 +36,17 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
         "model zoo. They can run any code as they are read: only for files from people you trust",)
 
 
+def existing_file(text: str) -> str:
+    """Of an argument; with ``~`` it may be of somebody's home."""
+    path = os.path.expanduser(text)
+    if not os.path.isfile(path):
+        raise argparse.ArgumentTypeError(f"there is no file {path}")
+    return path
+
+
 def add_register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--register", action="append", default=[], type=os.path.expanduser, metavar="FILE.py",
+        "--register", action="append", default=[], type=existing_file, metavar="FILE.py",
         help="Python file that registers data sets of your own, run before the config is read; repeatable",)
 
 
@@ -297,7 +305,6 @@ def find_queries(parser: argparse.ArgumentParser) -> None:
 
 def doctor(parser: argparse.ArgumentParser) -> None:
     """Say what is installed, what is missing and how to mend it, which data sets and weights are found."""
-    parser.add_argument("--extras", default="", help="extras that have to be complete, separated by commas")
     add_json(parser)
 
 

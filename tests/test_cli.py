@@ -104,6 +104,7 @@ def test_the_installed_command(capsys):
         ("train --config-file synthetic/effnetlite0_deeplabv3plus_gm.yaml", f"did you mean {CONFIG}"),
         (f"export --config-file {CONFIG} --out m.onnx --size 512", "expected HEIGHTxWIDTH such as 512x1024"),
         (f"predict x.png --config-file {CONFIG} --out o --batch-size 0", "expected 1 or more, found '0'"),
+        ("datasets --register nowhere.py", "argument --register: there is no file nowhere.py"),
     ],
 )
 def test_bad_arguments_leave_with_2(words, message, capsys):
@@ -113,9 +114,9 @@ def test_bad_arguments_leave_with_2(words, message, capsys):
 
 
 def test_training_and_evaluation_become_train_net(started):
-    config = str(ROOT / "configs" / CONFIG)
+    config, mine = str(ROOT / "configs" / CONFIG), __file__
     for words in (
-        f"train --config-file {CONFIG} --resume --num-gpus 0 --register a.py SOLVER.MAX_ITER 5 SEED 1",
+        f"train --config-file {CONFIG} --resume --num-gpus 0 --register {mine} SOLVER.MAX_ITER 5 SEED 1",
         f"evaluate --config {CONFIG} --weights w.pth --device cpu --out o --trust-pickle TEST.SCORES []",
         # A misspelt key is the config's to name.
         f"train --config-file {CONFIG} SEEDS 1",
@@ -123,8 +124,8 @@ def test_training_and_evaluation_become_train_net(started):
     ):
         with pytest.raises(SystemExit):
             cli.main(words.split())
-    assert [" ".join(line).replace(config, "C") for line in started] == [
-        "--config-file C --num-gpus 0 --resume --register a.py SOLVER.MAX_ITER 5 SEED 1",
+    assert [" ".join(line).replace(config, "C").replace(mine, "M.py") for line in started] == [
+        "--config-file C --num-gpus 0 --resume --register M.py SOLVER.MAX_ITER 5 SEED 1",
         "--config-file C --eval-only --trust-pickle MODEL.WEIGHTS w.pth MODEL.DEVICE cpu OUTPUT_DIR o "
         "TEST.SCORES []",
         "--config-file C SEEDS 1",

@@ -22,37 +22,11 @@ ALLOWED: dict[str, set[str]] = {
     "modeling": MODELS | {"config", "values"},
     "data": {"metrics", "compat", "config", "values"},
     "evaluation": MODELS | {"modeling", "data", "visualization"},
-    "engine": {
-        *MODELS,
-        "modeling",
-        "data",
-        "evaluation",
-        "config",
-        "values",
-        "visualization",
-        "repository_files",
-    },  # fmt: skip
-    "export": {
-        "gmm",
-        "scores",
-        "postprocess",
-        "modeling",
-        "data",
-        "evaluation",
-        "engine",
-        "predict",
-        "compat",
-    },
+    "engine": MODELS
+    | {"modeling", "data", "evaluation", "config", "values", "visualization", "repository_files"},
+    "export": {*PURE, "modeling", "data", "evaluation", "engine", "predict", "compat"} - {"metrics"},
     "report": {"gmm", "metrics", "visualization"},
-    "predict": {
-        "metrics",
-        "data",
-        "evaluation",
-        "engine",
-        "compat",
-        "visualization",
-        "repository_files",
-    },
+    "predict": {"metrics", "data", "evaluation", "engine", "compat", "visualization", "repository_files"},
 }
 
 # Verbs of the evaluation run a model: one file reaches back to the engine, when it is called.

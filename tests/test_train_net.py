@@ -52,15 +52,8 @@ def test_the_shortest_training_is_evaluated_and_names_unseen_classes(tmp_path, s
     output = tmp_path / "run"
     # Crops so small that not every class is in one.
     more = (
-        "INPUT.CROP.SIZE",
-        [32, 32],
-        "SOLVER.IMS_PER_BATCH",
-        2,
-        "SOLVER.MAX_ITER",
-        2,
-        "TEST.EVAL_PERIOD",
-        1,
-    )
+        "INPUT.CROP.SIZE", [32, 32], "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 1
+    )  # fmt: skip
     train_net(command_line(output, *more, *start, flags=("--num-gpus", 0)))
     results, log = json.loads((output / "results.json").read_text()), (output / "log.txt").read_text()
     fitted = torch.load(output / "model_final.pth", weights_only=True)["model"]["classifier.bank.fitted"]

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike
 
 from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
+from gmm_anomaly.metrics.base import to_precision
 from gmm_anomaly.metrics.curves import OperatingPoints
 from gmm_anomaly.metrics.score_counts import ScoreCounts
 
@@ -118,7 +118,8 @@ class AnomalyEvaluator(RecordEvaluator):
                 self._pixels[name].update(score, label, image_id)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{self.records.name}, score {name!r}: {error}") from error
-            rounded = _rounded(score, self.precision or np.result_type(score, np.float16))
+            # As the pixel metrics rank them.
+            rounded, _ = to_precision(score, self.precision or str(np.result_type(score, np.float16)))
             drawn = False
             if name == self.scores[0] and self.output_dir is not None:
                 self._average_precision[index] = frame_average_precision(rounded, label)
@@ -128,7 +129,7 @@ class AnomalyEvaluator(RecordEvaluator):
             if self.save_scores:
                 assert self.output_dir is not None
                 folder = self.output_dir / "scores" / self.records.name / name
-                save_array(folder / f"{image_id}.npy", _rounded(score, "float16"))
+                save_array(folder / f"{image_id}.npy", to_precision(score, "float16")[0])
         if self.track is None:
             wanted = self._to_draw(self._average_precision)
             for key in self._kept.keys():
@@ -286,9 +287,3 @@ def _score_map(output: Mapping[str, Any], name: str, shape: tuple[int, ...], whe
             "be restored to the label's size (height and width of the input)"
         )
     return score
-
-
-def _rounded(score: np.ndarray, dtype: DTypeLike) -> np.ndarray:
-    """Values beyond the type's range become infinite, as the pixel metrics round (and note) them."""
-    with np.errstate(over="ignore"):
-        return score.astype(dtype, copy=False)

@@ -150,12 +150,7 @@ def log_prob_of(x: Tensor, table: DensityTable, chunk_size: int = PIXELS_PER_CHU
     with full_precision(x.device):
         if len(x) <= chunk_size:
             return table.log_prob(x)
-        if torch.is_grad_enabled() and x.requires_grad:
-            return torch.cat([table.log_prob(part) for part in x.split(chunk_size)])
-        out = x.new_empty(len(x), table.num_classes, table.num_components)
-        for start in range(0, len(x), chunk_size):
-            out[start : start + chunk_size] = table.log_prob(x[start : start + chunk_size])
-        return out
+        return torch.cat([table.log_prob(part) for part in x.split(chunk_size)])
 
 
 def own_class_log_prob(log_prob: Tensor, classes: Tensor) -> Tensor:

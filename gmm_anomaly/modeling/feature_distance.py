@@ -151,23 +151,9 @@ def features_by_name(
     return {name: embedding if name == EMBEDDING else pyramid[name] for name in names}
 
 
-def feature_shapes(
-    backbone: Mapping[str, ShapeSpec], out_stride: int, embedding_channels: int | None
-) -> dict[str, ShapeSpec]:
-    """Shapes of all features that distances can be measured on, by name.
-
-    Args:
-        backbone: its features. out_stride: of the decoder. embedding_channels: of the classifier; None: it
-            has no embedding.
-    """
-    if embedding_channels is None:
-        return dict(backbone)
-    return {**backbone, EMBEDDING: ShapeSpec(channels=embedding_channels, stride=out_stride)}
-
-
 def build_feature_distance(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> FeatureDistance | None:
-    """The module that ``MODEL.FEATURE_DISTANCE`` asks for, from what :func:`feature_shapes` offers; None for
-    an empty list of ``FEATURES``."""
+    """The module that ``MODEL.FEATURE_DISTANCE`` asks for, from the model's features of these names and
+    shapes; None for an empty list of ``FEATURES``."""
     keys = cfg.MODEL.FEATURE_DISTANCE
     names: Sequence[str] = keys.FEATURES
     unknown = [name for name in names if name not in shapes]

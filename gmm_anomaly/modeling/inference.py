@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
@@ -93,11 +94,6 @@ class InferenceMode:
             max_whole_pixels=int(cfg.TEST.MAX_WHOLE_PIXELS),
         )
 
-    @property
-    def looks(self) -> list[tuple[float, bool]]:
-        """Scale, and whether mirrored, of every look."""
-        return [(scale, mirrored) for scale in self.scales for mirrored in (False, True)[: 1 + self.flip]]
-
     def windows(self, size: tuple[int, int]) -> list[Window]:
         """Windows that cover an image of this height and width: one, or the sliding ones."""
         if self.window is None or self.stride is None:
@@ -114,7 +110,7 @@ class InferenceMode:
                 together, windows one after the other.
         """
         found: list[list[Look]] = [[] for _ in images]
-        for scale, mirrored in self.looks:
+        for scale, mirrored in product(self.scales, (False, True)[: 1 + self.flip]):
             views = [transformed(image, scale, mirrored) for image in images]
             grids = [self.windows(_size(view)) for view in views]
             if self.window is None and all(len(grid) == 1 for grid in grids):

@@ -32,13 +32,6 @@ def score_names(cfg: CfgNode) -> list[str]:
     return [*([own] if own else []), *ON_LOGITS, *distances]
 
 
-def postprocess_chains(cfg: CfgNode) -> list[list[str]]:
-    """The chains of post-processes that ``TEST.POSTPROCESS`` and ``TEST.POSTPROCESS_OVERRIDES`` ask for on
-    any data set, each once."""
-    asked = [cfg.TEST.POSTPROCESS, *cfg.TEST.POSTPROCESS_OVERRIDES.values()]
-    return [list(chain) for chain in dict.fromkeys(tuple(chain) for chain in asked if chain)]
-
-
 class Scoring:
     """Scores by name, the post-processes after them, and a rule for what is not finite.
 
@@ -73,12 +66,10 @@ class Scoring:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, given: Collection[str]) -> Scoring:
-        return cls(
-            score_names(cfg),
-            given=given,
-            chains=postprocess_chains(cfg),
-            non_finite=cfg.TEST.NON_FINITE_SCORES,
-        )
+        # What is asked for on any data set, each chain once.
+        asked = map(tuple, (cfg.TEST.POSTPROCESS, *cfg.TEST.POSTPROCESS_OVERRIDES.values()))
+        chains = list(dict.fromkeys(filter(None, asked)))
+        return cls(score_names(cfg), given=given, chains=chains, non_finite=cfg.TEST.NON_FINITE_SCORES)
 
     def stacked(self, outputs: PixelOutputs) -> Tensor:
         """Outputs at one resolution -> (S, ..., H, W) scores, in the order of their names."""

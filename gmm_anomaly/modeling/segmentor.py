@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
@@ -28,19 +29,17 @@ from .classifiers import PixelClassifier, build_classifier
 from .decoders import build_decoder
 from .decoders.base import Decoded
 from .feature_distance import (
+    EMBEDDING,
     FeatureDistance,
     FrozenBackbone,
     build_feature_distance,
     build_frozen_backbone,
-    feature_shapes,
 )
 from .inference import InferenceMode
 from .losses import IGNORE_LABEL
-from .max_logit_moments import MaxLogitMoments, build_max_logit_moments
+from .max_logit_moments import MaxLogitMoments
 from .restoration import restore
 from .scoring import Scoring
-
-PixelFeatures = Callable[..., tuple[dict[str, Tensor], Decoded]]
 
 
 def pixel_features(
@@ -53,7 +52,7 @@ def pixel_features(
 
 
 @cache
-def compiled_pixel_features(backend: str = "inductor") -> PixelFeatures:
+def compiled_pixel_features(backend: str = "inductor") -> Callable[..., tuple[dict[str, Tensor], Decoded]]:
     """:func:`pixel_features`, compiled when it is first called.
 
     Modules are its arguments and stay what they are, so that the keys of a checkpoint do too. Each size of a
@@ -149,8 +148,11 @@ class AnomalySegmentor(nn.Module):
         read = {*decoder.in_features, *getattr(getattr(decoder, "auxiliary", None), "features", ())}
         keep_levels(backbone, read, cfg.MODEL.FEATURE_DISTANCE.FEATURES, len(cfg.MODEL.PIXEL_MEAN))
         classifier = build_classifier(cfg, decoder.out_channels)
-        shapes = feature_shapes(backbone.output_shape(), decoder.out_stride, classifier.embedding_channels)
-        distance, moments = build_feature_distance(cfg, shapes), build_max_logit_moments(cfg)
+        shapes = dict(backbone.output_shape())
+        if classifier.embedding_channels is not None:
+            shapes[EMBEDDING] = ShapeSpec(channels=classifier.embedding_channels, stride=decoder.out_stride)
+        distance = build_feature_distance(cfg, shapes)
+        moments = MaxLogitMoments(classifier.num_classes) if "sml" in cfg.TEST.SCORES else None
         given = {
             LOGITS: True,
             LOG_DENSITY: classifier.generative,
@@ -220,10 +222,11 @@ class AnomalySegmentor(nn.Module):
         :class:`PixelOutputs` (maps at one resolution) to (S, h, w)."""
         images = [self.normalised(item) for item in batched_inputs]
         seen = self.inference.see(images, self._tiles)
-        return [
-            restore(found, _output_size(item, image), self.inference.score_on, score)
-            for found, item, image in zip(seen, batched_inputs, images, strict=True)
-        ]
+        restored = []
+        for found, item, image in zip(seen, batched_inputs, images, strict=True):
+            size = int(item.get("height", image.shape[1])), int(item.get("width", image.shape[2]))
+            restored.append(restore(found, size, self.inference.score_on, score))
+        return restored
 
     def normalised(self, item: dict[str, Any]) -> Tensor:
         """The image of an input, (3, H, W) float32 in units of the pixels' standard deviation."""
@@ -295,8 +298,3 @@ class AnomalySegmentor(nn.Module):
             for index in range(len(images))
         ]
         return tiles, (padded.shape[-2], padded.shape[-1])
-
-
-def _output_size(item: dict[str, Any], image: Tensor) -> tuple[int, int]:
-    height, width = image.shape[-2:]
-    return int(item.get("height", height)), int(item.get("width", width))

@@ -17,7 +17,7 @@ from gmm_anomaly.postprocess import (
     get_postprocesses,
     known_postprocesses,
 )
-from gmm_anomaly.postprocess.boundary_suppression import boundary_suppression, class_boundary
+from gmm_anomaly.postprocess.boundary_suppression import boundary_suppression
 from gmm_anomaly.postprocess.smoothing import dilated_smoothing
 
 NO_IMAGE = torch.zeros(3, 1, 1)
@@ -60,14 +60,6 @@ def suppressed_by_loops(score, prediction):
                 updated[y, x] = padded[y : y + 3, x : x + 3][window].mean()
         value = updated
     return value
-
-
-def test_boundary_is_opencvs_and_two_pixels_wide():
-    assert class_boundary(step_edge()).all(dim=0).nonzero().flatten().tolist() == [4, 5]
-    _, prediction = street()
-    classes = prediction.numpy().astype(np.uint8)
-    expected = cv2.dilate(classes, CROSS) != cv2.erode(classes, np.ones((3, 3), np.uint8))
-    np.testing.assert_array_equal(class_boundary(prediction).numpy(), expected)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

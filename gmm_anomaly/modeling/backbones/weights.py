@@ -146,10 +146,8 @@ def load_pretrained(backbone: nn.Module, cfg: CfgNode) -> None:
         state, statistics = LIBRARIES[library](name, len(cfg.MODEL.PIXEL_MEAN))
     else:
         file = _file(weights)
-        state = tensors_of(load_weight_file(file, KEY), file)
-        start = "backbone."
-        if any(name.startswith(start) for name in state):
-            state = {name[len(start) :]: value for name, value in state.items() if name.startswith(start)}
+        found, start = tensors_of(load_weight_file(file, KEY), file), "backbone."
+        state = {name[len(start) :]: one for name, one in found.items() if name.startswith(start)} or found
     load_whole(backbone, state, weights)
     for part, wanted in zip(("MEAN", "STD"), statistics, strict=False):
         given = list(cfg.MODEL[f"PIXEL_{part}"])
