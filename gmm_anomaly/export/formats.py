@@ -36,7 +36,8 @@ def require_onnx() -> None:
     if missing:
         raise ImportError(
             f"exporting to ONNX needs {', '.join(missing)} (extra `export`): pip install {' '.join(missing)} "
-            "(in a checkout pip install -c constraints.txt -e '.[export]'). --format torch-export works without"
+            "(in a checkout pip install -c constraints.txt -e '.[export]'). --format torch-export works "
+            "without"
         )
 
 
