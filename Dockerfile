@@ -2,7 +2,7 @@
 # docker run --rm --gpus all -v "$PWD:/data" gmm-anomaly predict photo.jpg --out scored
 #
 # The packages bring CUDA's libraries; the image adds what the driver of the host needs.
-FROM nvidia/cuda:13.0.2-base-ubuntu24.04
+FROM nvidia/cuda:12.6.3-base-ubuntu24.04
 
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends make python3 python3-venv \
