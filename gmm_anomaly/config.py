@@ -246,9 +246,6 @@ def add_gmm_anomaly_config(cfg: CN) -> None:
     # Distances from the nearest of so many Gaussians with one covariance, found without labels; 0: from the
     # nearest class, one Gaussian each.
     cfg.MODEL.FEATURE_DISTANCE.COMPONENTS = 0
-    # What is added to the covariance's diagonal, as a share of its mean: the more, the less those directions
-    # count in which features of the training set hardly vary.
-    cfg.MODEL.FEATURE_DISTANCE.SHRINKAGE = 0.01
     # What "hybrid" adds them to: the classifier's "density", where it has one, or the "energy" of its logits.
     cfg.MODEL.FEATURE_DISTANCE.HYBRID_WITH = "density"
     # Training images, and labelled pixels of each image and level, on which they are fitted after training;

@@ -76,7 +76,6 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     )),
     ("a number above 0", lambda x: x > 0, (
         "MODEL.GMM: SINKHORN_EPSILON", "MODEL.GMM.SAMPLED_CONTRAST: TEMPERATURE",
-        "MODEL.FEATURE_DISTANCE: SHRINKAGE",
         "SOLVER.CLIP_GRADIENTS: CLIP_VALUE NORM_TYPE",
     )),
     ("a number from 0 to 1", lambda x: 0 <= x <= 1, (
@@ -195,7 +194,7 @@ READ_WITH: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
         "MODEL.BACKBONE.DROP_PATH", "MODEL.BACKBONE.GRAD", "MODEL.CHANNELS_LAST", "TEST.MAX_WHOLE_PIXELS",
     )),
     *((f"MODEL.FEATURE_DISTANCE.{key}", "MODEL.FEATURE_DISTANCE.FEATURES", ()) for key in (
-        "BACKBONE", "COMPONENTS", "HYBRID_WITH", "PIXELS_PER_IMAGE", "SHRINKAGE", "WEIGHTS",
+        "BACKBONE", "COMPONENTS", "HYBRID_WITH", "PIXELS_PER_IMAGE", "WEIGHTS",
     )),
     ("MODEL.GMM.SAMPLED_CONTRAST.", "MODEL.GMM.SAMPLED_CONTRAST.WEIGHT", ()),
 )  # fmt: skip

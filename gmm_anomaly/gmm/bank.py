@@ -111,7 +111,9 @@ class GaussianMixtureBank(GaussianMixtures):
         self.warm_start = None
         if warm_start_features:
             self.warm_start = WarmStartBuffer(num_classes, warm_start_features, dim)
-        self._count_waiting()
+        # Classes that wait for it, and the last commit's answer which of them are ready.
+        self._waiting = num_classes if warm_start_features else 0
+        self._ready: tuple[Tensor, Tensor, torch.cuda.Event | None] | None = None
         self.em_attached = False  # whether a hook (EMHook) will commit what is recorded
         self._recorded: list[tuple[Tensor, Tensor, Tensor]] = []
         self.register_load_state_dict_post_hook(GaussianMixtureBank._after_loading)
@@ -163,8 +165,7 @@ class GaussianMixtureBank(GaussianMixtures):
 
     def _count_waiting(self) -> None:
         """After whatever sets ``started``, but for a start itself."""
-        self._waiting = int((~self.started).sum())
-        self._ready: tuple[Tensor, Tensor, torch.cuda.Event | None] | None = None
+        self._waiting, self._ready = int((~self.started).sum()), None
 
     @torch.no_grad()
     def record(self, features: Tensor, labels: Tensor, assignment: Tensor, correct: Tensor) -> None:

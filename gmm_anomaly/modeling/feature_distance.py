@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmm_anomaly.gmm import TiedGaussians, TiedGaussianStatistics, UnfittedMixtureError
-from gmm_anomaly.gmm.tied_gaussians import SHRINKAGE
 
 # A squared Mahalanobis distance of 0 has no logarithm.
 SMALLEST = 1e-3
@@ -39,7 +38,6 @@ class FeatureDistance(nn.Module):
         hybrid_with: what of the classifier the score "hybrid" adds: its "density", where it has one, or the
             "energy" of its logits.
         weights: of the levels in the sum; empty: 1 each.
-        shrinkage: of their covariances, as :class:`TiedGaussians` takes it.
 
     Raises:
         ValueError: another number of weights than of features.
@@ -56,7 +54,6 @@ class FeatureDistance(nn.Module):
         components: int = 0,
         hybrid_with: str = "density",
         weights: Sequence[float] = (),
-        shrinkage: float = SHRINKAGE,
     ) -> None:
         super().__init__()
         if weights and len(weights) != len(shapes):
@@ -70,7 +67,7 @@ class FeatureDistance(nn.Module):
         self.finest = min(shapes, key=lambda name: shapes[name].stride)
         means = num_classes if self.by_class else components
         self.levels = nn.ModuleDict(
-            {name: TiedGaussians(means, shape.channels, shrinkage) for name, shape in shapes.items()}
+            {name: TiedGaussians(means, shape.channels) for name, shape in shapes.items()}
         )
         # Moments over the training set's labelled pixels: of each level's log-distance, and of what "hybrid"
         # takes from the classifier, so that a score can add what has different units.
@@ -173,7 +170,6 @@ def build_feature_distance(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> Featur
         components=keys.COMPONENTS,
         hybrid_with=keys.HYBRID_WITH,
         weights=keys.WEIGHTS,
-        shrinkage=keys.SHRINKAGE,
     )
 
 
