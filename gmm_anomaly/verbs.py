@@ -69,6 +69,9 @@ def train(parser: argparse.ArgumentParser) -> None:
     add("--fit-feature-distance", action="store_true",
         help="fit what some scores need to know of the training set (MODEL.FEATURE_DISTANCE) to the network "
         "in --weights, save it, and evaluate")
+    add("--fit-outliers", action="store_true",
+        help="paste objects (INPUT.OUTLIERS) into training images and fit MODEL.OUTLIER, by default linear, "
+        "to the network in --weights, whose distances are fitted, save it, and evaluate")
     add("--eval-only", action="store_true", help=argparse.SUPPRESS)
 
 
@@ -103,6 +106,9 @@ def fit(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("detector.pth"), metavar="FILE", help="default: detector.pth")
     add("--config-file", default="detector/effnetlite0.yaml", metavar="FILE",
         help="the network and its levels; default: detector/effnetlite0.yaml")
+    add("--outliers", metavar="SOURCE",
+        help="paste objects into the frames once more and fit to them what tells them apart: 'rendered' (no "
+        "download), a folder of RGBA cut-outs, or a .json of COCO annotations")
     add("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one")
 
 

@@ -1,7 +1,7 @@
 """Outlier exposure: objects that belong to no known class, pasted into training images.
 
-A pasted pixel has the label :data:`OUTLIER_LABEL` until the mapper is done with it; then it is ignored by every
-loss of the known classes, and a mask of its own says where the objects are.
+A pasted pixel has the label :data:`OUTLIER_LABEL` until the mapper is done with it; then every loss of the
+known classes ignores it, and a mask of its own says where the objects are.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform, Transform
 from PIL import Image
+from torch import Tensor
 
 from .pairing import IMAGE_EXTENSIONS, visible_files
-from .reading import read_image
+from .reading import IGNORE_LABEL, read_image
 from .streets.anomalies import draw_unknown
 
 # In label images, between pasting and the model's input.
@@ -83,12 +84,13 @@ class CutOuts:
         path = self.files[rng.integers(len(self.files))]
         with Image.open(path) as file:
             if "A" not in file.getbands() and "transparency" not in file.info:
-                raise ValueError(f"INPUT.OUTLIERS.SOURCE: {path} has no alpha channel; expected RGBA cut-outs")
+                raise ValueError(
+                    f"INPUT.OUTLIERS.SOURCE: expected RGBA images, {path} has no alpha channel"
+                )
             cutout = np.asarray(file.convert("RGBA"))
         if not cutout[..., 3].any():
             raise ValueError(f"INPUT.OUTLIERS.SOURCE: {path} is transparent everywhere")
-        return _fitted(cutout[..., :3], cutout[..., 3] > 127 if cutout[..., 3].max() > 127 else cutout[..., 3] > 0,
-                       cutout[..., 3], height)
+        return _fitted(cutout[..., :3], cutout[..., 3], height)
 
 
 class Annotated:
@@ -125,13 +127,13 @@ class Annotated:
     def __call__(self, rng: np.random.Generator, height: int, _image: np.ndarray) -> np.ndarray:
         found = self.coco.anns[self.objects[rng.integers(len(self.objects))]]
         file = self.folder / self.coco.imgs[found["image_id"]]["file_name"]
-        mask = self.coco.annToMask(found)
-        return _fitted(read_image({"file_name": str(file)}, "RGB"), mask > 0, 255 * mask, height)
+        alpha = 255 * self.coco.annToMask(found)
+        return _fitted(read_image({"file_name": str(file)}, "RGB"), alpha, height)
 
 
-def _fitted(image: np.ndarray, inside: np.ndarray, alpha: np.ndarray, height: int) -> np.ndarray:
-    """The object in ``inside`` (H, W) bool, cut out and brought to a height; see :data:`Source`."""
-    left, top, columns, rows = cv2.boundingRect(inside.astype(np.uint8))
+def _fitted(image: np.ndarray, alpha: np.ndarray, height: int) -> np.ndarray:
+    """What alpha (H, W) uint8 shows of an image, cut out and brought to a height; see :data:`Source`."""
+    left, top, columns, rows = cv2.boundingRect(alpha)
     place = np.s_[top : top + rows, left : left + columns]
     cutout = np.dstack([image[place], alpha[place]]).astype(np.float32)
     size = (max(2, round(columns * height / rows)), max(2, height))
@@ -151,6 +153,14 @@ def get_source(name: str) -> Source:
         return rendered
     path = Path(name).expanduser()
     return Annotated(path) if path.is_file() else CutOuts(path)
+
+
+def separated(label: Tensor, pastes: bool) -> dict[str, Tensor]:
+    """label: (H, W) int64, maybe with objects -> "sem_seg", which ignores them, and where the image was one
+    to paste into, "outliers" (H, W) bool."""
+    outliers = label == OUTLIER_LABEL
+    found = {"sem_seg": label.masked_fill(outliers, IGNORE_LABEL)}
+    return found | {"outliers": outliers} if pastes else found
 
 
 class Paste(Transform):

@@ -99,8 +99,8 @@ def padded_label(label: Tensor, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fit_feature_distance(cfg: CfgNode, model: nn.Module) -> None:
-    """Fit the model's :class:`FeatureDistance` and :class:`MaxLogitMoments`, where it has them, and keep them
-    in the model.
+    """Fit the model's :class:`FeatureDistance`, with its outliers, and :class:`MaxLogitMoments`, where it has
+    them, and keep them in the model.
 
     ``MODEL.FEATURE_DISTANCE.NUM_IMAGES`` evenly spaced images of ``DATASETS.TRAIN``, of those that need not
     be enlarged to the test images' size if there are such, unaugmented, in evaluation mode, at the sizes,
@@ -128,8 +128,12 @@ def fit_feature_distance(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def _fit_distances(cfg: CfgNode, model: nn.Module) -> None:
-    items = _training_items(cfg, "Fitting distances of features")
+    items = training_items(cfg, "Fitting distances of features")
     fit_distances(model, items, cfg.MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE)
+    if model.feature_distance.outliers is not None:
+        from .outliers import fit_outliers  # they work on the samples of this module
+
+        fit_outliers(cfg, model)
 
 
 @torch.no_grad()
@@ -148,7 +152,7 @@ def fit_distances(model: nn.Module, items: Iterable[dict[str, Any]], pixels: int
     statistics = {name: distance.statistics(name) for name in distance.names}
     moments = RunningMoments(model.device)
     for item in items:
-        for window, sample in enumerate(_samples(model, item, pixels)):
+        for window, sample in enumerate(samples(model, item, pixels)):
             for name, feature in sample.features(distance.names).items():
                 values, labels = sample.labelled(feature[0])
                 # Images have fewer windows than this.
@@ -167,7 +171,7 @@ def fit_distances(model: nn.Module, items: Iterable[dict[str, Any]], pixels: int
 def _fit_max_logits(cfg: CfgNode, model: nn.Module) -> None:
     classes = model.classifier.num_classes
     sums = torch.zeros(3, classes, dtype=torch.float64, device=model.device)
-    for item in _training_items(cfg, "Measuring largest logits"):
+    for item in training_items(cfg, "Measuring largest logits"):
 
         def largest(outputs: PixelOutputs) -> Tensor:
             return outputs.logits.amax(dim=-3)[None]
@@ -203,7 +207,8 @@ class _Sample:
         return feature.flatten(1).T[known], small[known]
 
 
-def _samples(model: nn.Module, item: dict[str, Any], pixels: int) -> Iterator[_Sample]:
+def samples(model: nn.Module, item: dict[str, Any], pixels: int) -> Iterator[_Sample]:
+    """What the network makes of an image at each scale and in each window that test images are seen in."""
     image, label = model.normalised(item), item["sem_seg"].to(model.device)
     views = [transformed(image, scale) for scale in model.inference.scales]
     grids = [model.inference.windows((view.shape[-2], view.shape[-1])) for view in views]
@@ -214,7 +219,8 @@ def _samples(model: nn.Module, item: dict[str, Any], pixels: int) -> Iterator[_S
             yield _Sample(model, window.cut(view), window.cut(small), pixels)
 
 
-def _training_items(cfg: CfgNode, what: str) -> Iterator[dict[str, Any]]:
+def training_items(cfg: CfgNode, what: str) -> Iterator[dict[str, Any]]:
+    """This rank's images of those that distances are fitted to, each with its number, "index"."""
     images = LabelledImages(cfg)
     chosen = images.evenly_spaced(cfg.MODEL.FEATURE_DISTANCE.NUM_IMAGES)
     mine = chosen[comm.get_rank() :: comm.get_world_size()]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmm_anomaly.gmm import TiedGaussians, TiedGaussianStatistics, UnfittedMixtureError
+
+from .outlier_head import OutlierHead
 
 # A squared Mahalanobis distance of 0 has no logarithm.
 SMALLEST = 1e-3
@@ -38,6 +36,8 @@ class FeatureDistance(nn.Module):
         hybrid_with: what of the classifier the score "hybrid" adds: its "density", where it has one, or the
             "energy" of its logits.
         weights: of the levels in the sum; empty: 1 each.
+        outliers, outlier_weight: name of an :class:`OutlierHead` on the same levels, "" being none, and the
+            weight that the score "exposed_distance" gives it.
 
     Raises:
         ValueError: an argument that cannot be, with its config key.
@@ -54,6 +54,8 @@ class FeatureDistance(nn.Module):
         components: int = 0,
         hybrid_with: str = "density",
         weights: Sequence[float] = (),
+        outliers: str = "",
+        outlier_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if weights and (len(weights) != len(shapes) or min(weights) <= 0):
@@ -77,6 +79,8 @@ class FeatureDistance(nn.Module):
         self.levels = nn.ModuleDict(
             {name: TiedGaussians(means, shape.channels) for name, shape in shapes.items()}
         )
+        channels = {name: shape.channels for name, shape in shapes.items()}
+        self.outliers = OutlierHead(outliers, channels, outlier_weight) if outliers else None
         # Moments over the training set's labelled pixels: of each level's log-distance, and of what "hybrid"
         # takes from the classifier, so that a score can add what has different units.
         self.register_buffer("log_mean", torch.zeros(len(shapes)))
@@ -130,9 +134,7 @@ class FeatureDistance(nn.Module):
 
     def log_distance(self, name: str, feature: Tensor) -> Tensor:
         """feature: (B, F, h, w) of the level ``name`` -> (B, h, w) float32 log squared distances."""
-        batch, channels, height, width = feature.shape
-        pixels = feature.permute(0, 2, 3, 1).reshape(-1, channels)
-        return self._log_distance(name, pixels).view(batch, height, width)
+        return _by_pixels(lambda pixels: self._log_distance(name, pixels), feature)
 
     def forward(self, pyramid: dict[str, Tensor], embedding: Tensor | None) -> Tensor:
         """pyramid: {name: (B, F, h, w)}; embedding: (B, D, h, w) -> (B, 1, h', w') float32 at the finest
@@ -142,14 +144,49 @@ class FeatureDistance(nn.Module):
             UnfittedMixtureError: before they are fitted.
         """
         self.require_fitted()
+
+        def standard(name: str, feature: Tensor) -> Tensor:
+            index = self.names.index(name)
+            found = (self.log_distance(name, feature) - self.log_mean[index]) / self.log_std[index]
+            return self.weights[index] * found
+
+        return self._summed(standard, pyramid, embedding)
+
+    def outlier_ratio(self, pyramid: dict[str, Tensor], embedding: Tensor | None) -> Tensor:
+        """Arguments and shape as :meth:`forward`; the log-ratios of :class:`OutlierHead`, summed over the
+        levels, in nats.
+
+        Raises:
+            UnfittedMixtureError: before they are fitted.
+        """
+        head = self.outliers
+        if head is None or not head.is_fitted:
+            raise UnfittedMixtureError(
+                "the outliers (MODEL.OUTLIER.NAME) are not fitted; fit them with train_net.py --fit-outliers "
+                "MODEL.WEIGHTS FILE"
+            )
+        return self._summed(
+            lambda name, feature: _by_pixels(lambda x: head.ratio(name, x, self.levels[name]), feature),
+            pyramid,
+            embedding,
+        )
+
+    def _summed(
+        self, map_of: Callable[[str, Tensor], Tensor], pyramid: dict[str, Tensor], embedding: Tensor | None
+    ) -> Tensor:
         features = features_by_name(self.names, pyramid, embedding)
         size = features[self.finest].shape[-2:]
         total = 0
-        for index, (name, feature) in enumerate(features.items()):
-            standard = (self.log_distance(name, feature) - self.log_mean[index]) / self.log_std[index]
-            standard = self.weights[index] * standard[:, None]
-            total = total + F.interpolate(standard, size=size, mode="bilinear", align_corners=False)
+        for name, feature in features.items():
+            found = map_of(name, feature)[:, None]
+            total = total + F.interpolate(found, size=size, mode="bilinear", align_corners=False)
         return total
+
+
+def _by_pixels(function: Callable[[Tensor], Tensor], feature: Tensor) -> Tensor:
+    """A function from (N, F) to (N,), of every pixel of a feature: (B, F, h, w) -> (B, h, w)."""
+    batch, channels, height, width = feature.shape
+    return function(feature.permute(0, 2, 3, 1).reshape(-1, channels)).view(batch, height, width)
 
 
 def features_by_name(
@@ -185,6 +222,11 @@ def build_feature_distance(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> Featur
             f"({', '.join(shapes)}), found {', '.join(unknown)}"
         )
     if not names:
+        if cfg.MODEL.OUTLIER.NAME:
+            raise ValueError(
+                f"MODEL.OUTLIER.NAME: {cfg.MODEL.OUTLIER.NAME!r} compares with the densities of what is "
+                "known; name features in MODEL.FEATURE_DISTANCE.FEATURES"
+            )
         return None
     return FeatureDistance(
         {name: shapes[name] for name in names},
@@ -192,90 +234,6 @@ def build_feature_distance(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> Featur
         components=keys.COMPONENTS,
         hybrid_with=keys.HYBRID_WITH,
         weights=keys.WEIGHTS,
+        outliers=cfg.MODEL.OUTLIER.NAME,
+        outlier_weight=cfg.MODEL.OUTLIER.WEIGHT,
     )
-
-
-class FrozenBackbone(nn.Module):
-    """A backbone as it was before training: what training for the known classes does to features is what
-    makes unknown things look like them.
-
-    Parts that are frozen anyway are the very same modules in both, and compute what both need once.
-
-    Args:
-        backbone: with its pretrained weights. Its frozen modules get another ``forward``.
-    """
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        shared = _frozen_parts(backbone)
-        self.backbone = copy.deepcopy(backbone, {id(module): module for module in shared})
-        self.backbone.requires_grad_(False)
-        self.shared = [Shared(module) for module in shared]
-        for module, forward in zip(shared, self.shared, strict=True):
-            module.forward = forward
-        self.eval()
-
-    def train(self, mode: bool = True) -> FrozenBackbone:
-        """Stays in evaluation mode."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """images: (B, 3, H, W), normalised -> the pyramid."""
-        return self.backbone(images)
-
-    @contextmanager
-    def sharing(self) -> Iterator[None]:
-        """Inside, whatever frozen modules made of a tensor is used again, by the other backbone."""
-        for module in self.shared:
-            module.keeps = True
-        try:
-            yield
-        finally:
-            for module in self.shared:
-                module.keeps, module.last = False, None
-
-    def stop_sharing(self) -> None:
-        """Give the frozen modules back their own ``forward``; what both backbones need is computed twice."""
-        for part in self.shared:
-            del part.module.forward
-        self.shared = []
-
-
-class Shared:
-    """The ``forward`` of a frozen module, which may keep its last result."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.keeps = False
-        self.last: tuple[Tensor, Any] | None = None
-
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        alone = len(inputs) == 1 and not options
-        if alone and self.last is not None and self.last[0] is inputs[0]:
-            return self.last[1]
-        output = type(self.module).forward(self.module, *inputs, **options)
-        if alone and self.keeps:
-            self.last = inputs[0], output
-        return output
-
-
-def _frozen_parts(module: nn.Module) -> list[nn.Module]:
-    """The largest modules inside that have parameters and none that is trained."""
-    parameters = list(module.parameters())
-    if parameters and not any(parameter.requires_grad for parameter in parameters):
-        return [module]
-    return [part for child in module.children() for part in _frozen_parts(child)]
-
-
-def build_frozen_backbone(cfg: CfgNode, backbone: Backbone) -> FrozenBackbone | None:
-    """The backbone's copy that ``MODEL.FEATURE_DISTANCE`` asks for; None where none is needed: the distances
-    are of the trained one or of the embedding alone, or nothing in the backbone is trained."""
-    keys = cfg.MODEL.FEATURE_DISTANCE
-    if keys.BACKBONE not in ("frozen", "trained"):
-        raise ValueError(
-            f'MODEL.FEATURE_DISTANCE.BACKBONE: expected "frozen" or "trained", found {keys.BACKBONE!r}'
-        )
-    if keys.BACKBONE == "trained" or not set(keys.FEATURES) - {EMBEDDING}:
-        return None
-    return FrozenBackbone(backbone) if any(p.requires_grad for p in backbone.parameters()) else None
