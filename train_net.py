@@ -8,7 +8,6 @@ is one; so torchrun --max-restarts N train_net.py --resume ... goes on by itself
 
 from __future__ import annotations
 
-import os
 import runpy
 from argparse import ArgumentParser, Namespace
 from contextlib import ExitStack
@@ -44,47 +43,17 @@ from gmm_anomaly.engine.evaluation import build_evaluator, verify_expected_resul
 from gmm_anomaly.engine.launch import config_overrides, held_log, launch  # noqa: E402
 from gmm_anomaly.engine.output_dir import locked, set_up, write_config  # noqa: E402
 from gmm_anomaly.engine.trained_model import with_run_weights  # noqa: E402
-from gmm_anomaly.engine.weights import trust_pickles  # noqa: E402
+from gmm_anomaly.modeling.backbones.weights import trust_pickles  # noqa: E402
 from gmm_anomaly.repository_files import find_config  # noqa: E402
+from gmm_anomaly.verbs import add_fits, add_register, add_trust  # noqa: E402
 
 
 def parser() -> ArgumentParser:
     arguments = default_argument_parser()
     # What is not given can be known from elsewhere: from torchrun, or from the config.
     arguments.set_defaults(num_gpus=None, dist_url=None)
-    arguments.add_argument(
-        "--register",
-        action="append",
-        default=[],
-        type=os.path.expanduser,
-        metavar="FILE.py",
-        help="Python file that registers data sets of your own, run before the config is read; repeatable",
-    )
-    arguments.add_argument(
-        "--fit-feature-distance",
-        action="store_true",
-        help="fit what some scores need to know of the training set (MODEL.FEATURE_DISTANCE, sml) to the "
-        "network in MODEL.WEIGHTS, save it as OUTPUT_DIR/model_with_distances.pth, and evaluate",
-    )
-    arguments.add_argument(
-        "--fit-outliers",
-        action="store_true",
-        help="paste objects (INPUT.OUTLIERS) into training images and fit MODEL.OUTLIER, by default linear, "
-        "to the network in MODEL.WEIGHTS, whose distances are fitted; save it as "
-        "OUTPUT_DIR/model_with_outliers.pth, and evaluate",
-    )
-    arguments.add_argument(
-        "--fit-mixture",
-        action="store_true",
-        help="freeze the network in MODEL.WEIGHTS and fit mixtures onto its features by EM over the training "
-        "set (MODEL.GMM.FIT_PASSES), save OUTPUT_DIR/mixtures_final.pth and config.yaml, and evaluate",
-    )
-    arguments.add_argument(
-        "--trust-pickle",
-        action="store_true",
-        help="read weight files that are arbitrary pickles as well, such as the .pkl files of Detectron2's "
-        "model zoo. They can run any code as they are read: only for files from people you trust",
-    )
+    for add in (add_register, add_fits, add_trust):
+        add(arguments)
     return arguments
 
 

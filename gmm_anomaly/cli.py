@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import re
+import runpy
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -80,7 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     compat.silence_import_warnings()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        return int(import_module(MODULES[args.verb]).run(args) or 0)
+        module = import_module(MODULES[args.verb])
+        if hasattr(args, "trust_pickle"):
+            import_module("gmm_anomaly.modeling.backbones.weights").trust_pickles(args.trust_pickle)
+        for path in getattr(args, "register", ()):
+            runpy.run_path(path)
+        return int(module.run(args) or 0)
     except argparse.ArgumentError as error:
         parsers[args.verb].error(str(error))
     except (ValueError, OSError, ImportError, FloatingPointError) as error:

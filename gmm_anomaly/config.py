@@ -28,14 +28,8 @@ def with_rules(cfg: CN) -> CN:
 
     A config of :func:`gmm_anomaly.engine.build_config` has them already; of any other one a warning names the
     keys that had other values.
-
-    Raises:
-        ValueError: rules of another name.
     """
-    rules = cfg.MODEL.GMM.RULES
-    if rules not in ("ours", "released"):
-        raise ValueError(f'MODEL.GMM.RULES: expected "ours" or "released", found {rules!r}')
-    if rules == "ours":
+    if cfg.MODEL.GMM.RULES == "ours":
         return cfg
     ruled = cfg.clone()
     ruled.defrost()
@@ -53,17 +47,6 @@ def with_rules(cfg: CN) -> CN:
 
 def add_gmm_anomaly_config(cfg: CN) -> None:
     """Add the project's keys to ``cfg`` (a Detectron2 ``CfgNode`` from ``get_cfg()``), in place."""
-    _add_model(cfg)
-    _add_gmm(cfg)
-    _add_feature_distance(cfg)
-    _add_outliers(cfg)
-    _add_mask2former(cfg)
-    _add_input(cfg)
-    _add_solver(cfg)
-    _add_test(cfg)
-
-
-def _add_model(cfg: CN) -> None:
     # The meta-architecture: "AnomalySegmentor" (backbone, then decoder, then classifier) or
     # "MaskAnomalySegmentor" (Mask2Former, MODEL.MASK2FORMER).
     cfg.MODEL.META_ARCHITECTURE = "AnomalySegmentor"
@@ -164,8 +147,6 @@ def _add_model(cfg: CN) -> None:
     # this momentum (0.99, say) once an iteration.
     cfg.MODEL.PROTOTYPE.MOMENTUM = 0.0
 
-
-def _add_gmm(cfg: CN) -> None:
     cfg.MODEL.GMM = CN()
     # "ours", or "released": training as the released GMMSeg code does it. A memory full of random vectors
     # that count, EM of the newest batch's classes, decay of the head's norms, LOSS_AVERAGE "all", PROJECTION
@@ -183,8 +164,8 @@ def _add_gmm(cfg: CN) -> None:
     cfg.MODEL.GMM.PROJECTION = "mlp"
     # Slots of each component's feature memory (K).
     cfg.MODEL.GMM.MEMORY_SIZE = 32000
-    # Storage type of the memory: "float32" or "float16".
-    cfg.MODEL.GMM.MEMORY_DTYPE = "float32"
+    # Storage type of the memory: "float32", "float16", or "auto", float16 where float32 takes more than 1 GB.
+    cfg.MODEL.GMM.MEMORY_DTYPE = "auto"
     # Write the features of the memory into checkpoints (but not into the last one): gigabytes at the paper's
     # sizes. Their statistics are always there, and a resumed run goes on with those: 120 iterations on small
     # streets with a memory of 400 ended at 34.4 % mIoU and 72.5 % of the pixels, stopped and resumed without
@@ -252,8 +233,6 @@ def _add_gmm(cfg: CN) -> None:
     # Mixtures on a frozen network (train_net.py --fit-mixture): passes over the training set.
     cfg.MODEL.GMM.FIT_PASSES = 3
 
-
-def _add_feature_distance(cfg: CN) -> None:
     # Distances of features to the known classes (scores "feature_distance" and "hybrid").
     cfg.MODEL.FEATURE_DISTANCE = CN()
     # On what they are measured: levels of the backbone, and "embedding", what the classifier compares with
@@ -274,8 +253,6 @@ def _add_feature_distance(cfg: CN) -> None:
     cfg.MODEL.FEATURE_DISTANCE.NUM_IMAGES = 100
     cfg.MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE = 600
 
-
-def _add_outliers(cfg: CN) -> None:
     # Outlier exposure. A second density, of objects that are pasted into training images, on the features of
     # MODEL.FEATURE_DISTANCE, fitted after these: "gmm" (Gaussians with one covariance), "linear" (logistic
     # regression, which estimates the ratio to the known ones' density itself) or "" (none). Scores
@@ -296,8 +273,6 @@ def _add_outliers(cfg: CN) -> None:
     cfg.INPUT.OUTLIERS.OBJECTS = [2, 6]
     cfg.INPUT.OUTLIERS.HEIGHTS = [0.03, 0.45]
 
-
-def _add_mask2former(cfg: CN) -> None:
     # Mask2Former of the package transformers (MODEL.META_ARCHITECTURE "MaskAnomalySegmentor").
     keys = cfg.MODEL.MASK2FORMER = CN()
     # Weights, and with them the architecture: a model name of the hub or a folder with config.json and
@@ -314,8 +289,6 @@ def _add_mask2former(cfg: CN) -> None:
     # not given is transformers' own.
     keys.ARCHITECTURE = CN(new_allowed=True)
 
-
-def _add_input(cfg: CN) -> None:
     # Detectron2's keys: length of the shorter side at inference, 0 being the image's own size, and the longer
     # side beyond which an image is made smaller than that, with a warning (1333 in Detectron2).
     cfg.INPUT.MIN_SIZE_TEST = 0
@@ -334,7 +307,6 @@ def _add_input(cfg: CN) -> None:
     # Keep decoded images and labels in memory (per worker process) after the first read.
     cfg.INPUT.CACHE_DECODED = False
     # DATALOADER.SAMPLER_TRAIN also knows "ClassBalancedSampler": a class is drawn, then an image that has it.
-    # How many pixels of each class the images have is kept in OUTPUT_DIR.
 
     # The synthetic streets (data sets synthetic_street_train, _val and _anomaly).
     cfg.DATASETS.SYNTHETIC = CN()
@@ -348,10 +320,11 @@ def _add_input(cfg: CN) -> None:
     # Folder for rendered frames; "" renders on the fly.
     cfg.DATASETS.SYNTHETIC.CACHE_DIR = ""
 
-
-def _add_solver(cfg: CN) -> None:
     # "SGD" or "ADAMW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # With Detectron2's SOLVER.AMP.ENABLED: "float16", "bfloat16", or "auto", the first on a GPU and the
+    # second on the CPU.
+    cfg.SOLVER.AMP.DTYPE = "auto"
     # Learning-rate factor of everything outside the backbone.
     cfg.SOLVER.HEAD_LR_FACTOR = 1.0
     # LR_SCHEDULER_NAME also knows "WarmupPolyLR"; this is its power.
@@ -367,8 +340,6 @@ def _add_solver(cfg: CN) -> None:
     # steps in a row end the training too.
     cfg.SOLVER.NON_FINITE = "stop"
 
-
-def _add_test(cfg: CN) -> None:
     # Anomaly scores computed from one forward pass; the first one is the model's "anomaly_score". Empty: what
     # the model can give, its classifier's own score first.
     cfg.TEST.SCORES = []

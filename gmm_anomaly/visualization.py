@@ -98,7 +98,7 @@ def side_by_side(panels: Sequence[np.ndarray], captions: Sequence[str]) -> np.nd
 
 def caption_bar(caption: str, width: int) -> np.ndarray:
     """A strip of text over a panel, (B, width, 3) uint8 RGB; the size of its letters, and so B, follow the
-    panel's width. A text too long is written smaller, then cut."""
+    panel's width. A text too long is written smaller, down to half the size, then cut."""
     text = caption.encode("ascii", "replace").decode("ascii")
     scale = float(np.clip(width / 900, 0.42, 1.0))
     margin = max(4, round(9 * scale))
@@ -111,18 +111,13 @@ def caption_bar(caption: str, width: int) -> np.ndarray:
     def text_width(size: float) -> int:
         return cv2.getTextSize(text, _FONT, size, thickness)[0][0]
 
-    size = scale
     room = width - 2 * margin
-    # Letters do not shrink in proportion.
-    while size > 0.34 and text_width(size) > room:
-        size = max(0.34, 0.95 * size)
+    size = scale * float(np.clip(room / max(text_width(scale), 1), 0.5, 1.0))
     while text and text_width(size) > room:
         text = text[:-1]
     text_height = cv2.getTextSize("Ag", _FONT, size, thickness)[0][1]
-    cv2.putText(
-        bar, text, (margin, (height + text_height) // 2), _FONT, size, CAPTION_COLOR, thickness, cv2.LINE_AA
-    )
-    return bar
+    place = margin, (height + text_height) // 2
+    return cv2.putText(bar, text, place, _FONT, size, CAPTION_COLOR, thickness, cv2.LINE_AA)
 
 
 def plot_embedding(

@@ -36,14 +36,15 @@ def started(monkeypatch):
 @pytest.fixture
 def given(monkeypatch):
     """What the modules of verbs were given; the attribute ``error`` is what they raise."""
-    calls = SimpleNamespace(args=[], error=None)
+    calls = SimpleNamespace(args=[], error=None, trusted=[])
 
     def run(args):
         calls.args.append(args)
         if calls.error:
             raise calls.error
 
-    monkeypatch.setattr(cli, "import_module", lambda name: SimpleNamespace(run=run))
+    modules = SimpleNamespace(run=run, trust_pickles=calls.trusted.append)
+    monkeypatch.setattr(cli, "import_module", lambda name: modules)
     return calls
 
 
@@ -90,6 +91,7 @@ def test_the_installed_command(capsys):
         ("train --config-file synthetic/effnetlite0_deeplabv3plus_gm.yaml", f"did you mean {CONFIG}"),
         (f"export --config-file {CONFIG} --out m.onnx --size 512", "expected HEIGHTxWIDTH such as 512x1024"),
         (f"predict x.png --config-file {CONFIG} --out o --batch-size 0", "expected 1 or more, found '0'"),
+        ("datasets --register nowhere.py", "argument --register: there is no file nowhere.py"),
     ],
 )
 def test_bad_arguments_leave_with_2(words, message, capsys):
@@ -99,9 +101,9 @@ def test_bad_arguments_leave_with_2(words, message, capsys):
 
 
 def test_training_and_evaluation_become_train_net(started):
-    config = str(ROOT / "configs" / CONFIG)
+    config, mine = str(ROOT / "configs" / CONFIG), __file__
     for words in (
-        f"train --config-file {CONFIG} --resume --num-gpus 0 --register a.py SOLVER.MAX_ITER 5 SEED 1",
+        f"train --config-file {CONFIG} --resume --num-gpus 0 --register {mine} SOLVER.MAX_ITER 5 SEED 1",
         f"evaluate --config {CONFIG} --weights w.pth --device cpu --out o --trust-pickle TEST.SCORES []",
         # A misspelt key is the config's to name.
         f"train --config-file {CONFIG} SEEDS 1",
@@ -109,8 +111,8 @@ def test_training_and_evaluation_become_train_net(started):
     ):
         with pytest.raises(SystemExit):
             cli.main(words.split())
-    assert [" ".join(line).replace(config, "C") for line in started] == [
-        "--config-file C --num-gpus 0 --resume --register a.py SOLVER.MAX_ITER 5 SEED 1",
+    assert [" ".join(line).replace(config, "C").replace(mine, "M.py") for line in started] == [
+        "--config-file C --num-gpus 0 --resume --register M.py SOLVER.MAX_ITER 5 SEED 1",
         "--config-file C --eval-only --trust-pickle MODEL.WEIGHTS w.pth MODEL.DEVICE cpu OUTPUT_DIR o "
         "TEST.SCORES []",
         "--config-file C SEEDS 1",
@@ -127,11 +129,13 @@ def test_a_verb_gets_its_arguments(given):
     assert (args.inputs, args.threshold_on, args.out) == (["IMG_1.JPG", "b.png"], "d", Path("o"))
     assert args.range == [-1.0, 2.5] and args.opts == ["MODEL.DEVICE", "cpu"]
     assert args.config_file == str(ROOT / "configs" / CONFIG)
+    assert given.trusted == [False]
     # As in version 0.1.
     assert cli.main("evaluate --scores maps --dataset d".split()) == cli.main(["check-datasets"]) == 0
     assert [found.verb for found in given.args[1:]] == ["score", "datasets"]
-    assert cli.main(f"submit --config-file {CONFIG} --method m --device cpu --opts SEED 2".split()) == 0
-    assert given.args[-1].opts == ["MODEL.DEVICE", "cpu", "SEED", "2"]
+    more = "--trust-pickle --method m --device cpu --opts SEED 2"
+    assert cli.main(f"submit --config-file {CONFIG} {more}".split()) == 0
+    assert given.trusted == [False, True] and given.args[-1].opts == ["MODEL.DEVICE", "cpu", "SEED", "2"]
 
 
 class ConfigError(ValueError):

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from gmm_anomaly.config import add_gmm_anomaly_config
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("config_reference", ROOT / "tools" / "config_reference.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tools import config_reference as tool
 
 
 def leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -35,13 +23,13 @@ def leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def test_the_page_is_in_step_with_the_comments(tool):
+def test_the_page_is_in_step_with_the_comments():
     assert tool.PAGE.read_text(encoding="utf-8") == tool.page(tool.SOURCE.read_text()), (
         f"docs/configuration.md is not what the comments of gmm_anomaly/config.py say: {tool.COMMAND}"
     )
 
 
-def test_every_key_that_is_added_or_changed_is_listed_with_its_default_and_a_comment(tool):
+def test_every_key_that_is_added_or_changed_is_listed_with_its_default_and_a_comment():
     ours, upstream = get_cfg(), dict(leaves(get_cfg()))
     add_gmm_anomaly_config(ours)
     ours = dict(leaves(ours))
@@ -65,7 +53,7 @@ def test_every_key_that_is_added_or_changed_is_listed_with_its_default_and_a_com
         assert key in set(ours) | nodes, key
 
 
-def test_comments_reach_the_keys_below_them(tool):
+def test_comments_reach_the_keys_below_them():
     source = (
         "def _add(cfg):\n"
         "    # What the section is for.\n"

@@ -19,31 +19,14 @@ ALLOWED: dict[str, set[str]] = {
     "scores": {"gmm"},
     "postprocess": {"gmm", "scores"},
     "metrics": {"gmm", "scores", "postprocess"},
-    "modeling": MODELS | {"config"},
-    "data": {"metrics", "compat", "config"},
+    "modeling": MODELS | {"config", "values"},
+    "data": {"metrics", "compat", "config", "values"},
     "evaluation": MODELS | {"modeling", "data", "visualization"},
-    "engine": MODELS | {"modeling", "data", "evaluation", "config", "visualization", "repository_files"},
-    "export": {
-        "gmm",
-        "scores",
-        "postprocess",
-        "modeling",
-        "data",
-        "evaluation",
-        "engine",
-        "predict",
-        "compat",
-    },
+    "engine": MODELS
+    | {"modeling", "data", "evaluation", "config", "values", "visualization", "repository_files"},
+    "export": {*PURE, "modeling", "data", "evaluation", "engine", "predict", "compat"} - {"metrics"},
     "report": {"gmm", "metrics", "visualization"},
-    "predict": {
-        "metrics",
-        "data",
-        "evaluation",
-        "engine",
-        "compat",
-        "visualization",
-        "repository_files",
-    },
+    "predict": {"metrics", "data", "evaluation", "engine", "compat", "visualization", "repository_files"},
 }
 
 # Verbs of the evaluation run a model: one file reaches back to the engine, when it is called.

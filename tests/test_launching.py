@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import train_net
 from gmm_anomaly.engine import launch as launching
 from gmm_anomaly.engine.launch import config_overrides, held_log, launch
 
@@ -37,12 +37,8 @@ def under_torchrun(no_torchrun):
     return no_torchrun
 
 
-@pytest.fixture(scope="module")
-def arguments():
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda *command: module.parser().parse_args(list(map(str, command)))
+def arguments(*command):
+    return train_net.parser().parse_args(list(map(str, command)))
 
 
 def job(args):
@@ -52,14 +48,14 @@ def job(args):
 @pytest.mark.parametrize(
     "command", [("--num-gpus", 4), ("--num-machines", 2), ("--machine-rank", 1), ("--dist-url", "auto")]
 )
-def test_arguments_that_contradict_torchrun(under_torchrun, arguments, command):
+def test_arguments_that_contradict_torchrun(under_torchrun, command):
     message = "leave them out under torchrun, which has started 2 processes on this machine and 4 in all"
     with pytest.raises(ValueError, match=message):
         launch(job, arguments("--config-file", CONFIG, *command, "MODEL.DEVICE", "cpu"))
     assert not torch.distributed.is_initialized()
 
 
-def test_torchrun_needs_a_gpu_for_each_process(under_torchrun, arguments):
+def test_torchrun_needs_a_gpu_for_each_process(under_torchrun):
     under_torchrun.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match=r"2 processes on this machine, which has 1 GPUs\. "):
         launch(job, arguments("--config-file", CONFIG))
@@ -76,7 +72,7 @@ def test_torchrun_needs_a_gpu_for_each_process(under_torchrun, arguments):
         (("--num-gpus", 2, "MODEL.DEVICE", "cuda:1"), r"MODEL\.DEVICE: each of 2 processes"),
     ],
 )
-def test_arguments_that_contradict_the_machine(no_torchrun, arguments, command, message):
+def test_arguments_that_contradict_the_machine(no_torchrun, command, message):
     no_torchrun.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=message):
         launch(job, arguments("--config-file", CONFIG, *command))
@@ -95,7 +91,7 @@ def test_arguments_that_contradict_the_machine(no_torchrun, arguments, command, 
         ),
     ],
 )  # fmt: skip
-def test_what_detectron2s_launcher_is_asked_for(no_torchrun, arguments, command, processes, machines, url):
+def test_what_detectron2s_launcher_is_asked_for(no_torchrun, command, processes, machines, url):
     asked = []
     no_torchrun.setattr(launching, "spawn", lambda *call, **options: asked.append((call, options)))
     no_torchrun.setattr(torch.cuda, "device_count", lambda: 2)
@@ -112,7 +108,7 @@ def test_what_detectron2s_launcher_is_asked_for(no_torchrun, arguments, command,
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ("" if on_cpu else "0,1")
 
 
-def test_default_device_falls_back_to_the_cpu_in_one_process(no_torchrun, arguments):
+def test_default_device_falls_back_to_the_cpu_in_one_process(no_torchrun):
     no_torchrun.setattr(torch.cuda, "device_count", lambda: 0)
     done = []
     launch(done.append, arguments("--config-file", CONFIG))
@@ -121,7 +117,7 @@ def test_default_device_falls_back_to_the_cpu_in_one_process(no_torchrun, argume
         launch(job, arguments("--config-file", CONFIG, "--num-gpus", 1))
 
 
-def test_num_gpus_0_is_a_pair_that_later_ones_override(arguments):
+def test_num_gpus_0_is_a_pair_that_later_ones_override():
     assert config_overrides(arguments("--num-gpus", 0, "SEED", 1)) == ["MODEL.DEVICE", "cpu", "SEED", "1"]
     assert config_overrides(arguments("SEED", 1)) == ["SEED", "1"]
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import multiprocessing
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import train_net
 from gmm_anomaly.engine.launch import Interrupted, Interruption
 from gmm_anomaly.engine.output_dir import locked
 from gmm_anomaly.engine.train_loop import TrainLoop
@@ -25,14 +24,7 @@ ITERATIONS = 12
 PROCESSES = multiprocessing.get_context("forkserver")
 
 
-@pytest.fixture(scope="module")
-def train_net():
-    sys.path.insert(0, str(ROOT))
-    yield importlib.import_module("train_net")
-    sys.path.remove(str(ROOT))
-
-
-def arguments(train_net, output: Path, *overrides: object, flags: tuple[object, ...] = ()):
+def arguments(output: Path, *overrides: object, flags: tuple[object, ...] = ()):
     tiny = {
         "OUTPUT_DIR": output, "SEED": 5, "DATASETS.TEST": "()", "DATASETS.SYNTHETIC.CACHE_DIR": "",
         "DATASETS.SYNTHETIC.HEIGHT": 64, "DATASETS.SYNTHETIC.WIDTH": 128, "DATASETS.SYNTHETIC.NUM_TRAIN": 5,
@@ -87,27 +79,27 @@ TrainLoop.run_step = faulty
 """
 
 
-def run(train_net, output: Path, *overrides, fault: str, iteration: int, flags=()) -> int:
+def run(output: Path, *overrides, fault: str, iteration: int, flags=()) -> int:
     """The exit status of a process that something happens to."""
     file = output.parent / "fault.py"
     file.write_text(FAULT.format(fault=fault, iteration=iteration))
     PROCESSES.set_forkserver_preload(["train_net"])
-    args = arguments(train_net, output, *overrides, flags=("--register", file, *flags))
+    args = arguments(output, *overrides, flags=("--register", file, *flags))
     process = PROCESSES.Process(target=train_net.main, args=(args,))
     process.start()
     process.join()
     return process.exitcode
 
 
-def finish(train_net, output: Path, *overrides: object) -> dict:
-    train_net.main(arguments(train_net, output, *overrides, flags=("--resume",)))
+def finish(output: Path, *overrides: object) -> dict:
+    train_net.main(arguments(output, *overrides, flags=("--resume",)))
     return torch.load(output / "model_final.pth", weights_only=True)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(train_net, tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     # Its loader has workers, and --resume finds nothing to go on from.
-    return finish(train_net, tmp_path_factory.mktemp("whole") / "run", "DATALOADER.NUM_WORKERS", 2)
+    return finish(tmp_path_factory.mktemp("whole") / "run", "DATALOADER.NUM_WORKERS", 2)
 
 
 def same(found, expected, where: str = "") -> None:
@@ -126,9 +118,7 @@ def same(found, expected, where: str = "") -> None:
         assert found == expected, where
 
 
-def test_a_run_killed_three_times_and_damaged_ends_with_the_same_bits(
-    uninterrupted, train_net, tmp_path, caplog
-):
+def test_a_run_killed_three_times_and_damaged_ends_with_the_same_bits(uninterrupted, tmp_path, caplog):
     """Weights, mixture, statistics of its memory, optimiser and schedule."""
     output = tmp_path / "run"
     flags: tuple[str, ...] = ()
@@ -137,7 +127,7 @@ def test_a_run_killed_three_times_and_damaged_ends_with_the_same_bits(
         ("killed_while_saving()", 5, "model_0000004.pth"),
         ("killed()", 9, "model_0000008.pth"),
     ):
-        status = run(train_net, output, fault=fault, iteration=iteration, flags=flags)
+        status = run(output, fault=fault, iteration=iteration, flags=flags)
         assert status == -signal.SIGKILL and (output / "last_checkpoint").read_text() == last
         assert (output / ".checkpoint.partial").exists() == ("saving" in fault)
         flags = ("--resume",)
@@ -145,7 +135,7 @@ def test_a_run_killed_three_times_and_damaged_ends_with_the_same_bits(
     damaged = output / last
     os.truncate(damaged, damaged.stat().st_size // 2)
     with caplog.at_level(logging.WARNING):
-        same(finish(train_net, output), uninterrupted)
+        same(finish(output), uninterrupted)
     assert f"{damaged} is truncated or damaged" in caplog.text
     assert "Going on from the checkpoint before" in caplog.text
     history = json.loads((output / "checkpoint_history.json").read_text())["checkpoints"]
@@ -153,7 +143,7 @@ def test_a_run_killed_three_times_and_damaged_ends_with_the_same_bits(
     assert sorted(path.name for path in output.glob("*.pth")) == history
 
 
-def test_signals_save_and_exit_with_their_status(uninterrupted, train_net, tmp_path):
+def test_signals_save_and_exit_with_their_status(uninterrupted, tmp_path):
     """SIGTERM, then Ctrl-C as a terminal sends it, to the workers of the loader too."""
     output = tmp_path / "run"
     # No checkpoint but those of the interruptions.
@@ -161,20 +151,20 @@ def test_signals_save_and_exit_with_their_status(uninterrupted, train_net, tmp_p
     flags: tuple[str, ...] = ()
     for name, iteration, status in (("SIGTERM", 2, 143), ("SIGINT", 6, 130)):
         fault = f"signalled('{name}')"
-        assert run(train_net, output, *rare, fault=fault, iteration=iteration, flags=flags) == status
+        assert run(output, *rare, fault=fault, iteration=iteration, flags=flags) == status
         assert (output / "last_checkpoint").read_text() == f"model_{iteration:07d}.pth"
         flags = ("--resume",)
-    same(finish(train_net, output, *rare), uninterrupted)
+    same(finish(output, *rare), uninterrupted)
 
 
-def test_a_run_goes_on_without_the_features_of_its_memory(uninterrupted, train_net, tmp_path):
+def test_a_run_goes_on_without_the_features_of_its_memory(uninterrupted, tmp_path):
     """As by default: the statistics are there, so the mixtures are nearly those of the uninterrupted run."""
     output, small = tmp_path / "run", ("MODEL.GMM.SAVE_MEMORY", False, "SOLVER.CHECKPOINT_PERIOD", 6)
-    train_net.main(arguments(train_net, output, *small))
+    train_net.main(arguments(output, *small))
     (output / "last_checkpoint").write_text("model_0000005.pth")
     middle = torch.load(output / "model_0000005.pth", weights_only=True)["model"]
     assert not [name for name in middle if "ring" in name] and middle["classifier.bank.memory.count"].any()
-    found, expected = finish(train_net, output, *small)["model"], uninterrupted["model"]
+    found, expected = finish(output, *small)["model"], uninterrupted["model"]
     for name in ("fitted", "started"):
         assert torch.equal(found[f"classifier.bank.{name}"], expected[f"classifier.bank.{name}"]), name
     count = "classifier.bank.memory.count"
@@ -185,70 +175,69 @@ def test_a_run_goes_on_without_the_features_of_its_memory(uninterrupted, train_n
     assert means.min() > 0.95 and not torch.equal(means, torch.ones_like(means))
 
 
-def test_rates_of_the_config_hold_and_another_network_is_refused(train_net, tmp_path):
+def test_rates_of_the_config_hold_and_another_network_is_refused(tmp_path):
     """The oracle of the rates is a run that had them from the start."""
     run, begun = tmp_path / "run", tmp_path / "begun"
     keys = ("SOLVER.OPTIMIZER", "SGD", "MODEL.CLASSIFIER.NAME", "softmax", "TEST.SCORES", "[]")
     # Without decay there are fewer groups of parameters.
     other = ("SOLVER.BASE_LR", 0.003, "SOLVER.WEIGHT_DECAY", 0.0, "SOLVER.MOMENTUM", 0.3)
-    train_net.main(arguments(train_net, run, *keys, "SOLVER.MAX_ITER", 2))
+    train_net.main(arguments(run, *keys, "SOLVER.MAX_ITER", 2))
     for change, message in (
         (("SOLVER.OPTIMIZER", "ADAMW"), "checkpoint has SOLVER.OPTIMIZER SGD, the config ADAMW"),
         (("MODEL.BACKBONE.FREEZE_AT", 5), r"first backbone\..*BACKBONE.FREEZE_AT"),
         (("MODEL.CLASSIFIER.NAME", "gmm"), r"first classifier\..*CLASSIFIER.NAME"),
     ):
         with pytest.raises(ValueError, match=f"--resume: .*{message}"):
-            finish(train_net, run, *keys, *change)
+            finish(run, *keys, *change)
     found, expected = (
-        finish(train_net, folder, *keys, *other)["trainer"]["_trainer"]["optimizer"]
-        for folder in (run, begun)
+        finish(folder, *keys, *other)["trainer"]["_trainer"]["optimizer"] for folder in (run, begun)
     )
     same(found["param_groups"], expected["param_groups"])
     for place, state in expected["state"].items():
         assert found["state"][place]["momentum_buffer"].shape == state["momentum_buffer"].shape
 
 
-def test_batch_and_schedule_take_effect_or_are_refused(train_net, tmp_path, monkeypatch):
+def test_batch_and_schedule_take_effect_or_are_refused(tmp_path, monkeypatch):
     """A refused run leaves config.yaml as it was."""
     run, keys = tmp_path / "run", ("MODEL.CLASSIFIER.NAME", "softmax", "TEST.SCORES", "[]")
-    train_net.main(arguments(train_net, run, *keys, "SOLVER.MAX_ITER", 2))
+    train_net.main(arguments(run, *keys, "SOLVER.MAX_ITER", 2))
     written = (run / "config.yaml").read_text()
     for change, message in (
         (("SOLVER.MAX_ITER", 1), "has had 2 iterations, SOLVER.MAX_ITER is 1"),
         (("SOLVER.REFERENCE_WORLD_SIZE", 2), "iterations were of 2 images, but SOLVER.REFERENCE_WORLD_SIZE"),
     ):
         with pytest.raises(ValueError, match=f"--resume: .*{message}"):
-            finish(train_net, run, *keys, *change)
+            finish(run, *keys, *change)
         assert (run / "config.yaml").read_text() == written
     seen, step = [], TrainLoop.run_step
     monkeypatch.setattr(
         TrainLoop, "run_step", lambda self: (step(self), seen.append(self.data_loader.dataset.batch_size))
     )
-    state = finish(train_net, run, *keys, "SOLVER.MAX_ITER", 3, "SOLVER.IMS_PER_BATCH", 4)["trainer"]
+    state = finish(run, *keys, "SOLVER.MAX_ITER", 3, "SOLVER.IMS_PER_BATCH", 4)["trainer"]
     assert seen == [4] and state["batch"] == 4
     assert "SOLVER.IMS_PER_BATCH was 2, is 4 from iteration 2 on" in (run / "log.txt").read_text()
     assert "IMS_PER_BATCH: 4" in (run / "config.yaml").read_text()
 
 
-def test_a_rerun_does_not_go_on_with_the_curves_of_the_run_before(train_net, tmp_path):
+def test_a_rerun_does_not_go_on_with_the_curves_of_the_run_before(tmp_path):
     run = tmp_path / "run"
     keys = ("MODEL.CLASSIFIER.NAME", "softmax", "TEST.SCORES", "[]")
-    train_net.main(arguments(train_net, run, *keys, "SOLVER.MAX_ITER", 3))
+    train_net.main(arguments(run, *keys, "SOLVER.MAX_ITER", 3))
     first = (run / "metrics.json").read_text()
     (run / "results.json").write_text("{}")
-    train_net.main(arguments(train_net, run, *keys, "SOLVER.MAX_ITER", 2))
+    train_net.main(arguments(run, *keys, "SOLVER.MAX_ITER", 2))
     assert (run / "earlier_1" / "metrics.json").read_text() == first
     lines = (run / "metrics.json").read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == [1]
     assert len(list(run.glob("events.out.tfevents.*"))) == 1 and not (run / "results.json").exists()
     # A run that goes on keeps its own.
-    finish(train_net, run, *keys, "SOLVER.MAX_ITER", 3)
+    finish(run, *keys, "SOLVER.MAX_ITER", 3)
     lines = (run / "metrics.json").read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == [1, 2]
     assert not (run / "earlier_2").exists()
 
 
-def test_two_runs_in_one_folder(train_net, tmp_path):
+def test_two_runs_in_one_folder(tmp_path):
     """The second is refused before it writes anything; the lock of a process that is killed is free, though a
     worker of it lives on."""
     output, (ours, theirs) = tmp_path / "run", multiprocessing.Pipe()
@@ -264,7 +253,7 @@ def test_two_runs_in_one_folder(train_net, tmp_path):
     try:
         for flags in ((), ("--eval-only",), ("--resume",)):
             with pytest.raises(ValueError, match=f"another run, process {child} on .* writing into {output}"):
-                train_net.main(arguments(train_net, output, flags=flags))
+                train_net.main(arguments(output, flags=flags))
         assert [path.name for path in output.iterdir()] == [".lock"]
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

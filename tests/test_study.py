@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import runpy
@@ -16,12 +15,9 @@ import torch
 from gmm_anomaly import AnomalyPredictor
 from gmm_anomaly.engine import build_config
 from gmm_anomaly.engine.evaluation import reported_scores
+from tools import study as script
 
 ROOT = Path(__file__).resolve().parents[1]
-SPEC = importlib.util.spec_from_file_location("study", ROOT / "tools" / "study.py")
-script = importlib.util.module_from_spec(SPEC)
-sys.modules["study"] = script  # its dataclass looks the module up
-SPEC.loader.exec_module(script)
 
 SYSTEMS = ("fitted without labels", "softmax", "fitted mixtures")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import sys
@@ -14,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
+
+import train_net as module
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "synthetic" / "effnetlite0_deeplabv3plus_{}.yaml"
@@ -35,39 +36,24 @@ def command_line(
     return list(map(str, ["--config-file", str(CONFIG).format(classifier), *flags, *pairs, *overrides]))
 
 
-@pytest.fixture(scope="module")
-def module():
-    sys.path.insert(0, str(ROOT))
-    yield importlib.import_module("train_net")
-    sys.path.remove(str(ROOT))
+def train_net(arguments):
+    module.main(module.parser().parse_args(arguments))
 
 
 @pytest.fixture(scope="module")
-def train_net(module):
-    return lambda arguments: module.main(module.parser().parse_args(arguments))
-
-
-@pytest.fixture(scope="module")
-def trained(train_net, tmp_path_factory):
+def trained(tmp_path_factory):
     output = tmp_path_factory.mktemp("trained") / "run"
     train_net(command_line(output, flags=("--num-gpus", 0)))
     return output
 
 
 @pytest.mark.parametrize("start", [("MODEL.GMM.WARM_START", False), ("MODEL.GMM.WARM_START_FEATURES", 9999)])
-def test_the_shortest_training_is_evaluated_and_names_unseen_classes(train_net, tmp_path, start):
+def test_the_shortest_training_is_evaluated_and_names_unseen_classes(tmp_path, start):
     output = tmp_path / "run"
     # Crops so small that not every class is in one.
     more = (
-        "INPUT.CROP.SIZE",
-        [32, 32],
-        "SOLVER.IMS_PER_BATCH",
-        2,
-        "SOLVER.MAX_ITER",
-        2,
-        "TEST.EVAL_PERIOD",
-        1,
-    )
+        "INPUT.CROP.SIZE", [32, 32], "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 1
+    )  # fmt: skip
     train_net(command_line(output, *more, *start, flags=("--num-gpus", 0)))
     results, log = json.loads((output / "results.json").read_text()), (output / "log.txt").read_text()
     fitted = torch.load(output / "model_final.pth", weights_only=True)["model"]["classifier.bank.fitted"]
@@ -115,7 +101,7 @@ def test_tensorboard_has_scalars_and_pictures(trained):
 @pytest.mark.parametrize(
     "mode", ["--eval-only", "--eval-only --resume", "--resume", "--fit-feature-distance"]
 )
-def test_evaluation_and_distances_afterwards_give_the_same_numbers(trained, train_net, tmp_path, mode):
+def test_evaluation_and_distances_afterwards_give_the_same_numbers(trained, tmp_path, mode):
     used = weights = trained / "model_final.pth"
     output = tmp_path / "again"
     fits, flags = mode == "--fit-feature-distance", mode.split()
@@ -146,7 +132,7 @@ def test_evaluation_and_distances_afterwards_give_the_same_numbers(trained, trai
     )
 
 
-def test_softmax_twin_and_own_data_by_registration(train_net, tmp_path, monkeypatch):
+def test_softmax_twin_and_own_data_by_registration(tmp_path, monkeypatch):
     """A data set of one's own, registered by a file of three lines, works with --eval-only at once."""
     images, labels = tmp_path / "data" / "images", tmp_path / "data" / "labels"
     rng = np.random.default_rng(0)
@@ -178,7 +164,7 @@ def test_softmax_twin_and_own_data_by_registration(train_net, tmp_path, monkeypa
     assert found["msp"]["AUROC"] == pytest.approx(0.5, abs=0.1)
 
 
-def test_two_processes_train_and_evaluate_on_the_cpu(module, tmp_path, monkeypatch):
+def test_two_processes_train_and_evaluate_on_the_cpu(tmp_path, monkeypatch):
     """By --num-gpus; torchrun: test_launching.py. Forked from a process that has imported torch, for time."""
     from detectron2.engine import launch
 
@@ -205,14 +191,14 @@ def test_two_processes_train_and_evaluate_on_the_cpu(module, tmp_path, monkeypat
         (("MODEL.META_ARCHITECTURE", "Segmentor"), "MODEL.META_ARCHITECTURE: unknown name 'Segmentor'"),
     ],
 )
-def test_bad_keys_stop_before_anything_is_written(train_net, tmp_path, monkeypatch, overrides, message):
+def test_bad_keys_stop_before_anything_is_written(tmp_path, monkeypatch, overrides, message):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     with pytest.raises((ValueError, OSError), match=message):
         train_net(command_line(tmp_path / "run", *overrides))
     assert not (tmp_path / "run").exists()
 
 
-def test_nan_loss_stops_and_keeps_the_last_checkpoint(train_net, tmp_path):
+def test_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
     output = tmp_path / "run"
     keys = (
         "SOLVER.BASE_LR", 1e30, "SOLVER.OPTIMIZER", "SGD", "SOLVER.WARMUP_ITERS", 0, "DATASETS.TEST", "()",

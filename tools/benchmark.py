@@ -43,7 +43,7 @@ SUBJECTS = {
     ),
     "scaling": (
         "scaling", "add_scaling_arguments",
-        "training in one and two processes here, bytes that travel, and a model for up to eight",
+        "training in several processes here, and the bytes that each of them sends in an iteration",
     ),
 }  # fmt: skip
 ALL = ("density", "em", "metrics", "train", "infer")

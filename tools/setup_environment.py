@@ -53,35 +53,6 @@ def quiet(command: list[str | Path], cwd: Path | None = None) -> subprocess.Comp
         return subprocess.CompletedProcess(words, 127, "", str(error))
 
 
-def wanted_detectron2(value: str) -> str:
-    """Absolute path for a checkout or a wheel; ``registry``, ``git+…`` and URLs as they are.
-
-    Raises:
-        SetupError: the value is neither of these.
-    """
-    value = value.strip()
-    if value in ("", "registry") or "://" in value:
-        return value
-    path = Path(value).expanduser().resolve()
-    if not path.exists() or (path.is_dir() and not (path / "setup.py").is_file()):
-        raise SetupError(
-            f"DETECTRON2={value}: no checkout of Detectron2 (a folder with its setup.py) and no file.\n"
-            "  Give a checkout's folder, git+https://…, 'registry', or leave it out."
-        )
-    return str(path)
-
-
-def what_is_wrong(venv: Path) -> str:
-    """Why the environment does not work, in words; empty when it does."""
-    # Python puts the working folder on the path; were it the checkout, a project not installed would pass.
-    code = "import detectron2, gmm_anomaly; print(gmm_anomaly.__file__)"
-    done = quiet([python_of(venv), "-W", "ignore", "-c", code], cwd=venv)
-    if done.returncode:
-        return (done.stderr.strip() or "the check failed").splitlines()[-1]
-    found = Path(done.stdout.strip().splitlines()[-1]).parent
-    return "" if found == ROOT / "gmm_anomaly" else f"gmm_anomaly is imported from {found}, not from {ROOT}"
-
-
 def make_venv(venv: Path, explicit_python: bool) -> None:
     """Make the environment with the running interpreter, keep one that works, make a broken one again."""
     working = quiet([python_of(venv), "-c", "import sys, pip; print('%d.%d' % sys.version_info[:2])"])
@@ -104,7 +75,7 @@ def make_venv(venv: Path, explicit_python: bool) -> None:
     )
 
 
-def install_project(venv: Path, extras: set[str]) -> None:
+def install_project(venv: Path, extras: str) -> None:
     """The project, editable, with its dependencies at the pinned versions; by uv where it can be had: it is
     faster."""
     python, constraints = python_of(venv), ROOT / "constraints.txt"
@@ -115,7 +86,7 @@ def install_project(venv: Path, extras: set[str]) -> None:
             "Check that a package registry can be reached (proxy, PIP_INDEX_URL).",
         )
         quiet([python, *PIP, "install", "--quiet", "-c", constraints, "uv"])
-    target = f"{ROOT}[{','.join(sorted(extras))}]" if extras else str(ROOT)
+    target = f"{ROOT}[{extras}]" if extras else str(ROOT)
     arguments = ["--no-build-isolation", "-c", constraints, "-e", target]
     if quiet([python, "-c", "import uv"]).returncode == 0:
         env = {"UV_HTTP_TIMEOUT": "180", **os.environ}
@@ -126,19 +97,13 @@ def install_project(venv: Path, extras: set[str]) -> None:
             print("set-up: uv failed (see above); trying pip, which reads pip's own settings", flush=True)
     run(
         [python, *PIP, "install", *arguments],
-        "The installer's own words are above.\n"
-        "  No network or a private registry: set PIP_INDEX_URL (and UV_DEFAULT_INDEX).\n"
-        "  Versions in conflict: pyproject.toml and constraints.txt must agree; `git diff` shows a change,\n"
-        "  `make constraints` writes the pins anew. No space: the packages need 6 GB.",
+        "The installer's own words are above. A private registry: set PIP_INDEX_URL (and UV_DEFAULT_INDEX).",
     )
 
 
 def install_detectron2(venv: Path, wanted: str) -> None:
-    """Install the Detectron2 asked for.
-
-    Args:
-        wanted: empty keeps whatever imports, and is the registry's where nothing does.
-    """
+    """Install the Detectron2 asked for: "registry", a URL, or a checkout's folder; "" keeps whatever imports,
+    and is the registry's where nothing does."""
     python = python_of(venv)
     there = {
         "": "import detectron2",
@@ -147,8 +112,7 @@ def install_detectron2(venv: Path, wanted: str) -> None:
     if wanted in there and quiet([python, "-c", there[wanted]], cwd=venv).returncode == 0:
         return
     print("set-up: Detectron2", flush=True)
-    source = wanted or "registry"
-    if source == "registry":
+    if wanted in there:
         with tempfile.TemporaryDirectory() as folder:
             run(
                 [python, *PIP, "download", "--quiet", "--no-deps", "--only-binary=:all:",
@@ -164,15 +128,14 @@ def install_detectron2(venv: Path, wanted: str) -> None:
         return
     print("set-up: Detectron2 is compiled now; a few minutes without output are normal", flush=True)
     quiet([python, *PIP, "uninstall", "--yes", "sal-detectron2"])
-    editable = ["-e"] if Path(source).is_dir() else []
+    source = os.path.expanduser(wanted)
     run(
         # Its setup.py imports torch, which an isolated build would not have.
-        [python, *PIP, "install", "--no-build-isolation", "--no-deps", *editable, source],
-        "A git source has to be within reach. Compiling needs a C++ compiler, Python's headers\n"
-        "  (Debian, Ubuntu: g++, python3-dev) and, beside a CUDA toolkit, the version that torch was built\n"
-        "  with. This project needs no compiled operator: without a compiler take the registry's wheel\n"
-        "  (make setup DETECTRON2=registry), or a checkout on PYTHONPATH.",
-    )
+        [python, *PIP, "install", "--no-build-isolation", "--no-deps",
+         *(["-e"] if Path(source).is_dir() else []), source],
+        "A git source has to be within reach, a checkout to be a folder with a setup.py. This project needs\n"
+        "  no compiled operator: without a C++ compiler take the registry's wheel (DETECTRON2=registry).",
+    )  # fmt: skip
 
 
 def verify_sha256(path: Path, expected: str) -> None:
@@ -209,17 +172,6 @@ def unpack_wheel(wheel: Path, site_packages: Path) -> None:
             os.replace(entry, destination)
 
 
-def set_up(venv: Path, extras: set[str], detectron2: str, explicit_python: bool) -> None:
-    started = time.monotonic()
-    detectron2 = wanted_detectron2(detectron2)
-    make_venv(venv, explicit_python)
-    install_project(venv, extras)
-    install_detectron2(venv, detectron2)
-    if wrong := what_is_wrong(venv):
-        raise SetupError(f"  {wrong}\n  To begin anew: make clean-venv, then as before.")
-    print(f"set-up: {venv} is ready ({time.monotonic() - started:.0f} s)", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder of the environment")
@@ -228,12 +180,20 @@ def main() -> None:
     args = parser.parse_args()
     # Run by an interpreter from outside, it was either named or is needed for a new environment.
     named = Path(sys.prefix).resolve() != args.venv.resolve()
+    venv, started = args.venv.absolute(), time.monotonic()
     try:
-        set_up(args.venv.absolute(), {one for one in args.extras.split(",") if one}, args.detectron2, named)
+        make_venv(venv, named)
+        install_project(venv, args.extras)
+        install_detectron2(venv, args.detectron2)
+        # Not from this folder, where a project that is not installed would be found too.
+        check = quiet([python_of(venv), "-W", "ignore", "-c", "import detectron2, gmm_anomaly"], cwd=venv)
+        if check.returncode:
+            raise SetupError(f"{check.stderr}  To begin anew: make clean-venv, then as before.")
     except SetupError as error:
         sys.exit(f"set-up failed:\n{error}")
     except KeyboardInterrupt:
         sys.exit("set-up: interrupted; the same command takes it up again")
+    print(f"set-up: {venv} is ready ({time.monotonic() - started:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +22,8 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from .atomic import replacing
+from gmm_anomaly.values import check_sections
+
 from .checking import label_counts, warn_of_labels
 from .mapper import SegmentationMapper
 from .pairing import MissingDataError, Record, has_label
@@ -50,6 +48,8 @@ class InputLoader(DataLoader[Any]):
         super().__init__(
             *args,
             collate_fn=trivial_batch_collator,
+            # Images then travel to a GPU while it computes.
+            pin_memory=torch.cuda.is_available(),
             worker_init_fn=_keep_working,
             # torch draws a seed for the workers from it, though every input has one of its own here.
             generator=torch.Generator().manual_seed(0),
@@ -104,10 +104,11 @@ def build_train_loader(cfg: CfgNode, *, seed: int | None = None) -> InputLoader:
         ValueError: a data set is unknown, empty or without labels, or a key has a bad value.
         FileNotFoundError: a data set is not on disk; says what to download and where to put it.
     """
+    check_sections(cfg, "DATALOADER.", "SOLVER.IMS_PER_BATCH")
     ranks = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % ranks:
+    if cfg.SOLVER.IMS_PER_BATCH % ranks:
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH: expected a positive multiple of the {ranks} processes, found "
+            f"SOLVER.IMS_PER_BATCH: expected a multiple of the {ranks} processes, found "
             f"{cfg.SOLVER.IMS_PER_BATCH}"
         )
     by_name = train_records(cfg)
@@ -119,8 +120,6 @@ def build_train_loader(cfg: CfgNode, *, seed: int | None = None) -> InputLoader:
         _sampler_maker(cfg, by_name),
         batch_size=cfg.SOLVER.IMS_PER_BATCH // ranks,
         seed=run_seed(cfg) if seed is None else seed,
-        # Crops have one size.
-        group_by_orientation=cfg.DATALOADER.ASPECT_RATIO_GROUPING and not cfg.INPUT.CROP.ENABLED,
     )
     # The stream's items are batches.
     return InputLoader(stream, batch_size=None, num_workers=cfg.DATALOADER.NUM_WORKERS)
@@ -186,45 +185,29 @@ def present(names: Sequence[str], key: str) -> list[str]:
 
 
 def _sampler_maker(cfg: CfgNode, by_name: dict[str, list[Record]]) -> Callable[[int], Sampler]:
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name == "TrainingSampler":
+    if cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler":
         return partial(TrainingSampler, sum(map(len, by_name.values())), True)
-    if name != "ClassBalancedSampler":
-        known = "TrainingSampler, ClassBalancedSampler"
-        raise ValueError(f"DATALOADER.SAMPLER_TRAIN: expected one of {known}, found {name!r}")
     metadata = [MetadataCatalog.get(dataset) for dataset in by_name]
     rules = map(LabelRule.from_metadata, metadata)
     parts = zip(by_name.values(), rules, strict=True)
-    counts = np.concatenate([class_pixel_counts(*part, cfg.OUTPUT_DIR) for part in parts])
+    counts = np.concatenate([class_pixel_counts(*part) for part in parts])
     absent = [metadata[0].stuff_classes[index] for index in np.flatnonzero(counts.sum(axis=0) == 0)]
     if absent:
         logger.warning("no image of %s has the classes %s", ", ".join(by_name), ", ".join(absent))
     return partial(ClassBalancedSampler, counts)
 
 
-def class_pixel_counts(records: Sequence[Record], rule: LabelRule, folder: str | Path) -> np.ndarray:
+def class_pixel_counts(records: Sequence[Record], rule: LabelRule) -> np.ndarray:
     """(N, C) int64 pixel counts per record and class; rank 0 counts them, the other ranks receive them.
-
-    They are kept in ``folder``/NAME.class_index.npz, where NAME is the data set's, and counted again when the
-    list of labels or the label map changes. Errors as ``read_label``.
-    """
+    Errors as ``read_label``."""
 
     def count(record: Record) -> np.ndarray:
         return label_counts(record, rule)[: rule.num_classes]
 
     counts = None
     if comm.is_main_process():
-        path = Path(folder) / f"{rule.dataset}.class_index.npz"
-        text = json.dumps([rule.mapping, rule.num_classes, list(records)], default=str)
-        key = hashlib.sha256(text.encode()).hexdigest()
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as stored:
-                counts = stored["counts"] if stored["key"] == key else None
-        if counts is None:
-            title = f"classes of {rule.dataset}"
-            counts = np.stack(thread_map(count, records, tqdm_class=tqdm, desc=title, unit="label"))
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez_compressed(file, key=key, counts=counts)
+        title = f"classes of {rule.dataset}"
+        counts = np.stack(thread_map(count, records, tqdm_class=tqdm, desc=title, unit="label"))
     return comm.all_gather(counts)[0]
 
 

@@ -7,9 +7,8 @@ import argparse
 import fnmatch
 import json
 import logging
-import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -19,6 +18,7 @@ from detectron2.utils.logger import log_first_n
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
+from .downloads import Archive, archives_of, download, say
 from .pairing import MissingDataError, Record, has_label
 from .reading import ANOMALY, IGNORE_LABEL, LabelRule, read_image, read_label
 from .registration import load_records, registered_specs
@@ -44,6 +44,7 @@ class DatasetCheck:
         count, labelled: frames found, and how many of them have labels.
         message: what is wrong and what to do; "" if nothing is.
         bad_files: one line for each file that cannot be used (deep checks).
+        archives: what it comes in, see ``downloads.Archive``.
     """
 
     name: str
@@ -54,6 +55,7 @@ class DatasetCheck:
     labelled: int = 0
     message: str = ""
     bad_files: list[str] = field(default_factory=list)
+    archives: dict[str, Archive] = field(default_factory=dict)
 
 
 def check_dataset(name: str, *, deep: bool = False) -> DatasetCheck:
@@ -64,7 +66,7 @@ def check_dataset(name: str, *, deep: bool = False) -> DatasetCheck:
     """
     spec = registered_specs()[name]
     root = None if spec.root is None else str(spec.root.path())
-    check = DatasetCheck(name, PRESENT, root, spec.expected_count)
+    check = DatasetCheck(name, PRESENT, root, spec.expected_count, archives=archives_of(spec))
     try:
         records = load_records(spec)
     except (OSError, ValueError) as error:
@@ -148,7 +150,8 @@ def warn_of_labels(name: str, records: Sequence[Record]) -> None:
 
 
 def render(checks: Sequence[DatasetCheck]) -> str:
-    """The checks as text: a line for each data set, then once per place what is wrong and what to do."""
+    """The checks as text: a line for each data set, once per place what is wrong and what to do, and the
+    files that the sets come in."""
     width = max(len(check.name) for check in checks)
     lines = []
     advice: dict[str, list[str]] = {}
@@ -164,6 +167,12 @@ def render(checks: Sequence[DatasetCheck]) -> str:
             advice.setdefault(check.message.removeprefix(f"{check.name}: "), []).append(check.name)
     for reason, names in advice.items():
         lines += ["", f"{', '.join(names)}:", f"  {reason}"]
+    archives = {name: one for check in checks for name, one in check.archives.items()}
+    if archives:
+        lines += ["", "Files, sizes, checksums, licences (*: --download gets it):"]
+    for name, one in archives.items():
+        size, checksum = one.size or "size unknown", one.checksum or "no checksum is known"
+        lines.append(f"  {'*' if one.url else ' '} {name}: {size}; {checksum}; licence: {one.licence}")
     fine = sum(check.state == PRESENT for check in checks)
     return "\n".join([*lines, "", f"{fine} of {len(checks)} data sets are present and complete."])
 
@@ -172,26 +181,33 @@ def run(args: argparse.Namespace) -> int:
     """The verb ``gmm-anomaly datasets``.
 
     Args:
-        args: ``names`` (patterns such as ``camvid*``; none: all), ``deep``, ``json``, and ``register``
-            (Python files that register data sets).
+        args: ``names`` (patterns such as ``camvid*``; none: all, or those of ``download``), ``download``
+            (patterns of data sets to get), ``deep``, ``json``.
 
     Returns:
         0 when all data sets that were asked for are present and complete, 1 when one is not.
 
     Raises:
-        argparse.ArgumentError: a pattern that matches none, or a file to run that is not there.
+        argparse.ArgumentError: a pattern that matches none. Others as ``downloads.download``.
     """
-    try:
-        for path in args.register:
-            runpy.run_path(str(path))
-    except (ValueError, OSError) as error:
-        raise argparse.ArgumentError(None, str(error)) from error
-    known, chosen = list(registered_specs()), []
-    for pattern in args.names or ["*"]:
-        matching = fnmatch.filter(known, pattern)
-        if not matching:
-            raise argparse.ArgumentError(None, f"no data set matches {pattern!r}; known: {', '.join(known)}")
-        chosen += [name for name in matching if name not in chosen]
+    specs = registered_specs()
+    for name in _matching(args.download, specs):
+        if check_dataset(name).state == PRESENT:
+            say(f"{name} is there")
+        else:
+            download(specs[name])
+    chosen = _matching(args.names or args.download or ["*"], specs)
     checks = [check_dataset(name, deep=args.deep) for name in chosen]
     print(json.dumps([asdict(check) for check in checks], indent=2) if args.json else render(checks))
     return 0 if all(check.state == PRESENT for check in checks) else 1
+
+
+def _matching(patterns: Sequence[str], known: Iterable[str]) -> list[str]:
+    """The names that match, each once."""
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        matching = fnmatch.filter(known, pattern)
+        if not matching:
+            raise argparse.ArgumentError(None, f"no data set matches {pattern!r}; known: {', '.join(known)}")
+        chosen |= dict.fromkeys(matching)
+    return list(chosen)

@@ -18,8 +18,10 @@ from detectron2.data import transforms as T
 from detectron2.utils.logger import log_first_n
 from fvcore.transforms.transform import Transform
 
+from gmm_anomaly.values import check_sections
+
 from .outliers import PasteOutliers, separated
-from .reading import IGNORE_LABEL, LabelRule, read_image, read_label, require_format
+from .reading import IGNORE_LABEL, LabelRule, read_image, read_label
 
 
 class SegmentationMapper:
@@ -54,7 +56,7 @@ class SegmentationMapper:
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Arguments for training on ``DATASETS.TRAIN`` or for evaluation. Raises ValueError for a key's bad
         value."""
-        require_format(cfg.INPUT.FORMAT)
+        check_sections(cfg, "INPUT.")
         rules = None
         if is_train:
             rules = {name: LabelRule.from_metadata(MetadataCatalog.get(name)) for name in cfg.DATASETS.TRAIN}
@@ -121,17 +123,21 @@ def train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     if cfg.INPUT.CROP.ENABLED:
         if cfg.INPUT.CROP.TYPE != "absolute":
             raise ValueError(f"INPUT.CROP.TYPE: expected 'absolute', found {cfg.INPUT.CROP.TYPE!r}")
-        crop = tuple(map(int, cfg.INPUT.CROP.SIZE))
-    flip = cfg.INPUT.RANDOM_FLIP
-    if flip not in ("horizontal", "vertical", "none"):
-        raise ValueError(f"INPUT.RANDOM_FLIP: expected 'horizontal', 'vertical' or 'none', found {flip!r}")
-    scales, base = tuple(cfg.INPUT.SCALE_RANGE), tuple(cfg.INPUT.SCALE_BASE) or None
-    area = cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA
-    augmentations: list[T.Augmentation] = [RandomScaledCrop(scales, crop, area, base)]
+        height, width = cfg.INPUT.CROP.SIZE
+        crop = (int(height), int(width))
+    base = tuple(cfg.INPUT.SCALE_BASE) or None
+    scaled_crop = RandomScaledCrop(
+        tuple(cfg.INPUT.SCALE_RANGE), crop, cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA, base
+    )
+    augmentations: list[T.Augmentation] = [scaled_crop]
     if cfg.INPUT.OUTLIERS.SHARE:
         augmentations.append(PasteOutliers.from_config(cfg))
     if cfg.INPUT.COLOR_JITTER:
-        augmentations.append(RandomColorJitter(cfg.INPUT.COLOR_JITTER, cfg.INPUT.FORMAT))
+        factors = 1 - cfg.INPUT.COLOR_JITTER, 1 + cfg.INPUT.COLOR_JITTER
+        augmentations += [
+            kind(*factors) for kind in (T.RandomBrightness, T.RandomContrast, T.RandomSaturation)
+        ]
+    flip = cfg.INPUT.RANDOM_FLIP
     if flip != "none":
         augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
     return [*augmentations, PadTo(crop, cfg.MODEL.PIXEL_MEAN)] if crop else augmentations
@@ -212,16 +218,6 @@ class RandomScaledCrop(T.Augmentation):
         base_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
-            raise ValueError(f"INPUT.SCALE_RANGE: expected 0 < low <= high, found {list(scale_range)}")
-        if crop_size is not None and min(crop_size) < 1:
-            raise ValueError(f"INPUT.CROP.SIZE: expected positive pixels, found {list(crop_size)}")
-        if not 0 < max_area <= 1:
-            raise ValueError(f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA: expected 0 < x <= 1, found {max_area}")
-        if base_size is not None and (len(base_size) != 2 or not 0 < base_size[0] <= base_size[1]):
-            raise ValueError(
-                f"INPUT.SCALE_BASE: expected a shorter and a longer side in pixels, found {list(base_size)}"
-            )
         self.scale_range, self.crop_size = scale_range, crop_size
         self.max_area, self.base_size = max_area, base_size
 
@@ -272,28 +268,3 @@ class PadTo(_PixelTransform):
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         return self.apply_image(segmentation, (IGNORE_LABEL,))
-
-
-class RandomColorJitter(T.Augmentation):
-    """Random brightness, then contrast around the image's mean, then saturation around its grey image.
-
-    Each is linear in the pixel, so the three are one 3 x 4 matrix, applied once. Each factor is drawn
-    uniformly from 1 - amount to 1 + amount. format: "RGB" or "BGR", the channel order of the images.
-    """
-
-    def __init__(self, amount: float, format: str) -> None:
-        super().__init__()
-        if not 0 <= amount <= 1:
-            raise ValueError(f"INPUT.COLOR_JITTER: expected 0 to 1, found {amount}")
-        self.amount = amount
-        # ITU-R BT.601, as in Detectron2's RandomSaturation.
-        self.luma = np.array((0.299, 0.587, 0.114))[:: 1 if format == "RGB" else -1]
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        brightness, contrast, saturation = np.random.uniform(1 - self.amount, 1 + self.amount, 3)
-        mean = brightness * float(np.mean(cv2.mean(image)[:3]))
-        grey = np.tile(self.luma, (3, 1))
-        # Grey weights sum to 1, so the saturation step leaves a constant offset as it is.
-        matrix = (saturation * np.eye(3) + (1 - saturation) * grey) * (contrast * brightness)
-        matrix = np.hstack([matrix, np.full((3, 1), (1 - contrast) * mean)])
-        return T.ColorTransform(lambda pixels: cv2.transform(pixels, matrix))

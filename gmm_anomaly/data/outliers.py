@@ -84,9 +84,7 @@ class CutOuts:
         path = self.files[rng.integers(len(self.files))]
         with Image.open(path) as file:
             if "A" not in file.getbands() and "transparency" not in file.info:
-                raise ValueError(
-                    f"INPUT.OUTLIERS.SOURCE: expected RGBA images, {path} has no alpha channel"
-                )
+                raise ValueError(f"INPUT.OUTLIERS.SOURCE: {path} has no alpha channel, expected RGBA")
             cutout = np.asarray(file.convert("RGBA"))
         if not cutout[..., 3].any():
             raise ValueError(f"INPUT.OUTLIERS.SOURCE: {path} is transparent everywhere")

@@ -28,12 +28,6 @@ _ORIENTATION_TAG = 274
 _render = lru_cache(maxsize=8)(render_street)
 
 
-def require_format(format: str) -> None:
-    """Raise ValueError unless ``format`` is a channel order that images are read in."""
-    if format not in IMAGE_FORMATS:
-        raise ValueError(f"INPUT.FORMAT: expected one of {', '.join(IMAGE_FORMATS)}, found {format!r}")
-
-
 @contextmanager
 def _open_image(path: str | Path, kind: str) -> Iterator[Image.Image]:
     """An "image" or "label" file; what is done with it inside has the same errors, which name it."""
@@ -98,7 +92,8 @@ def read_image(record: Mapping[str, Any], format: str) -> np.ndarray:
     Raises:
         FileNotFoundError: no such file. ValueError: it cannot be decoded (names it), or an unknown format.
     """
-    require_format(format)
+    if format not in IMAGE_FORMATS:
+        raise ValueError(f"format: expected one of {', '.join(IMAGE_FORMATS)}, found {format!r}")
     if "render" in record:
         image = _render(**record["render"])[0]
     else:

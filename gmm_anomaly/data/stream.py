@@ -9,7 +9,6 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,18 +18,14 @@ from detectron2.utils import comm
 from torch.utils.data import IterableDataset, Sampler, get_worker_info
 
 from .pairing import Record
-from .reading import image_size
-
-# A place in the stream of this rank, and the index of the record there.
-Place = tuple[int, int]
 
 
 class TrainingStream(IterableDataset[list[dict[str, Any]]]):
     """Batches of training inputs, shared out over a loader's workers.
 
     Batch ``k`` depends on the seed and ``k`` alone. So neither the number of workers nor what was read before
-    matters, and a run that begins at batch ``k`` continues one that stopped there. Without grouping, the
-    ranks together have the images and augmentations of one process with the whole batch.
+    matters, and a run that begins at batch ``k`` continues one that stopped there. The ranks together have
+    the images and augmentations of one process with the whole batch.
 
     Args:
         records: of all training sets.
@@ -38,7 +33,6 @@ class TrainingStream(IterableDataset[list[dict[str, Any]]]):
         make_sampler: from a seed to the endless stream of this rank's indices.
         batch_size: inputs in a batch.
         seed: not negative, the same on every rank.
-        group_by_orientation: batches of wide, or of high images only. Looks at the size of every image.
     """
 
     def __init__(
@@ -49,14 +43,12 @@ class TrainingStream(IterableDataset[list[dict[str, Any]]]):
         *,
         batch_size: int,
         seed: int,
-        group_by_orientation: bool = False,
     ) -> None:
         super().__init__()
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
         self.make_sampler = make_sampler
         self.batch_size = batch_size
-        self.group_by_orientation = group_by_orientation
         self._rank, self._ranks = comm.get_rank(), comm.get_world_size()
         self.begin(0, seed=seed)
 
@@ -66,7 +58,8 @@ class TrainingStream(IterableDataset[list[dict[str, Any]]]):
         self.sampler = self.make_sampler(seed)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        batches = self._batches(enumerate(self.sampler))
+        places = enumerate(self.sampler)
+        batches = iter(lambda: list(itertools.islice(places, self.batch_size)), [])
         worker = get_worker_info()
         offset, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for batch in itertools.islice(batches, self.first + offset, None, step):
@@ -76,20 +69,6 @@ class TrainingStream(IterableDataset[list[dict[str, Any]]]):
         # The second number is another one for the steps of a training.
         with seeded(self.seed, 0, position * self._ranks + self._rank):
             return self.mapper(self.records[index])
-
-    def _batches(self, places: Iterator[Place]) -> Iterator[list[Place]]:
-        is_wide = lru_cache(maxsize=None)(self._is_wide)
-        waiting: dict[bool, list[Place]] = {True: [], False: []}
-        for place in places:
-            group = waiting[self.group_by_orientation and is_wide(place[1])]
-            group.append(place)
-            if len(group) == self.batch_size:
-                yield group.copy()
-                group.clear()
-
-    def _is_wide(self, index: int) -> bool:
-        height, width = image_size(self.records[index])
-        return width > height
 
 
 class ClassBalancedSampler(Sampler):

@@ -10,16 +10,16 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 
 from gmm_anomaly.data.atomic import replacing
+from gmm_anomaly.modeling.backbones.weights import load_weight_file, require_trust
 
 from .belonging import BELONGS_TO, belongings, require_same
-from .weights import check_backbone_filled, check_own_names, load_weight_file, own_state
+from .weights import check_backbone_filled, check_own_names, own_state
 
 logger = logging.getLogger(__name__)
 
@@ -206,27 +206,18 @@ class Checkpointer(DetectionCheckpointer):
             self._dispensable, self._adapted = None, dict
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """A file in one of the formats that Detectron2 knows, see ``load_weight_file``."""
-        found = load_weight_file(filename)
-        state = own_state(found, self.model.state_dict().keys(), filename)
+        if filename.endswith(".pkl"):
+            require_trust(filename)
+        return super()._load_file(filename)
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        found = load_weight_file(f)
+        state = own_state(found, self.model.state_dict().keys(), f)
         if isinstance(found, dict) and state is not None and not found.get("matching_heuristics"):
-            found |= {"model": state}
-        elif isinstance(found, dict) and "model" not in found:
-            # Of other code bases, whose names Detectron2 matches; and a state dict alone.
-            caffe2, pycls = filename.endswith(".pkl"), filename.endswith(".pyth")
-            state = found.get("blobs", found) if caffe2 else found.get("model_state") if pycls else found
-            found = {"model": state}
-            if (caffe2 or pycls) and isinstance(state, dict):
-                spare = ("_momentum", "num_batches_tracked")
-                found = {
-                    "model": {name: value for name, value in state.items() if not str(name).endswith(spare)},
-                    "__author__": "Caffe2" if caffe2 else "pycls",
-                    "matching_heuristics": True,
-                }
-        if not isinstance(found, dict) or not isinstance(found["model"], dict):
-            raise ValueError(f"MODEL.WEIGHTS: {filename} holds no state dict")
-        asked = parse_qs(getattr(self._parsed_url_during_load, "query", ""))
-        return found | ({"matching_heuristics": True} if asked.get("matching_heuristics") == ["True"] else {})
+            return found | {"model": state}
+        if not isinstance(found, dict) or not isinstance(found.get("model", found), dict):
+            raise ValueError(f"MODEL.WEIGHTS: {f} holds no state dict")
+        return found
 
     def _load_model(self, checkpoint: Any) -> Any:
         check_own_names(self.model, checkpoint, self._source)

@@ -31,9 +31,9 @@ from gmm_anomaly.scores import (
     OUTLIER_RATIO,
     get_scores,
 )
+from gmm_anomaly.values import check_values, unread
 
 from .evaluation import check_postprocesses, check_result_names
-from .values import check_values, unread
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ IGNORED = (
     "MODEL.ANCHOR_GENERATOR.", "MODEL.RPN.", "MODEL.ROI_", "MODEL.RETINANET.", "MODEL.SEM_SEG_HEAD.",
     "MODEL.PANOPTIC_FPN.", "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MASK_FORMAT",
     "DATASETS.PROPOSAL_", "DATASETS.PRECOMPUTED_", "DATALOADER.REPEAT_", "DATALOADER.FILTER_EMPTY_",
+    "DATALOADER.ASPECT_RATIO_GROUPING",
     "TEST.KEYPOINT_", "TEST.DETECTIONS_PER_IMAGE", "TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE",
     "TEST.PRECISE_BN.", "VIS_PERIOD", "GLOBAL.HACK",
 )  # fmt: skip

@@ -3,8 +3,9 @@ that put scores of different units on one scale, and how large logits are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -119,21 +120,17 @@ def fit_feature_distance(cfg: CfgNode, model: nn.Module) -> None:
     model.eval()
     try:
         if distance is not None:
-            _fit_distances(cfg, model)
+            items = training_items(cfg, "Fitting distances of features")
+            fit_distances(model, items, cfg.MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE)
+            if distance.outliers is not None:
+                from .outliers import fit_outliers  # they work on the windows of this module
+
+                fit_outliers(cfg, model)
         # Its forward passes give the distances too.
         if moments is not None:
             _fit_max_logits(cfg, model)
     finally:
         model.train(training)
-
-
-def _fit_distances(cfg: CfgNode, model: nn.Module) -> None:
-    items = training_items(cfg, "Fitting distances of features")
-    fit_distances(model, items, cfg.MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE)
-    if model.feature_distance.outliers is not None:
-        from .outliers import fit_outliers  # they work on the samples of this module
-
-        fit_outliers(cfg, model)
 
 
 @torch.no_grad()
@@ -152,13 +149,13 @@ def fit_distances(model: nn.Module, items: Iterable[dict[str, Any]], pixels: int
     statistics = {name: distance.statistics(name) for name in distance.names}
     moments = RunningMoments(model.device)
     for item in items:
-        for window, sample in enumerate(samples(model, item, pixels)):
-            for name, feature in sample.features(distance.names).items():
-                values, labels = sample.labelled(feature[0])
+        for window, (pyramid, outputs, _, taken) in enumerate(windows_of(model, item, pixels)):
+            for name, feature in features_by_name(distance.names, pyramid, outputs.embedding).items():
+                values, labels = taken(feature[0])
                 # Images have fewer windows than this.
                 statistics[name].add(values, distance.groups(labels), seed=100_000 * item["index"] + window)
-            own = hybrid_part(replace(sample.outputs, hybrid_with=distance.hybrid_with))
-            moments.add(sample.labelled(own)[0])
+            own = hybrid_part(replace(outputs, hybrid_with=distance.hybrid_with))
+            moments.add(taken(own)[0])
     for statistic in statistics.values():
         statistic.reduce()
     distance.fit(statistics)
@@ -184,39 +181,31 @@ def _fit_max_logits(cfg: CfgNode, model: nn.Module) -> None:
     model.max_logit_moments.fit(*sum_over_ranks(sums))
 
 
-class _Sample:
-    """One window of a training image: its features, and its labelled pixels at any resolution."""
-
-    def __init__(self, model: nn.Module, image: Tensor, label: Tensor, pixels: int) -> None:
-        images = model.padded([image]).tensor
-        self.label = padded_label(label, images)
-        self.num_classes = model.classifier.num_classes
-        self.pixels = pixels
-        self.pyramid, self.outputs = model.outputs(images)
-
-    def features(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """{name: (1, F, h, w)}."""
-        return features_by_name(names, self.pyramid, self.outputs.embedding)
-
-    def labelled(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """feature: (F, h, w) -> at most ``pixels`` evenly spaced labelled pixels (n, F), and labels (n,)."""
-        small = resized_labels(self.label[None], feature.shape[-2:]).flatten()
-        known = torch.nonzero(small < self.num_classes)[:, 0]
-        if len(known) > self.pixels:
-            known = known[torch.linspace(0, len(known) - 1, self.pixels, device=known.device).long()]
-        return feature.flatten(1).T[known], small[known]
+def _labelled(feature: Tensor, label: Tensor, classes: int, pixels: int) -> tuple[Tensor, Tensor]:
+    """feature: (F, h, w) -> at most ``pixels`` evenly spaced labelled pixels (n, F), and labels (n,)."""
+    small = resized_labels(label[None], feature.shape[-2:]).flatten()
+    known = torch.nonzero(small < classes)[:, 0]
+    if len(known) > pixels:
+        known = known[torch.linspace(0, len(known) - 1, pixels, device=known.device).long()]
+    return feature.flatten(1).T[known], small[known]
 
 
-def samples(model: nn.Module, item: dict[str, Any], pixels: int) -> Iterator[_Sample]:
-    """What the network makes of an image at each scale and in each window that test images are seen in."""
+def windows_of(
+    model: nn.Module, item: dict[str, Any], pixels: int = 1
+) -> Iterator[tuple[dict[str, Tensor], PixelOutputs, Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]]:
+    """Of each window of a training image its pyramid, its outputs and its label (1, H, W), and what takes at
+    most a share of ``pixels`` labelled pixels of a feature there."""
     image, label = model.normalised(item), item["sem_seg"].to(model.device)
     views = [transformed(image, scale) for scale in model.inference.scales]
     grids = [model.inference.windows((view.shape[-2], view.shape[-1])) for view in views]
-    pixels = max(1, pixels // sum(map(len, grids)))
+    share = max(1, pixels // sum(map(len, grids)))
     for view, windows in zip(views, grids, strict=True):
         small = resized_labels(label[None], view.shape[-2:])[0]
         for window in windows:
-            yield _Sample(model, window.cut(view), window.cut(small), pixels)
+            images = model.padded([window.cut(view)]).tensor
+            own = padded_label(window.cut(small), images)
+            taken = partial(_labelled, label=own, classes=model.classifier.num_classes, pixels=share)
+            yield *model.outputs(images), own, taken
 
 
 def training_items(cfg: CfgNode, what: str) -> Iterator[dict[str, Any]]:

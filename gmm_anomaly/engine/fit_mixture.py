@@ -183,9 +183,7 @@ class _PassHook(HookBase):
         trainer, bank = self.trainer, self.trainer.bank
         done, end_of_pass = trainer.iter + 1, (trainer.iter + 1) % trainer.per_pass == 0
         if end_of_pass and bank.warm_start is not None:
-            seen = sum_over_ranks(bank.warm_start.count.clone()) > 0
-            for index in (~bank.started & seen).nonzero().flatten().tolist():
-                bank.initialise(index, bank.warm_start.take(index))
+            bank.commit(least=1)
         if done == trainer.max_iter:
             bank.update(bank.fitted.any(dim=1))
             unseen = (~bank.fitted.any(dim=1)).nonzero().flatten().tolist()

@@ -79,8 +79,6 @@ class EMHook(HookBase):
     def __init__(
         self, bank: GaussianMixtureBank, *, interval: int = 5, start_momentum: float | None = None
     ) -> None:
-        if interval < 1:
-            raise ValueError(f"MODEL.GMM.UPDATE_INTERVAL: expected at least 1, found {interval}")
         self.bank = bank
         # Without this a classifier records nothing, and says so.
         bank.em_attached = True
@@ -146,9 +144,6 @@ class CheckpointHook(HookBase):
     Args:
         period: iterations from one checkpoint to the next.
         keep: the last so many stay on disk; 0: all.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     def __init__(
@@ -160,10 +155,6 @@ class CheckpointHook(HookBase):
         keep: int,
         prefix: str = "model",
     ) -> None:
-        if period < 1:
-            raise ValueError(f"SOLVER.CHECKPOINT_PERIOD: expected at least 1, found {period}")
-        if keep < 0:
-            raise ValueError(f"SOLVER.CHECKPOINT_KEEP: expected at least 0, found {keep}")
         self.checkpointer = checkpointer
         self.interruption = interruption
         self.period = period

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from gmm_anomaly.data.outliers import OUTLIER_LABEL, PasteOutliers
 from gmm_anomaly.data.stream import seeded
 from gmm_anomaly.gmm import TiedGaussianStatistics
+from gmm_anomaly.modeling.feature_distance import features_by_name
 from gmm_anomaly.modeling.losses import resized_labels
 
-from .feature_distance import samples, training_items
+from .feature_distance import training_items, windows_of
 
 # A cell is an outlier's from this share of it on, and known where no object reaches within CLEAR cells.
 COVERED, CLEAR = 0.7, 2
@@ -48,10 +49,10 @@ def fit_outliers(cfg: CfgNode, model: nn.Module, items: Iterable[dict[str, Any]]
     )
     items = training_items(cfg, "Fitting outliers") if items is None else items
     for item in pasted(cfg, items):
-        for window, sample in enumerate(samples(model, item, 1)):
-            for name, feature in sample.features(distance.names).items():
+        for window, (pyramid, outputs, label, _) in enumerate(windows_of(model, item)):
+            for name, feature in features_by_name(distance.names, pyramid, outputs.embedding).items():
                 size = feature.shape[-2], feature.shape[-1]
-                inside, outside = cells(sample.label, size, sample.num_classes)
+                inside, outside = cells(label, size, model.classifier.num_classes)
                 pixels = feature[0].flatten(1).T
                 for statistics, where in ((outliers, inside), (known, outside)):
                     found = pixels[where]

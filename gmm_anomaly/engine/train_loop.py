@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class TrainLoop(SimpleTrainer):
 
     Args:
         model, data_loader, optimizer: as in Detectron2's ``SimpleTrainer``.
-        amp: forward passes under autocast: float16 with loss scaling on a GPU, bfloat16 on the CPU.
+        amp: type of forward passes under autocast, float16 with loss scaling; None: float32.
         non_finite: what a loss, features or gradients that are not finite lead to: "stop" raises; "skip"
             leaves the step out, as if it had not been but for the data it took, and raises after ten in a
             row.
@@ -43,7 +44,6 @@ class TrainLoop(SimpleTrainer):
         skipped: steps left out so far, without those that the loss scaling leaves out until its scale fits.
 
     Raises:
-        ValueError: an unknown rule.
         FloatingPointError: from ``run_step``, on every rank, with the iteration, what is not finite and the
             loss terms: weights and mixtures are those of the last good step.
     """
@@ -54,12 +54,10 @@ class TrainLoop(SimpleTrainer):
         data_loader: object,
         optimizer: torch.optim.Optimizer,
         *,
-        amp: bool,
+        amp: torch.dtype | None,
         non_finite: str = "stop",
     ) -> None:
         super().__init__(model, data_loader, optimizer)
-        if non_finite not in ("stop", "skip"):
-            raise ValueError(f'SOLVER.NON_FINITE: expected "stop" or "skip", found {non_finite!r}')
         self.skips = non_finite == "skip"
         self.skipped = self._skipped_in_a_row = 0
         self._watch = FeatureWatch(model)
@@ -69,9 +67,8 @@ class TrainLoop(SimpleTrainer):
         self._norms = [b for name, b in model.named_buffers() if name.endswith(NORM_STATISTICS)]
         self._recorders = [module for module in model.modules() if hasattr(module, "discard_recorded")]
         device = next(model.parameters()).device.type
-        dtype = torch.float16 if device == "cuda" else torch.bfloat16
-        self.autocast = torch.autocast(device, dtype=dtype, enabled=amp)
-        self.scaler = torch.amp.GradScaler(device, enabled=amp and dtype == torch.float16)
+        self.autocast = torch.autocast(device, dtype=amp, enabled=amp is not None)
+        self.scaler = torch.amp.GradScaler(device, enabled=amp == torch.float16)
 
     def run_step(self) -> None:
         start = time.perf_counter()
@@ -161,6 +158,14 @@ class TrainLoop(SimpleTrainer):
         self.skipped = state_dict.get("skipped", 0)
         if self.scaler.is_enabled() and state_dict.get("scaler"):
             self.scaler.load_state_dict(state_dict["scaler"])
+
+
+def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """Type of mixed precision that ``SOLVER.AMP`` asks for; None without it."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    by_device = "bfloat16" if cfg.MODEL.DEVICE == "cpu" else "float16"
+    return getattr(torch, by_device if cfg.SOLVER.AMP.DTYPE == "auto" else cfg.SOLVER.AMP.DTYPE)
 
 
 class FeatureWatch:

@@ -35,9 +35,7 @@ from .health_hook import health_hooks
 from .hooks import BestCheckpoint, CheckpointHook, EMHook, PrototypeHook, StepSeeds
 from .launch import Interrupted, Interruption
 from .output_dir import MetricsWriter
-from .train_loop import ANEW, TrainLoop
-
-logger = logging.getLogger(__name__)
+from .train_loop import ANEW, TrainLoop, amp_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +116,7 @@ class Trainer(DefaultTrainer):
             wrap_distributed(model),
             self.build_train_loader(cfg),
             optimizer,
-            amp=cfg.SOLVER.AMP.ENABLED,
+            amp=amp_dtype(cfg),
             non_finite=cfg.SOLVER.NON_FINITE,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)

@@ -25,7 +25,6 @@ from gmm_anomaly.modeling.backbones.weights import (
     load_weight_file,
     state_dicts,
     tensors_of,
-    trust_pickles,
 )
 from gmm_anomaly.modeling.classifiers.gmm import GMMClassifier
 
@@ -212,7 +211,6 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: tensors of the model that the input does not fill; nothing is written.
     """
-    trust_pickles(args.trust_pickle)
     if args.output.exists() and args.output.samefile(args.input):
         raise ValueError(f"OUTPUT: {args.output} is INPUT itself, which would be lost; give another name")
     if "" in args.allow_missing:

@@ -3,8 +3,11 @@
 For reports ``output_dir/curves/<data set>.json`` is written, in one line of strict JSON:
 {"dataset", "protocol", "track", "scores": {score: {"AP", "AUROC", "curve": {"recall",
 "precision", "fpr"}, "histogram": {"edges", "known", "anomalous", "known_outside", "anomalous_outside"},
-"components_by_size": [...]}}, "frames": {"score", "AP": {image id: AP or null}, "drawn": [image id, ...]}}
+"components_by_size": [...]}}, "frames": {"score", "AP": {image id: AP or null}, "drawn": [image id, ...],
+"steps": {"threshold", "recall", "fpr"}}}
 The rows of ``curve`` are points of the protocol's own pooled curve; the true positive rate is the recall.
+``steps`` are at most 255 of them, ascending; ``curves/<data set>/<image id>.png`` of a frame that is drawn
+says how many of them each pixel reaches.
 ``AP`` and ``AUROC`` tell whether the file belongs to the ``results.json`` beside it.
 """
 
@@ -18,19 +21,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike
 
 from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
+from gmm_anomaly.metrics.base import to_precision
 from gmm_anomaly.metrics.curves import OperatingPoints
 from gmm_anomaly.metrics.score_counts import ScoreCounts
 
-from .files import KeptScores, anomaly_overlay, range_sample, save_array, save_json, shared_range
+from . import files
+from .files import KeptScores, range_sample, save_array, save_json, shared_range
 from .records import RecordEvaluator
 from .results import ANOMALY, COMPONENTS, TaskResult, component_task, pixel_task
 
 logger = logging.getLogger(__name__)
 
-POINTS, BINS = 400, 80  # of the curves and histograms for reports
+POINTS, BINS, STEPS = 400, 80, 255  # of the curves, the histograms and the slider of reports
 
 
 class AnomalyEvaluator(RecordEvaluator):
@@ -114,7 +118,8 @@ class AnomalyEvaluator(RecordEvaluator):
                 self._pixels[name].update(score, label, image_id)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{self.records.name}, score {name!r}: {error}") from error
-            rounded = _rounded(score, self.precision or np.result_type(score, np.float16))
+            # As the pixel metrics rank them.
+            rounded, _ = to_precision(score, self.precision or str(np.result_type(score, np.float16)))
             drawn = False
             if name == self.scores[0] and self.output_dir is not None:
                 self._average_precision[index] = frame_average_precision(rounded, label)
@@ -124,7 +129,7 @@ class AnomalyEvaluator(RecordEvaluator):
             if self.save_scores:
                 assert self.output_dir is not None
                 folder = self.output_dir / "scores" / self.records.name / name
-                save_array(folder / f"{image_id}.npy", _rounded(score, "float16"))
+                save_array(folder / f"{image_id}.npy", to_precision(score, "float16")[0])
         if self.track is None:
             wanted = self._to_draw(self._average_precision)
             for key in self._kept.keys():
@@ -154,6 +159,7 @@ class AnomalyEvaluator(RecordEvaluator):
             self._check_coverage()
             results: dict[str, TaskResult] = {}
             curves: dict[str, dict[str, Any]] = {}
+            steps: dict[str, np.ndarray] = {}
             for name in self.scores:
                 merged = self._merged(self._pixels[name])
                 if merged is not None:
@@ -161,6 +167,10 @@ class AnomalyEvaluator(RecordEvaluator):
                     results[f"{ANOMALY}/{self.protocol}/{name}"] = pixel_task(computed)
                     if self.output_dir is not None:
                         curve = merged.curve(POINTS)
+                        # Nothing is predicted at the first one.
+                        rows = np.arange(len(curve["recall"]) - 1, 0, -1)
+                        rows = rows[:: -(-len(rows) // STEPS) or 1]
+                        steps = steps or {key: curve[key][rows] for key in ("threshold", "recall", "fpr")}
                         curves[name] = {
                             "AP": computed["AP"],
                             "AUROC": computed["AUROC"],
@@ -172,7 +182,7 @@ class AnomalyEvaluator(RecordEvaluator):
                 at = dict(zip(self.scores, thresholds, strict=True))
                 results |= self._components(self.track, at, curves)
             if self.output_dir is not None:
-                self._report(curves, self.output_dir)
+                self._report(curves, steps, self.output_dir)
         finally:
             self._kept.clear()
         if not self.is_main:
@@ -213,7 +223,9 @@ class AnomalyEvaluator(RecordEvaluator):
                 results[f"{COMPONENTS}/{track}_track/{name}"] = component_task(computed, track)
         return results
 
-    def _report(self, curves: Mapping[str, dict[str, Any]], output_dir: Path) -> None:
+    def _report(
+        self, curves: Mapping[str, dict[str, Any]], steps: Mapping[str, np.ndarray], output_dir: Path
+    ) -> None:
         """Draw this rank's part of the overlays, all ranks' in one colour range, and on rank 0 write what a
         report needs."""
         shards = self._share(self._average_precision)
@@ -222,8 +234,10 @@ class AnomalyEvaluator(RecordEvaluator):
         mine = {index: self._kept.get((index, self.scores[0])) for index in sorted(drawn & self._seen)}
         samples = self._share([range_sample(score) for score in mine.values()])
         colors = shared_range([sample for shard in samples for sample in shard])
+        thresholds = self._share(steps.get("threshold"))[0]
         for index, score in mine.items():
-            anomaly_overlay(self.records, index, score, self.scores[0], colors, output_dir)
+            files.anomaly_overlay(self.records, index, score, self.scores[0], colors, output_dir)
+            files.save_levels(self.records, index, score, thresholds, output_dir)
         if self.is_main:
             name, ids = self.records.name, self.records.image_id
             document = {
@@ -235,6 +249,7 @@ class AnomalyEvaluator(RecordEvaluator):
                     "score": self.scores[0],
                     "AP": {ids(index): found for index, found in average_precision.items()},
                     "drawn": [ids(index) for index in sorted(drawn)],
+                    "steps": steps,
                 },
             }
             save_json(output_dir / "curves" / f"{name}.json", document, digits=7)
@@ -272,9 +287,3 @@ def _score_map(output: Mapping[str, Any], name: str, shape: tuple[int, ...], whe
             "be restored to the label's size (height and width of the input)"
         )
     return score
-
-
-def _rounded(score: np.ndarray, dtype: DTypeLike) -> np.ndarray:
-    """Values beyond the type's range become infinite, as the pixel metrics round (and note) them."""
-    with np.errstate(over="ignore"):
-        return score.astype(dtype, copy=False)

@@ -117,14 +117,6 @@ def query_table(overlap: QueryOverlap, taken: Sequence[int], class_names: Sequen
     return tabulate(rows, headers, floatfmt=".3f", tablefmt="github")
 
 
-def known_class_names(cfg: CfgNode, labels: Mapping[int, str]) -> list[str]:
-    """Names of the known classes: a closed set's of ``DATASETS``, else ``labels``, the weights' own."""
-    metadata = closed_set(cfg)
-    if metadata is not None:
-        return list(metadata.stuff_classes)
-    return [str(labels[index]) for index in sorted(labels)]
-
-
 def query_config(args: argparse.Namespace, cfg: CfgNode, queries: Mapping[str, Sequence[int]]) -> str:
     """Text of a config on top of the given one, with the query sets (by their key in ``MODEL.MASK2FORMER``),
     the weights they hold for, and overrides.
@@ -170,7 +162,9 @@ def search(args: argparse.Namespace, cfg: CfgNode, model: nn.Module, *, road: bo
     taken = overlap.chosen(minimum_iou=args.minimum_iou, at_least=0 if road else args.at_least)
     what = road_class if road else "anomalies"
     print(f"\n{name}: queries by mean IoU with the {what} of {overlap.images} images")
-    print(query_table(overlap, taken, known_class_names(cfg, model.network.config.id2label)))
+    # Of a closed set of DATASETS, else the weights' own.
+    metadata, own = closed_set(cfg), model.network.config.id2label
+    print(query_table(overlap, taken, metadata.stuff_classes if metadata else [own[i] for i in sorted(own)]))
     weak = [query for query in taken if overlap.mean_iou[query] < args.minimum_iou]
     if weak:
         print(f"Below {args.minimum_iou:g}, taken because at least {len(taken)} were asked for: {weak}")

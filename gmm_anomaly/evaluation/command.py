@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import runpy
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
@@ -11,14 +10,10 @@ from torch import nn
 
 
 def model_config(args: argparse.Namespace, overrides: Sequence[str] = ()) -> CfgNode:
-    """The config that a command's arguments ask for; registers their data sets. ``overrides`` come last."""
+    """The config that a command's arguments ask for; ``overrides`` come last."""
     from gmm_anomaly.engine import build_config
     from gmm_anomaly.engine.trained_model import with_run_weights
-    from gmm_anomaly.engine.weights import trust_pickles
 
-    trust_pickles(args.trust_pickle)
-    for path in args.register:
-        runpy.run_path(path)
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
     pairs = [*args.opts, *weights, *overrides]
     return with_run_weights(build_config(args.config_file, pairs), args.config_file, pairs)

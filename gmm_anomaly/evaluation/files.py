@@ -28,6 +28,7 @@ from .records import EvaluatedRecords
 
 KNOWN_COLOR = (70, 80, 100)
 ANOMALY_COLOR = (255, 150, 0)
+LEVELS_WIDTH = 512
 _SAMPLED = 20_000  # pixels of a frame from which the colour range is found
 
 
@@ -157,6 +158,20 @@ def anomaly_overlay(
         f"{score_name}: {low:.3g} (dark) to {high:.3g} (bright)",
     ]
     _save(records, index, [image, truth, heat_map(score, low, high)], captions, output_dir)
+
+
+def save_levels(
+    records: EvaluatedRecords, index: int, score: np.ndarray, thresholds: np.ndarray, output_dir: Path
+) -> None:
+    """Write for the report's slider ``output_dir/curves/<data set>/<image id>.png``, at most 512 pixels wide:
+    in red how many of the thresholds (ascending, at most 255) a pixel's score reaches, in green its label."""
+    label = records.label(index)
+    levels = np.searchsorted(thresholds, score, side="right").astype(np.uint8)
+    picture = np.dstack([levels, label, np.zeros_like(label)])
+    if label.shape[1] > LEVELS_WIDTH:
+        height = max(1, round(label.shape[0] * LEVELS_WIDTH / label.shape[1]))
+        picture = cv2.resize(picture, (LEVELS_WIDTH, height), interpolation=cv2.INTER_NEAREST)
+    save_picture(output_dir / "curves" / records.name / f"{records.image_id(index)}.png", picture)
 
 
 def closed_set_overlay(

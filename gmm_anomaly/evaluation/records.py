@@ -175,12 +175,9 @@ class RecordEvaluator(DatasetEvaluator):
         """What all ranks counted, on rank 0; None elsewhere."""
         if not self.distributed:
             return metric
-        states = comm.gather(metric.state())
-        if not self.is_main:
-            return None
-        for state in states[1:]:
-            metric.merge(type(metric).from_state(state))
-        return metric
+        for other in comm.gather(metric)[1:]:
+            metric.merge(other)
+        return metric if self.is_main else None
 
     def _check_coverage(self) -> None:
         """Compare the images that were evaluated with the data set; every rank must call.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-import runpy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -174,8 +173,6 @@ def _names(image_id: str, record: Mapping[str, Any]) -> list[str]:
 
 def run(args: argparse.Namespace) -> None:
     """`gmm-anomaly score`."""
-    for path in args.register:
-        runpy.run_path(path)
     found = evaluate_saved_scores(
         args.scores,
         args.dataset,

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import runpy
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,6 @@ from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.data.reading import read_image
 from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.data.streets.datasets import StreetSplit
-from gmm_anomaly.engine.weights import trust_pickles
 from gmm_anomaly.evaluation.files import save_json
 from gmm_anomaly.predict.inputs import is_video, list_sources
 from gmm_anomaly.predict.predictor import AnomalyPredictor
@@ -48,9 +46,6 @@ def run(args: argparse.Namespace) -> None:
     if args.format == ONNX:
         # Before a model is built.
         require_onnx()
-    trust_pickles(args.trust_pickle)
-    for path in args.register:
-        runpy.run_path(path)
     images = find_images(args.images, args.num_images)
     predictor = AnomalyPredictor.from_config(
         args.config_file, args.weights, score=args.score, threshold=args.threshold_file, device="cpu",

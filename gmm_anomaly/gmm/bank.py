@@ -111,7 +111,7 @@ class GaussianMixtureBank(GaussianMixtures):
         self.warm_start = None
         if warm_start_features:
             self.warm_start = WarmStartBuffer(num_classes, warm_start_features, dim)
-        self._all_started = warm_start_features == 0
+        self._count_waiting()
         self.em_attached = False  # whether a hook (EMHook) will commit what is recorded
         self._recorded: list[tuple[Tensor, Tensor, Tensor]] = []
         self.register_load_state_dict_post_hook(GaussianMixtureBank._after_loading)
@@ -147,7 +147,7 @@ class GaussianMixtureBank(GaussianMixtures):
         bank.memory.fill(queue.transpose(1, 2), queue_ptr.long())
         bank.fitted.fill_(True)
         bank.started.fill_(True)
-        bank._all_started = True
+        bank._count_waiting()
         return bank
 
     def _after_loading(self, _incompatible: object) -> None:
@@ -158,8 +158,13 @@ class GaussianMixtureBank(GaussianMixtures):
             )
         # Without a warm start no class waits, also where that of the checkpoint did.
         self.started |= self.warm_start is None
-        self._all_started = bool(self.started.all())
+        self._count_waiting()
         self._recorded.clear()
+
+    def _count_waiting(self) -> None:
+        """After whatever sets ``started``, but for a start itself."""
+        self._waiting = int((~self.started).sum())
+        self._ready: tuple[Tensor, Tensor, torch.cuda.Event | None] | None = None
 
     @torch.no_grad()
     def record(self, features: Tensor, labels: Tensor, assignment: Tensor, correct: Tensor) -> None:
@@ -210,14 +215,12 @@ class GaussianMixtureBank(GaussianMixtures):
             present = collectives.sum_over_ranks(present)[:-1] > 0
             self.seen.copy_(present if self.update_classes == "batch" else self.seen | present)
             self.memory.add_batch(features, component, self.samples_per_update)
-            if self.warm_start is not None and not self._all_started:
+            if self.warm_start is not None and self._waiting:
                 waiting = torch.where(F.pad(self.started, (0, 1))[labels], -1, labels)
                 self.warm_start.add_batch(features, waiting, self.samples_per_update * self.num_components)
         self._recorded.clear()
-        if self.warm_start is not None and not self._all_started:
-            for index in self.warm_start.ready_classes(~self.started, least):
-                self.initialise(index, self.warm_start.take(index))
-            self._all_started = bool(self.started.all())
+        if self.warm_start is not None and self._waiting:
+            self._start_ready_classes(self.warm_start, least)
 
     @torch.no_grad()
     def update(
@@ -250,26 +253,63 @@ class GaussianMixtureBank(GaussianMixtures):
         self.scales.copy_(torch.where(moved[..., None], scales, self.scales))
         self.fitted |= moved
 
-    @torch.no_grad()
-    def initialise(self, index: int, features: Tensor) -> None:
-        """Start a class's components from its features by spherical k-means, and put them into its memories.
+    def _start_ready_classes(self, buffer: WarmStartBuffer, least: int | None) -> None:
+        """How many are ready, the host learns from a GPU one commit later, without waiting; on the CPU, and
+        where a training ends (``least``), at once."""
+        late = self._answers_late and least is None
+        if not late:
+            self._ready = self._find_ready(buffer, least)
+        if self._ready is not None:
+            ready, count, known = self._ready
+            if known is not None:
+                known.synchronize()
+            if number := int(count):
+                classes = (~ready).byte().argsort(stable=True)[:number]
+                self.initialise(classes, *buffer.take(classes))
+                self._waiting -= number
+        self._ready = self._find_ready(buffer, least) if late else None
 
-        Collective over the ranks.
+    @property
+    def _answers_late(self) -> bool:
+        return self.started.is_cuda
+
+    def _find_ready(
+        self, buffer: WarmStartBuffer, least: int | None
+    ) -> tuple[Tensor, Tensor, torch.cuda.Event | None]:
+        """(C,) bool ready classes; their number, on its way to the host; when it is there."""
+        ready = buffer.ready(~self.started, least)
+        count = ready.sum().to("cpu", non_blocking=True)
+        if not ready.is_cuda:
+            return ready, count, None
+        known = torch.cuda.Event()
+        known.record()
+        return ready, count, known
+
+    @torch.no_grad()
+    def initialise(self, classes: Tensor, features: Tensor, valid: Tensor | None = None) -> None:
+        """Start components from features by spherical k-means, and put these into their memories.
+
+        Collective over the ranks, never waits for a GPU.
 
         Args:
-            index: the class.
-            features: (n, D) floating point, the same on every rank; n >= 1.
+            classes: (R,) int64.
+            features: (R, n, D) floating point, those of each class, the same on every rank; n >= 1.
+            valid: (R, n) bool, the features that there are, in front; None: all.
         """
-        unit = F.normalize(features.float(), dim=1)
-        centres, assignment = spherical_kmeans(unit, self.num_components)
+        unit = F.normalize(features.float(), dim=-1)
+        centres, assignment = spherical_kmeans(unit, self.num_components, valid=valid)
         collectives.broadcast_from_first(centres)
-        clusters = [unit[assignment == component] for component in range(self.num_components)]
-        self.memory.replace(index * self.num_components, clusters)
-        count, direction, variance = (values[index] for values in self._stored())
-        self.means[index] = torch.where((count > 0)[:, None], direction.float(), centres)
-        self.scales[index] = (variance + self.variance_floor).sqrt().float()
-        self.fitted[index] = True
-        self.started[index] = True
+        component = torch.arange(self.num_components, device=classes.device)
+        place = torch.arange(len(classes), device=classes.device)[:, None] * self.num_components + assignment
+        if valid is not None:
+            place = torch.where(valid, place, -1)
+        rings = (classes[:, None] * self.num_components + component).flatten()
+        self.memory.replace(rings, unit.flatten(0, 1), place.flatten())
+        count, direction, variance = (values[classes] for values in self._stored())
+        self.means[classes] = torch.where((count > 0)[..., None], direction.float(), centres)
+        self.scales[classes] = (variance + self.variance_floor).sqrt().float()
+        self.fitted[classes] = True
+        self.started[classes] = True
 
     def _stored(self) -> tuple[Tensor, Tensor, Tensor]:
         """(C, M) counts; (C, M, D) float64 directions of the memory's sums, and the biased mean squared
@@ -293,8 +333,8 @@ class GaussianMixtureBank(GaussianMixtures):
         for name, buffer in self.named_buffers():
             if not name.startswith(("memory.", "warm_start.")):
                 collectives.broadcast_from_first(buffer)
-        self._tables.clear()  # written past the buffers' version numbers
+        self._kept.clear()  # written past the buffers' version numbers
         self.memory.broadcast()
         if self.warm_start is not None and collectives.rank() > 0:
             self.warm_start.count.zero_()
-        self._all_started = bool(self.started.all())
+        self._count_waiting()

@@ -7,12 +7,16 @@ density.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 PIXELS_PER_CHUNK = 32768
 # So many component densities (1.6 MB) stay in a processor's cache until they are reduced to classes.
@@ -99,6 +103,25 @@ def class_log_density_of(
     return _reduce(out.view(len(constant) // components, components, -1), reduction, dim=1).t()
 
 
+def fused_class_log_density_of(*arguments: Any) -> Tensor:
+    """:func:`class_log_density_of` through torch.compile, which joins what surrounds the product; as it is,
+    with a warning, where nothing can be compiled (no Triton, no compiler)."""
+    global _fused
+    try:
+        return _fused(*arguments)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        if _fused is class_log_density_of:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        logger.warning("the class densities run uncompiled, about twice as slow: %s", reason)
+        _fused = class_log_density_of
+        return class_log_density_of(*arguments)
+
+
+# Compiled by its first call; chunks of any number of pixels share a graph.
+_fused: Callable[..., Tensor] = torch.compile(class_log_density_of, dynamic=True)
+
+
 def component_log_prob(
     x: Tensor, means: Tensor, scales: Tensor, *, chunk_size: int = PIXELS_PER_CHUNK
 ) -> Tensor:
@@ -127,12 +150,7 @@ def log_prob_of(x: Tensor, table: DensityTable, chunk_size: int = PIXELS_PER_CHU
     with full_precision(x.device):
         if len(x) <= chunk_size:
             return table.log_prob(x)
-        if torch.is_grad_enabled() and x.requires_grad:
-            return torch.cat([table.log_prob(part) for part in x.split(chunk_size)])
-        out = x.new_empty(len(x), table.num_classes, table.num_components)
-        for start in range(0, len(x), chunk_size):
-            out[start : start + chunk_size] = table.log_prob(x[start : start + chunk_size])
-        return out
+        return torch.cat([table.log_prob(part) for part in x.split(chunk_size)])
 
 
 def own_class_log_prob(log_prob: Tensor, classes: Tensor) -> Tensor:

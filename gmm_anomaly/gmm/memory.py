@@ -184,37 +184,38 @@ class FeatureMemory(nn.Module):
     def fill(self, features: Iterable[Tensor], pointer: Tensor) -> None:
         """Make the rings full. features: (K, D) a ring; pointer: (C*M,) int64, next slot to overwrite."""
         for index, of_component in enumerate(features):
-            self._store(index, of_component)
+            stored = of_component.to(self.ring)
+            self.ring[index, : self.slots] = stored
+            self.count[index] = self.slots
+            # One by one: a double-precision copy of a whole memory is 1.5 GB.
+            self.total[index] = stored.double().sum(0)
+            self.total_square[index] = stored.double().square().sum(0)
         self.slot_state[:, : self.slots] = HELD
         self.pointer.copy_(pointer)
 
     @torch.no_grad()
-    def replace(self, first: int, contents: list[Tensor]) -> None:
-        """Give consecutive components a new content. Collective; what rank 0 passes is taken, and held there.
+    def replace(self, rings: Tensor, features: Tensor, ring: Tensor) -> None:
+        """Give some components a new content. Collective; what rank 0 passes is taken, and held there.
 
         Args:
-            first: index of the first component.
-            contents: (n, D) floating point a component; of more than ``slots``, evenly spaced ones stay.
+            rings: (R,) int64, the components.
+            features: (N, D) floating point. ring: (N,) int64, place in ``rings`` that a feature goes to;
+                anything else goes nowhere. Of more than ``slots``, evenly spaced ones stay.
         """
-        for index, features in enumerate(contents, first):
-            within, valid = evenly_spaced_indices(torch.tensor(len(features)), self.slots)
-            self._store(index, features[within[valid].to(features.device)])
-        rows = slice(first, first + len(contents))
-        for buffer in (self.count, self.total, self.total_square):
-            collectives.broadcast_from_first(buffer[rows])
-        self.pointer[rows] = self.count[rows] % self.slots
-        used = torch.arange(self.slots + 1, device=self.count.device) < self.count[rows, None]
-        self.slot_state[rows] = used.to(torch.uint8) * (HELD if collectives.rank() == 0 else ELSEWHERE)
-        for buffer in (self.lost_count, self.lost_total, self.lost_total_square):
-            buffer[rows] = 0
-
-    def _store(self, index: int, features: Tensor) -> None:
-        """Content and statistics of one component; the double-precision copy of a whole memory is 1.5 GB."""
-        stored = features.to(self.ring)
-        self.ring[index, : len(stored)] = stored
-        self.count[index] = len(stored)
-        self.total[index] = stored.double().sum(0)
-        self.total_square[index] = stored.double().square().sum(0)
+        groups = ComponentGroups(ring, len(rings))
+        room = min(self.slots, len(features))
+        within, valid = evenly_spaced_indices(groups.counts, room)
+        new = features[groups.pixel_at(within)].to(self.ring.dtype)
+        kept = torch.where(valid[..., None], new.double(), 0.0)
+        self.ring[rings[:, None], torch.arange(room, device=rings.device)] = new
+        values = {"count": valid.sum(1), "total": kept.sum(1), "total_square": kept.square().sum(1)}
+        for name, value in values.items():
+            collectives.broadcast_from_first(value)
+            self.get_buffer(name)[rings] = value
+            self.get_buffer(f"lost_{name}")[rings] = 0
+        self.pointer[rings] = values["count"] % self.slots
+        used = torch.arange(self.slots + 1, device=rings.device) < values["count"][:, None]
+        self.slot_state[rings] = used.to(torch.uint8) * (HELD if collectives.rank() == 0 else ELSEWHERE)
 
     @torch.no_grad()
     def write_off_missing(self) -> None:

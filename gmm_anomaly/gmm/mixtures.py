@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,12 +18,44 @@ from .density import (
     class_log_density,
     class_log_density_of,
     full_precision,
+    fused_class_log_density_of,
     log_prob_of,
 )
+
+T = TypeVar("T")
+# So many calls on a GPU run uncompiled: whoever scores a few photos does not wait for a compiler.
+PLAIN_CALLS = 50
 
 
 class UnfittedMixtureError(RuntimeError):
     """A mixture that no EM step has touched was asked for densities outside training."""
+
+
+class KeptUntilChanged:
+    """Keeps what was made of tensors until one of them is written in place, loaded or moved."""
+
+    def __init__(self) -> None:
+        self._kept: dict[object, tuple[list[tuple[Tensor, int]], Any]] = {}
+
+    def __call__(self, made_of: Sequence[Tensor], make: Callable[[], T], key: object = None) -> T:
+        """What ``make()`` gives for these tensors; ``key`` tells several things apart."""
+        if any(tensor.is_inference() for tensor in made_of):  # their changes are not counted
+            return make()
+        now = [(tensor, tensor._version) for tensor in made_of]
+        before, value = self._kept.get(key, ((), None))
+        if len(before) != len(now) or any(
+            old is not new or version != counted
+            for (old, version), (new, counted) in zip(before, now, strict=True)
+        ):
+            # What is made under inference mode could not be trained with later.
+            with torch.inference_mode(False):
+                value = make()
+            self._kept[key] = now, value
+        return cast(T, value)
+
+    def clear(self) -> None:
+        """For changes that tensors do not count."""
+        self._kept.clear()
 
 
 class GaussianMixtures(nn.Module):
@@ -61,32 +96,23 @@ class GaussianMixtures(nn.Module):
         self.register_buffer("means", F.normalize(means, dim=-1))
         self.register_buffer("scales", torch.ones(num_classes, num_components, dim))
         self.register_buffer("fitted", torch.zeros(num_classes, num_components, dtype=torch.bool))
-        # By dtype: the buffers it was made of with their versions, the table, whether all is fitted.
-        self._tables: dict[torch.dtype, tuple[list[tuple[Tensor, int]], DensityTable, bool]] = {}
+        self._kept = KeptUntilChanged()
+        self._calls = 0
 
-    def table(self, dtype: torch.dtype = torch.float32) -> tuple[DensityTable, bool]:
-        """The mixtures' table, built anew only after an EM step, a load or a move, and whether every
-        component was fitted: asked only then, so that an inference does not wait for the device."""
-        made_of = (self.means, self.scales, self.fitted)
-        if any(buffer.is_inference() for buffer in made_of):  # their changes are not counted
-            self._tables.clear()
-            return DensityTable(self.unit_means, self.scales, dtype), bool(self.fitted.all())
-        kept = self._tables.get(dtype)
-        if kept is None or any(
-            old is not new or version != new._version
-            for (old, version), new in zip(kept[0], made_of, strict=True)
-        ):
-            # A table made under inference mode could not be trained with later.
-            with torch.inference_mode(False):
-                table = DensityTable(self.unit_means, self.scales, dtype)
-            versions = [(buffer, buffer._version) for buffer in made_of]
-            kept = self._tables[dtype] = versions, table, bool(self.fitted.all())
-        return kept[1:]
+    def table(self, dtype: torch.dtype = torch.float32) -> DensityTable:
+        """The table of the densities, built anew only after an EM step, a load or a move."""
+        made_of = (self.means, self.scales)
+        return self._kept(made_of, lambda: DensityTable(self.unit_means, self.scales, dtype), dtype)
+
+    @property
+    def fitted_components(self) -> list[list[bool]]:
+        """``fitted`` on the host: asked once after an EM step, so that no inference waits for a GPU."""
+        return self._kept((self.fitted,), self.fitted.tolist)
 
     @property
     def is_fitted(self) -> bool:
         """Whether an EM step has set any component (kept in the state dict)."""
-        return bool(self.fitted.any())
+        return any(map(any, self.fitted_components))
 
     @property
     def known_classes(self) -> Tensor:
@@ -113,7 +139,7 @@ class GaussianMixtures(nn.Module):
         self._require_fitted()
         check_shapes(x, self.means, self.scales)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return log_prob_of(x.to(dtype), self.table(dtype)[0])
+        return log_prob_of(x.to(dtype), self.table(dtype))
 
     def class_log_density(self, x: Tensor, chunk_size: int | None = None) -> Tensor:
         """Class log-densities, without the (N, C, M) component densities of all pixels at once.
@@ -139,14 +165,17 @@ class GaussianMixtures(nn.Module):
             chunk_size = cached if x.device.type == "cpu" else PIXELS_PER_CHUNK
         with full_precision(x.device):
             dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-            table, whole = self.table(dtype)
-            partial = not self.training and not whole
+            table = self.table(dtype)
+            partial = not self.training and not all(map(all, self.fitted_components))
             constant = table.constant
             if partial:
                 constant = constant.masked_fill(~self.fitted.flatten(), -torch.inf)
             terms = (constant, table.matrix, self.num_components, self.reduction)
             parts = (part.to(dtype) for part in x.split(chunk_size))
-            density = torch.cat([class_log_density_of(part, *terms) for part in parts])
+            self._calls += 1
+            fused = x.is_cuda and self._calls > PLAIN_CALLS
+            density_of = fused_class_log_density_of if fused else class_log_density_of
+            density = torch.cat([density_of(part, *terms) for part in parts])
         return density.masked_fill(~self.known_classes, EXCLUDED) if partial else density
 
     def _require_fitted(self) -> None:

@@ -15,47 +15,65 @@ from torch.nn import functional as F
 from . import collectives
 from .memory import ComponentGroups, evenly_spaced_indices
 
-
-def kmeans_plus_plus(features: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """Seeds of k-means++ (Arthur and Vassilvitskii, 2007). features: (n, D) -> (clusters, D)."""
-    first = torch.randint(len(features), (1,), generator=generator, device=features.device)
-    seeds = [features[first[0]]]
-    nearest = (features - seeds[0]).square().sum(1)
-    for _ in range(clusters - 1):
-        # Features that all coincide leave no distance to draw by: any of them is as good.
-        weight = nearest if float(nearest.sum()) > 0 else torch.ones_like(nearest)
-        pick = torch.multinomial(weight, 1, generator=generator)[0]
-        seeds.append(features[pick])
-        nearest = torch.minimum(nearest, (features - seeds[-1]).square().sum(1))
-    return torch.stack(seeds)
+DRAWS = 3  # of each seed of k-means++
 
 
-def spherical_kmeans(features: Tensor, clusters: int, rounds: int = 10) -> tuple[Tensor, Tensor]:
+def spherical_kmeans(
+    features: Tensor, clusters: int, rounds: int = 10, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """k-means with unit-length centres on the sphere (Dhillon and Modha, 2001), always from the same seed.
 
+    Many sets at once, each as if it were alone. Shapes do not depend on the data: a GPU is never waited for.
+
     Args:
-        features: (n, D) floating point, of unit length, n >= 1.
+        features: (..., n, D) floating point, of unit length, n >= 1.
         clusters: M. A cluster that runs empty restarts at the feature worst served by its centre.
         rounds: rounds of assignment and update.
+        valid: (..., n) bool, the features that a set has, one or more, in front; None: all.
 
     Returns:
-        centres: (M, D) unit length; assignment: (n,) int64.
+        centres: (..., M, D) unit length; assignment: (..., n) int64.
     """
-    generator = torch.Generator(device=features.device).manual_seed(0)
-    centres = F.normalize(kmeans_plus_plus(features, clusters, generator), dim=1)
-    assignment = (features @ centres.t()).argmax(1)
+    if valid is None:
+        valid = torch.ones(features.shape[:-1], dtype=torch.bool, device=features.device)
+    centres = _kmeans_plus_plus(features, valid, clusters)
+    assignment, index = (features @ centres.mT).argmax(-1), torch.arange(clusters, device=features.device)
     for _ in range(rounds):
-        one_hot = F.one_hot(assignment, clusters).to(features.dtype)
-        centres = F.normalize(one_hot.t() @ features, dim=1)
-        similarity = features @ centres.t()
-        empty = (one_hot.sum(0) == 0).nonzero().flatten()
-        if len(empty):
-            worst = similarity.amax(1).argsort()
-            # Fewer features than empty clusters serve several of them.
-            centres[empty] = features[worst[torch.arange(len(empty), device=worst.device) % len(worst)]]
-            similarity = features @ centres.t()
-        assignment = similarity.argmax(1)
+        members = ((assignment[..., None] == index) & valid[..., None]).to(features.dtype)
+        centres = F.normalize(members.mT @ features, dim=-1)
+        empty = members.sum(-2) == 0
+        served = (features @ centres.mT).amax(-1).masked_fill(~valid, torch.inf)
+        # Fewer features than empty clusters serve several of them.
+        turn = (empty.cumsum(-1) - 1).clamp(min=0) % valid.sum(-1, keepdim=True).clamp(min=1)
+        worst = _rows(features, served.argsort(-1).gather(-1, turn))
+        centres = torch.where(empty[..., None], worst, centres)
+        assignment = (features @ centres.mT).argmax(-1)
     return centres, assignment
+
+
+def _kmeans_plus_plus(features: Tensor, valid: Tensor, clusters: int) -> Tensor:
+    """Seeds of k-means++ (Arthur and Vassilvitskii, 2007), (..., clusters, D); each the best of some draws,
+    as in scikit-learn."""
+    generator = torch.Generator(device=features.device).manual_seed(0)
+    # The least of exponential variables over weights is an index drawn by weight (torch.multinomial would
+    # wait for a GPU). A place in a set has its own ones, so that no set depends on the others.
+    drawn = torch.rand(valid.shape[-1], clusters, DRAWS, generator=generator, device=features.device)
+    nearest, weight, seeds = torch.full_like(drawn[..., 0, 0], torch.inf), valid.float(), []
+    for race in (-drawn.log()).unbind(1):
+        candidates = _rows(features, (weight[..., None] / race).argmax(-2))
+        distance = (features[..., None, :] - candidates[..., None, :, :]).square().sum(-1)
+        left = torch.minimum(nearest[..., None], distance) * valid[..., None]
+        best = left.sum(-2).argmin(-1, keepdim=True)
+        seeds.append(_rows(candidates, best))
+        nearest = left.gather(-1, best[..., None, :].expand(*left.shape[:-1], 1))[..., 0]
+        # Features that all coincide leave no distance to draw by: any of them is as good.
+        weight = torch.where(nearest.sum(-1, keepdim=True) > 0, nearest, valid.float())
+    return torch.cat(seeds, dim=-2)
+
+
+def _rows(features: Tensor, index: Tensor) -> Tensor:
+    """features: (..., n, D); index: (..., k) int64 -> (..., k, D)."""
+    return features.gather(-2, index[..., None].expand(*index.shape, features.shape[-1]))
 
 
 class WarmStartBuffer(nn.Module):
@@ -89,16 +107,25 @@ class WarmStartBuffer(nn.Module):
         self.count.copy_((self.count + valid.sum(1)).clamp(max=self.capacity))
 
     @torch.no_grad()
-    def ready_classes(self, waiting: Tensor, least: int | None = None) -> list[int]:
-        """Classes of which the ranks together have ``least`` features, by default the capacity. waiting: (C,)
-        bool, the same on every rank."""
-        total = collectives.sum_over_ranks(self.count.clone())
-        return (waiting & (total >= (least or self.capacity))).nonzero().flatten().tolist()
+    def ready(self, waiting: Tensor, least: int | None = None) -> Tensor:
+        """(C,) bool: classes of which the ranks together have ``least`` features, by default the capacity.
+        waiting: (C,) bool, those that may be, the same on every rank."""
+        return waiting & (collectives.sum_over_ranks(self.count.clone()) >= (least or self.capacity))
 
     @torch.no_grad()
-    def take(self, index: int) -> Tensor:
-        """All ranks' features of a class, (n, D), in rank order; the class's buffer is emptied."""
-        counts = collectives.gather_stack(self.count[index]).tolist()
-        stored = collectives.gather_stack(self.features[index, : self.capacity])
-        self.count[index] = 0
-        return torch.cat([part[:count] for part, count in zip(stored, counts, strict=True)])
+    def take(self, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """All ranks' features of some classes, in rank order; their buffers are emptied.
+
+        Args:
+            classes: (R,) int64.
+
+        Returns:
+            features: (R, n, D), n the room of all ranks; valid: (R, n) bool, those that there are, in front.
+        """
+        counts = collectives.gather_stack(self.count[classes])
+        stored = collectives.gather_stack(self.features[classes, : self.capacity])
+        self.count[classes] = 0
+        valid = torch.arange(self.capacity, device=counts.device) < counts[..., None]
+        stored, valid = stored.transpose(0, 1).flatten(1, 2), valid.transpose(0, 1).flatten(1)
+        front = (~valid).byte().argsort(dim=1, stable=True)
+        return _rows(stored, front), valid.gather(1, front)

@@ -1,7 +1,7 @@
 """Metrics of anomaly segmentation and of closed-set segmentation, by the rules of the benchmarks.
 
-Each class takes one image at a time (``update``), adds up over shards and processes (``merge``, ``state``,
-``from_state``) and gives its numbers as fractions (``compute``). Only numpy and OpenCV are needed.
+Each class takes one image at a time (``update``), adds up over shards and processes (``merge``; objects can
+be pickled) and gives its numbers as fractions (``compute``). Only numpy and OpenCV are needed.
 """
 
 from __future__ import annotations

@@ -1,26 +1,17 @@
-"""What all metrics share: states that merge, and checks on what they are given for one image."""
+"""What all metrics share: counts that merge, and checks on what they are given for one image."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import DTypeLike
-
-# What a state is: plain numbers, strings, lists of strings and arrays of numbers. So it can be pickled, sent
-# to a rank, saved by numpy.savez, by json with the arrays as lists, and by torch with the arrays as tensors.
-State = dict[str, Any]
-Self = TypeVar("Self", bound="Metric")
-
-FORMAT = 3
 
 
 class Metric:
     """Whole-number counts over images, the same whatever their order and however they were sharded.
 
     A subclass names its attributes: in ``SETTINGS`` the arguments it was made with, in ``COUNTS`` numbers and
-    integer arrays that are added up, the number of images first.
+    integer arrays that are added up, the number of images first. Objects can be pickled, for other processes.
     """
 
     SETTINGS: ClassVar[tuple[str, ...]]
@@ -46,53 +37,13 @@ class Metric:
             )
         self._add(other)
 
-    def state(self) -> State:
-        """Everything counted so far, as numbers, strings and arrays: equal pixels give equal states."""
-        settings = {name: [] if value is None else value for name, value in self.settings().items()}
-        return {"metric": type(self).__name__, "format": FORMAT} | settings | self._counted()
-
-    @classmethod
-    def from_state(cls: type[Self], state: Mapping[str, Any]) -> Self:
-        """The metrics whose :meth:`state` this is, also read back from ``.npz``, JSON or torch."""
-        found = plain(state, "metric"), plain(state, "format")
-        if found != (cls.__name__, FORMAT):
-            raise ValueError(
-                f"expected a state of {cls.__name__} in format {FORMAT}, found {found[0]} in {found[1]}"
-            )
-        settings = {name: plain(state, name) for name in cls.SETTINGS}
-        metrics = cls(**{name: None if value == [] else value for name, value in settings.items()})
-        metrics._load(state)
-        return metrics
-
     def _add(self, other: Any) -> None:
         for name in self.COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
-    def _counted(self) -> State:
-        counts = {name.lstrip("_"): getattr(self, name) for name in self.COUNTS}
-        return {key: np.copy(one) if isinstance(one, np.ndarray) else one for key, one in counts.items()}
-
-    def _load(self, state: Mapping[str, Any]) -> None:
-        for name in self.COUNTS:
-            found = array(state, name.lstrip("_"), np.int64)
-            setattr(self, name, found.copy() if found.ndim else found.item())
-
     def _image(self, name: str | None) -> str:
         """What to call the next image in an error."""
         return f"image {name!r}" if name is not None else f"image number {getattr(self, self.COUNTS[0]) + 1}"
-
-
-def array(state: Mapping[str, Any], key: str, dtype: DTypeLike | None = None) -> np.ndarray:
-    """The array under ``key``, with its ``dtype`` if JSON lost it. Raises ValueError without the key."""
-    try:
-        return np.asarray(state[key], dtype)
-    except KeyError:
-        raise ValueError(f"the state lacks {key!r}; it holds {sorted(state)}") from None
-
-
-def plain(state: Mapping[str, Any], key: str) -> Any:
-    """The plain number, string or list under ``key``; ``numpy.savez`` makes arrays of them."""
-    return array(state, key).tolist()
 
 
 def as_scores(score: Any, image: str) -> np.ndarray:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from gmm_anomaly.metrics.base import Metric, State, anomaly_masks, array, as_scores, check_same_shape
+from gmm_anomaly.metrics.base import Metric, anomaly_masks, as_scores, check_same_shape
 
 THRESHOLDS = np.linspace(0.25, 0.75, 11)  # as the reference has them: the eighth is 0.6000000000000001
 # Lower limits of the size classes in pixels: squares of 10, 20, 40 … pixels a side.
@@ -180,22 +179,6 @@ class ComponentMetrics(Metric):
         super()._add(other)
         self._anomalies += other._anomalies
         self._predictions += other._predictions
-
-    def _counted(self) -> State:
-        anomalies = _sorted_rows(self._anomalies, 3)
-        return super()._counted() | {
-            "anomalies": anomalies[:, :2],
-            "anomaly_sizes": anomalies[:, 2],
-            "predictions": _sorted_rows(self._predictions, 2),
-        }
-
-    def _load(self, state: Mapping[str, Any]) -> None:
-        super()._load(state)
-        anomalies, predictions = (
-            array(state, name, np.int64).reshape(-1, 2) for name in ("anomalies", "predictions")
-        )
-        self._anomalies = [np.column_stack([anomalies, array(state, "anomaly_sizes", np.int64)])]
-        self._predictions = [predictions]
 
     def compute(self) -> dict[str, Any]:
         """The numbers of everything counted so far.

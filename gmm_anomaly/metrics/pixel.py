@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from gmm_anomaly.metrics.base import (
     Metric,
-    State,
     anomaly_masks,
     as_scores,
     check_same_shape,
@@ -171,12 +169,10 @@ class PixelMetrics(Metric):
         super()._add(other)
         self._keep(other.counts())
 
-    def _counted(self) -> State:
-        return super()._counted() | self.counts().state()
-
-    def _load(self, state: Mapping[str, Any]) -> None:
-        super()._load(state)
-        self._parts = [ScoreCounts.load(state)]
+    def __getstate__(self) -> dict[str, Any]:
+        # The block for scores that wait for company stays here.
+        self._collect()
+        return vars(self) | {"_waiting": self._waiting[:0].copy()}
 
     def compute(self) -> dict[str, Any]:
         """The numbers of everything counted so far.

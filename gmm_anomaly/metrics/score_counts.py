@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-
-from gmm_anomaly.metrics.base import State, array, plain
 
 _BIN_SHIFT = 39  # of the 64 bits of a float64: sign, exponent and 13 bits behind it are left
 _SLACK = 1e-12  # wider than the rounding of the sums of an interval
@@ -83,20 +80,6 @@ class ScoreCounts:
         lowest = low[first]
         highest = joined("high", np.maximum) if binned else lowest
         return cls(lowest, highest, joined("known", np.add), joined("anomalous", np.add), binned)
-
-    def state(self) -> State:
-        """Numbers and arrays from which :meth:`load` makes the same counts."""
-        state: State = {"binned": self.binned, "dtype": self.low.dtype.name, "low": self.low}
-        high = {"high": self.high} if self.binned else {}
-        return state | high | {"known": self.known, "anomalous": self.anomalous}
-
-    @classmethod
-    def load(cls, state: Mapping[str, Any]) -> ScoreCounts:
-        dtype, binned = np.dtype(plain(state, "dtype")), bool(plain(state, "binned"))
-        low = array(state, "low", dtype)
-        high = array(state, "high", dtype) if binned else low
-        known, anomalous = (array(state, name, np.int64) for name in ("known", "anomalous"))
-        return cls(low, high, known, anomalous, binned)
 
     def __len__(self) -> int:
         return len(self.low)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,7 +44,7 @@ class FeatureDistance(nn.Module):
             weight that the score "exposed_distance" gives it.
 
     Raises:
-        ValueError: an argument that cannot be, with its config key.
+        ValueError: another number of weights than of features.
     """
 
     log_mean: Tensor
@@ -58,18 +62,10 @@ class FeatureDistance(nn.Module):
         outlier_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        if weights and (len(weights) != len(shapes) or min(weights) <= 0):
+        if weights and len(weights) != len(shapes):
             raise ValueError(
-                "MODEL.FEATURE_DISTANCE.WEIGHTS: expected a positive number for each of FEATURES "
+                "MODEL.FEATURE_DISTANCE.WEIGHTS: expected a number for each of FEATURES "
                 f"({', '.join(shapes)}), or none, found {list(weights)}"
-            )
-        if components < 0:
-            raise ValueError(
-                f"MODEL.FEATURE_DISTANCE.COMPONENTS: expected 0 (one a class) or more, found {components}"
-            )
-        if hybrid_with not in ("density", "energy"):
-            raise ValueError(
-                f'MODEL.FEATURE_DISTANCE.HYBRID_WITH: expected "density" or "energy", found {hybrid_with!r}'
             )
         self.by_class, self.hybrid_with = components == 0, hybrid_with
         self.names = list(shapes)
@@ -79,8 +75,7 @@ class FeatureDistance(nn.Module):
         self.levels = nn.ModuleDict(
             {name: TiedGaussians(means, shape.channels) for name, shape in shapes.items()}
         )
-        channels = {name: shape.channels for name, shape in shapes.items()}
-        self.outliers = OutlierHead(outliers, channels, outlier_weight) if outliers else None
+        self.outliers = OutlierHead(outliers, shapes, outlier_weight) if outliers else None
         # Moments over the training set's labelled pixels: of each level's log-distance, and of what "hybrid"
         # takes from the classifier, so that a score can add what has different units.
         self.register_buffer("log_mean", torch.zeros(len(shapes)))
@@ -165,22 +160,19 @@ class FeatureDistance(nn.Module):
                 "the outliers (MODEL.OUTLIER.NAME) are not fitted; fit them with train_net.py --fit-outliers "
                 "MODEL.WEIGHTS FILE"
             )
-        return self._summed(
-            lambda name, feature: _by_pixels(lambda x: head.ratio(name, x, self.levels[name]), feature),
-            pyramid,
-            embedding,
-        )
+
+        def ratio(name: str, feature: Tensor) -> Tensor:
+            return _by_pixels(lambda x: head.ratio(name, x, self.levels[name]), feature)
+
+        return self._summed(ratio, pyramid, embedding)
 
     def _summed(
         self, map_of: Callable[[str, Tensor], Tensor], pyramid: dict[str, Tensor], embedding: Tensor | None
     ) -> Tensor:
         features = features_by_name(self.names, pyramid, embedding)
         size = features[self.finest].shape[-2:]
-        total = 0
-        for name, feature in features.items():
-            found = map_of(name, feature)[:, None]
-            total = total + F.interpolate(found, size=size, mode="bilinear", align_corners=False)
-        return total
+        maps = [map_of(name, feature)[:, None] for name, feature in features.items()]
+        return sum(F.interpolate(part, size=size, mode="bilinear", align_corners=False) for part in maps)
 
 
 def _by_pixels(function: Callable[[Tensor], Tensor], feature: Tensor) -> Tensor:
@@ -196,23 +188,9 @@ def features_by_name(
     return {name: embedding if name == EMBEDDING else pyramid[name] for name in names}
 
 
-def feature_shapes(
-    backbone: Mapping[str, ShapeSpec], out_stride: int, embedding_channels: int | None
-) -> dict[str, ShapeSpec]:
-    """Shapes of all features that distances can be measured on, by name.
-
-    Args:
-        backbone: its features. out_stride: of the decoder. embedding_channels: of the classifier; None: it
-            has no embedding.
-    """
-    if embedding_channels is None:
-        return dict(backbone)
-    return {**backbone, EMBEDDING: ShapeSpec(channels=embedding_channels, stride=out_stride)}
-
-
 def build_feature_distance(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> FeatureDistance | None:
-    """The module that ``MODEL.FEATURE_DISTANCE`` asks for, from what :func:`feature_shapes` offers; None for
-    an empty list of ``FEATURES``."""
+    """The module that ``MODEL.FEATURE_DISTANCE`` asks for, from the model's features of these names and
+    shapes; None for an empty list of ``FEATURES``."""
     keys = cfg.MODEL.FEATURE_DISTANCE
     names: Sequence[str] = keys.FEATURES
     unknown = [name for name in names if name not in shapes]
@@ -224,8 +202,7 @@ def build_feature_distance(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> Featur
     if not names:
         if cfg.MODEL.OUTLIER.NAME:
             raise ValueError(
-                f"MODEL.OUTLIER.NAME: {cfg.MODEL.OUTLIER.NAME!r} compares with the densities of what is "
-                "known; name features in MODEL.FEATURE_DISTANCE.FEATURES"
+                "MODEL.OUTLIER.NAME: expected features in MODEL.FEATURE_DISTANCE.FEATURES, found none"
             )
         return None
     return FeatureDistance(
@@ -237,3 +214,85 @@ def build_feature_distance(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> Featur
         outliers=cfg.MODEL.OUTLIER.NAME,
         outlier_weight=cfg.MODEL.OUTLIER.WEIGHT,
     )
+
+
+class FrozenBackbone(nn.Module):
+    """A backbone as it was before training: what training for the known classes does to features is what
+    makes unknown things look like them.
+
+    Parts that are frozen anyway are the very same modules in both, and compute what both need once.
+
+    Args:
+        backbone: with its pretrained weights. Its frozen modules get another ``forward``.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        shared = _frozen_parts(backbone)
+        self.backbone = copy.deepcopy(backbone, {id(module): module for module in shared})
+        self.backbone.requires_grad_(False)
+        self.shared = [Shared(module) for module in shared]
+        for module, forward in zip(shared, self.shared, strict=True):
+            module.forward = forward
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenBackbone:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """images: (B, 3, H, W), normalised -> the pyramid."""
+        return self.backbone(images)
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Inside, whatever frozen modules made of a tensor is used again, by the other backbone."""
+        for module in self.shared:
+            module.keeps = True
+        try:
+            yield
+        finally:
+            for module in self.shared:
+                module.keeps, module.last = False, None
+
+    def stop_sharing(self) -> None:
+        """Give the frozen modules back their own ``forward``; what both backbones need is computed twice."""
+        for part in self.shared:
+            del part.module.forward
+        self.shared = []
+
+
+class Shared:
+    """The ``forward`` of a frozen module, which may keep its last result."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.keeps = False
+        self.last: tuple[Tensor, Any] | None = None
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        alone = len(inputs) == 1 and not options
+        if alone and self.last is not None and self.last[0] is inputs[0]:
+            return self.last[1]
+        output = type(self.module).forward(self.module, *inputs, **options)
+        if alone and self.keeps:
+            self.last = inputs[0], output
+        return output
+
+
+def _frozen_parts(module: nn.Module) -> list[nn.Module]:
+    """The largest modules inside that have parameters and none that is trained."""
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        return [module]
+    return [part for child in module.children() for part in _frozen_parts(child)]
+
+
+def build_frozen_backbone(cfg: CfgNode, backbone: Backbone) -> FrozenBackbone | None:
+    """The backbone's copy that ``MODEL.FEATURE_DISTANCE`` asks for; None where none is needed: the distances
+    are of the trained one or of the embedding alone, or nothing in the backbone is trained."""
+    keys = cfg.MODEL.FEATURE_DISTANCE
+    if keys.BACKBONE == "trained" or not set(keys.FEATURES) - {EMBEDDING}:
+        return None
+    return FrozenBackbone(backbone) if any(p.requires_grad for p in backbone.parameters()) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
@@ -63,7 +64,7 @@ class InferenceMode:
             restored and averaged.
 
     Raises:
-        ValueError: a key whose value cannot work.
+        ValueError: steps larger than the windows.
     """
 
     window: tuple[int, int] | None = None
@@ -74,19 +75,8 @@ class InferenceMode:
     max_whole_pixels: int = 8_000_000
 
     def __post_init__(self) -> None:
-        if self.score_on not in (LOGITS, FEATURES):
-            raise ValueError(f'TEST.SCORE_ON: expected "logits" or "features", found {self.score_on!r}')
-        if self.max_whole_pixels < 0:
-            raise ValueError(f"TEST.MAX_WHOLE_PIXELS: expected 0 or more, found {self.max_whole_pixels}")
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(
-                f"TEST.AUG.SCALES: expected one or more positive factors, found {list(self.scales)}"
-            )
-        if self.window is None:
-            return
-        window = _pair(self.window, "TEST.SLIDING_WINDOW.SIZE")
-        stride = _pair(self.stride or (), "TEST.SLIDING_WINDOW.STRIDE")
-        if stride[0] > window[0] or stride[1] > window[1]:
+        window, stride = self.window, self.stride
+        if window and stride and (stride[0] > window[0] or stride[1] > window[1]):
             raise ValueError(
                 f"TEST.SLIDING_WINDOW.STRIDE: {list(stride)} exceeds SIZE {list(window)}, so that "
                 "pixels between the windows would never be seen; lower STRIDE or raise SIZE"
@@ -104,11 +94,6 @@ class InferenceMode:
             max_whole_pixels=int(cfg.TEST.MAX_WHOLE_PIXELS),
         )
 
-    @property
-    def looks(self) -> list[tuple[float, bool]]:
-        """Scale, and whether mirrored, of every look."""
-        return [(scale, mirrored) for scale in self.scales for mirrored in (False, True)[: 1 + self.flip]]
-
     def windows(self, size: tuple[int, int]) -> list[Window]:
         """Windows that cover an image of this height and width: one, or the sliding ones."""
         if self.window is None or self.stride is None:
@@ -125,7 +110,7 @@ class InferenceMode:
                 together, windows one after the other.
         """
         found: list[list[Look]] = [[] for _ in images]
-        for scale, mirrored in self.looks:
+        for scale, mirrored in product(self.scales, (False, True)[: 1 + self.flip]):
             views = [transformed(image, scale, mirrored) for image in images]
             grids = [self.windows(_size(view)) for view in views]
             if self.window is None and all(len(grid) == 1 for grid in grids):
@@ -178,9 +163,3 @@ def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 def _size(image: Tensor) -> tuple[int, int]:
     return image.shape[-2], image.shape[-1]
-
-
-def _pair(values: Sequence[int], key: str) -> tuple[int, int]:
-    if len(values) != 2 or min(values) < 1:
-        raise ValueError(f"{key}: expected a positive height and width, found {list(values)}")
-    return int(values[0]), int(values[1])

@@ -140,9 +140,6 @@ class SampledContrast:
         noise_scale: factor of the mixtures' standard deviations when vectors are drawn: 1 draws from the
             mixture itself, 0 gives its means.
         min_fill: a class takes part once its components' memories are full to this share, on average.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     weight: float = 0.05
@@ -151,17 +148,6 @@ class SampledContrast:
     temperature: float = 0.1
     noise_scale: float = 0.5
     min_fill: float = 0.5
-
-    def __post_init__(self) -> None:
-        for key, fits, expected, found in (
-            ("START", self.start >= 0, "at least 0", self.start),
-            ("RAMP", self.ramp >= 0, "at least 0", self.ramp),
-            ("TEMPERATURE", self.temperature > 0, "a positive number", self.temperature),
-            ("NOISE_SCALE", self.noise_scale >= 0, "at least 0", self.noise_scale),
-            ("MIN_FILL", 0 <= self.min_fill <= 1, "a number in [0, 1]", self.min_fill),
-        ):
-            if not fits:
-                raise ValueError(f"MODEL.GMM.SAMPLED_CONTRAST.{key}: expected {expected}, found {found}")
 
     def factor(self, iteration: int) -> float:
         """Of the loss's weight, 0 to 1: one in every five iterations has the loss."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmm_anomaly.scores import LOGITS, MASKS, MaskOutputs, PixelOutputs, semantic_map
+from gmm_anomaly.values import check_sections
 
 from .losses import IGNORE_LABEL
 from .mask2former import build_mask2former
@@ -63,6 +64,7 @@ class MaskAnomalySegmentor(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        check_sections(cfg, "MODEL.", "TEST.")
         keys = cfg.MODEL.MASK2FORMER
         for key, value, needed in (
             ("TEST.SLIDING_WINDOW.ENABLED", cfg.TEST.SLIDING_WINDOW.ENABLED, False),
@@ -110,7 +112,7 @@ class MaskAnomalySegmentor(nn.Module):
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images and pad them to one size that the network can take."""
         images = [
-            (item["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std
+            (item["image"].to(self.device, non_blocking=True).float() - self.pixel_mean) / self.pixel_std
             for item in batched_inputs
         ]
         return ImageList.from_tensors(images, SIZE_DIVISIBILITY)
@@ -120,7 +122,7 @@ class MaskAnomalySegmentor(nn.Module):
         masks, classes = [], []
         height, width = images.tensor.shape[-2:]
         for item in batched_inputs:
-            label = item["sem_seg"].to(self.device)
+            label = item["sem_seg"].to(self.device, non_blocking=True)
             present = label.unique()
             present = present[present != IGNORE_LABEL]
             # Padding belongs to no mask.
@@ -163,7 +165,7 @@ class MaskAnomalySegmentor(nn.Module):
 
 
 def _checked(queries: Sequence[int], key: str, number: int) -> tuple[int, ...]:
-    wrong = [query for query in queries if not 0 <= query < number]
+    wrong = [query for query in queries if query >= number]
     if wrong:
         raise ValueError(
             f"MODEL.MASK2FORMER.{key}: the network has {number} queries, 0 to {number - 1}; found {wrong}. "

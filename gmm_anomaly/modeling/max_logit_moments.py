@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 
@@ -62,8 +61,3 @@ def _moments(count: Tensor, total: Tensor, square: Tensor) -> tuple[Tensor, Tens
     """Mean and unbiased standard deviation, as the released code of Standardized Max Logits computes it."""
     mean = total / count.clamp(min=1)
     return mean, ((square - count * mean.square()) / (count - 1).clamp(min=1)).clamp(min=0).sqrt()
-
-
-def build_max_logit_moments(cfg: CfgNode) -> MaxLogitMoments | None:
-    """The module, if ``TEST.SCORES`` has "sml"; else None."""
-    return MaxLogitMoments(cfg.MODEL.CLASSIFIER.NUM_CLASSES) if "sml" in cfg.TEST.SCORES else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -66,7 +67,7 @@ class OutlierHead(nn.Module):
     Args:
         name: "gmm": Gaussians with one covariance for the outliers as for what is known; "linear": logistic
             regression of one against the other, which estimates the ratio without either.
-        dims: channels of each level, by name.
+        shapes: of each level, by name.
         weight: of the ratio in the score "exposed_distance".
 
     Raises:
@@ -76,20 +77,20 @@ class OutlierHead(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, dims: Mapping[str, int], weight: float = 0.0) -> None:
+    def __init__(self, name: str, shapes: Mapping[str, ShapeSpec], weight: float = 0.0) -> None:
         super().__init__()
         if name not in HEADS:
             raise ValueError(f'MODEL.OUTLIER.NAME: expected "gmm", "linear" or "" (none), found {name!r}')
         self.levels = nn.ModuleDict(
             {
-                level: TiedGaussians(COMPONENTS, dim) if name == "gmm" else LogisticRegression(dim)
-                for level, dim in dims.items()
+                level: (TiedGaussians(COMPONENTS, n) if name == "gmm" else LogisticRegression(n))
+                for level, n in ((level, shape.channels) for level, shape in shapes.items())
             }
         )
         self.weight = weight
         # Over known cells.
-        self.register_buffer("mean", torch.zeros(len(dims)))
-        self.register_buffer("std", torch.zeros(len(dims)))
+        self.register_buffer("mean", torch.zeros(len(shapes)))
+        self.register_buffer("std", torch.zeros(len(shapes)))
 
     @property
     def is_fitted(self) -> bool:

@@ -34,13 +34,6 @@ def score_names(cfg: CfgNode) -> list[str]:
     return [*([own] if own else []), *ON_LOGITS, *distances, *exposed]
 
 
-def postprocess_chains(cfg: CfgNode) -> list[list[str]]:
-    """The chains of post-processes that ``TEST.POSTPROCESS`` and ``TEST.POSTPROCESS_OVERRIDES`` ask for on
-    any data set, each once."""
-    asked = [cfg.TEST.POSTPROCESS, *cfg.TEST.POSTPROCESS_OVERRIDES.values()]
-    return [list(chain) for chain in dict.fromkeys(tuple(chain) for chain in asked if chain)]
-
-
 class Scoring:
     """Scores by name, the post-processes after them, and a rule for what is not finite.
 
@@ -58,7 +51,7 @@ class Scoring:
         scores: {name: function}.
 
     Raises:
-        ValueError: an unknown score, post-process or rule, or a score that this model cannot give.
+        ValueError: an unknown score or post-process, or a score that this model cannot give.
     """
 
     def __init__(
@@ -69,20 +62,16 @@ class Scoring:
         chains: Sequence[Sequence[str]] = (),
         non_finite: str = "stop",
     ) -> None:
-        if non_finite not in ("stop", "anomalous"):
-            raise ValueError(f'TEST.NON_FINITE_SCORES: expected "stop" or "anomalous", found {non_finite!r}')
         self.scores = get_scores(names, given=given)
         self.chains = [get_postprocesses(chain) for chain in chains]
         self.non_finite = non_finite
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, given: Collection[str]) -> Scoring:
-        return cls(
-            score_names(cfg),
-            given=given,
-            chains=postprocess_chains(cfg),
-            non_finite=cfg.TEST.NON_FINITE_SCORES,
-        )
+        # What is asked for on any data set, each chain once.
+        asked = map(tuple, (cfg.TEST.POSTPROCESS, *cfg.TEST.POSTPROCESS_OVERRIDES.values()))
+        chains = list(dict.fromkeys(filter(None, asked)))
+        return cls(score_names(cfg), given=given, chains=chains, non_finite=cfg.TEST.NON_FINITE_SCORES)
 
     def stacked(self, outputs: PixelOutputs) -> Tensor:
         """Outputs at one resolution -> (S, ..., H, W) scores, in the order of their names."""

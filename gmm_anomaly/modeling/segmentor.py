@@ -13,29 +13,34 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from gmm_anomaly.config import with_rules
 from gmm_anomaly.gmm import GaussianMixtureBank
-from gmm_anomaly.scores import FEATURE_DISTANCE, LOG_DENSITY, LOGITS, MAX_LOGIT_MOMENTS, PixelOutputs
-from gmm_anomaly.scores import OUTLIER_RATIO as RATIO
+from gmm_anomaly.scores import FEATURE_DISTANCE as DISTANCE
+from gmm_anomaly.scores import LOG_DENSITY, LOGITS, MAX_LOGIT_MOMENTS, OUTLIER_RATIO, PixelOutputs
+from gmm_anomaly.values import check_sections
 
 from .backbones import build_backbone
 from .backbones.base import keep_levels
 from .classifiers import PixelClassifier, build_classifier
 from .decoders import build_decoder
 from .decoders.base import Decoded
-from .feature_distance import FeatureDistance, build_feature_distance, feature_shapes
-from .frozen_backbone import FrozenBackbone, build_frozen_backbone
+from .feature_distance import (
+    EMBEDDING,
+    FeatureDistance,
+    FrozenBackbone,
+    build_feature_distance,
+    build_frozen_backbone,
+)
 from .inference import InferenceMode
 from .losses import IGNORE_LABEL
-from .max_logit_moments import MaxLogitMoments, build_max_logit_moments
+from .max_logit_moments import MaxLogitMoments
 from .restoration import COARSE, restore
 from .scoring import Scoring
-
-PixelFeatures = Callable[..., tuple[dict[str, Tensor], Decoded]]
 
 
 def pixel_features(
@@ -48,7 +53,7 @@ def pixel_features(
 
 
 @cache
-def compiled_pixel_features(backend: str = "inductor") -> PixelFeatures:
+def compiled_pixel_features(backend: str = "inductor") -> Callable[..., tuple[dict[str, Tensor], Decoded]]:
     """:func:`pixel_features`, compiled when it is first called.
 
     Modules are its arguments and stay what they are, so that the keys of a checkpoint do too. Each size of a
@@ -135,6 +140,7 @@ class AnomalySegmentor(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        check_sections(cfg, "MODEL.", "TEST.")
         cfg = with_rules(cfg)
         if cfg.MODEL.COMPILE:
             check_compiler(cfg.MODEL.DEVICE)
@@ -143,14 +149,17 @@ class AnomalySegmentor(nn.Module):
         read = {*decoder.in_features, *getattr(getattr(decoder, "auxiliary", None), "features", ())}
         keep_levels(backbone, read, cfg.MODEL.FEATURE_DISTANCE.FEATURES, len(cfg.MODEL.PIXEL_MEAN))
         classifier = build_classifier(cfg, decoder.out_channels)
-        shapes = feature_shapes(backbone.output_shape(), decoder.out_stride, classifier.embedding_channels)
-        distance, moments = build_feature_distance(cfg, shapes), build_max_logit_moments(cfg)
+        shapes = dict(backbone.output_shape())
+        if classifier.embedding_channels is not None:
+            shapes[EMBEDDING] = ShapeSpec(channels=classifier.embedding_channels, stride=decoder.out_stride)
+        distance = build_feature_distance(cfg, shapes)
+        moments = MaxLogitMoments(classifier.num_classes) if "sml" in cfg.TEST.SCORES else None
         given = {
             LOGITS: True,
             LOG_DENSITY: classifier.generative,
-            FEATURE_DISTANCE: distance is not None,
+            DISTANCE: distance is not None,
             MAX_LOGIT_MOMENTS: moments is not None,
-            RATIO: distance is not None and distance.outliers is not None,
+            OUTLIER_RATIO: distance is not None and distance.outliers is not None,
         }
         return {
             "backbone": backbone,
@@ -215,14 +224,15 @@ class AnomalySegmentor(nn.Module):
         :class:`PixelOutputs` (maps at one resolution) to (S, h, w)."""
         images = [self.normalised(item) for item in batched_inputs]
         seen = self.inference.see(images, self._tiles)
-        return [
-            restore(found, _output_size(item, image), self.inference.score_on, score)
-            for found, item, image in zip(seen, batched_inputs, images, strict=True)
-        ]
+        restored = []
+        for found, item, image in zip(seen, batched_inputs, images, strict=True):
+            size = int(item.get("height", image.shape[1])), int(item.get("width", image.shape[2]))
+            restored.append(restore(found, size, self.inference.score_on, score))
+        return restored
 
     def normalised(self, item: dict[str, Any]) -> Tensor:
         """The image of an input, (3, H, W) float32 in units of the pixels' standard deviation."""
-        return (item["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std
+        return (item["image"].to(self.device, non_blocking=True).float() - self.pixel_mean) / self.pixel_std
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """:meth:`normalised` and :meth:`padded` images."""
@@ -252,7 +262,7 @@ class AnomalySegmentor(nn.Module):
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
     def _labels(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> Tensor:
-        labels = [item["sem_seg"].to(self.device) for item in batched_inputs]
+        labels = [item["sem_seg"].to(self.device, non_blocking=True) for item in batched_inputs]
         padded = ImageList.from_tensors(labels, self.backbone.size_divisibility, IGNORE_LABEL).tensor
         assert padded.shape[-2:] == images.tensor.shape[-2:], "images and labels must have the same size"
         return padded
@@ -282,15 +292,9 @@ class AnomalySegmentor(nn.Module):
         """Outputs of normalised images (3, H, W), and the one size that they were padded to."""
         padded = self.padded(images).tensor
         outputs = self.score_inputs(padded)
-
         maps = {name: getattr(outputs, name) for name in ("logits", "log_density", *COARSE)}
         tiles = [
             replace(outputs, **{name: m if m is None else m[index].contiguous() for name, m in maps.items()})
             for index in range(len(images))
         ]
         return tiles, (padded.shape[-2], padded.shape[-1])
-
-
-def _output_size(item: dict[str, Any], image: Tensor) -> tuple[int, int]:
-    height, width = image.shape[-2:]
-    return int(item.get("height", height)), int(item.get("width", width))

@@ -5,7 +5,6 @@ Every file appears whole, under its final name, or not at all.
 from __future__ import annotations
 
 import argparse
-import runpy
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +20,6 @@ from tqdm import tqdm
 
 from gmm_anomaly.compat import keep_freed_memory
 from gmm_anomaly.data.atomic import replacing
-from gmm_anomaly.engine.weights import trust_pickles
 from gmm_anomaly.evaluation.files import json_text, save_array, save_json, save_picture
 from gmm_anomaly.visualization import robust_range
 
@@ -55,9 +53,6 @@ def run(args: argparse.Namespace) -> int:
         if wrong:
             raise argparse.ArgumentError(None, message)
     keep_freed_memory()
-    trust_pickles(args.trust_pickle)
-    for path in args.register:
-        runpy.run_path(path)
     # Before a model is built: what is not there is said at once.
     sources = list_sources(args.inputs)
     written = {(args.out / name).resolve() for name in FOLDERS}

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from gmm_anomaly.visualization import SEPARATOR
+from gmm_anomaly.visualization import SEPARATOR, caption_bar
 
 from .charts import Chart, Line, histogram_chart, line_charts, score_charts, training_charts
 from .run import Run, as_text
@@ -89,11 +89,15 @@ def _anomalies(run: Run, dataset: str, pictures: int) -> dict[str, Any]:
     drawn = [name for name in order if name in files]
     half = (len(drawn) + 1) // 2
     best, worst = drawn[: min(half, pictures)], drawn[half:][::-1][:pictures]
-    ranked = [
-        (title, [(name, known[name], order.index(name) + 1, _panels(files[name])) for name in names])
-        for title, names in (("Best", best), ("Worst", worst))
-        if names
-    ]
+
+    def frame(name: str) -> tuple[Any, ...]:
+        # Which of the slider's thresholds a pixel reaches lies beside the file that says what they are.
+        levels = run.path / "curves" / dataset / f"{name}.png"
+        uri = _uri("png", levels.read_bytes()) if levels.is_file() else ""
+        return name, known[name], order.index(name) + 1, _panels(files[name]), uri
+
+    titles = {"Best": best, "Worst": worst}
+    ranked = [(title, [*map(frame, names)]) for title, names in titles.items() if names]
     by_overlap = [
         Line(score, map(float, found["f1"]), found["f1"].values())
         for score, found in (run.datasets[dataset].get("components") or {}).items()
@@ -117,6 +121,8 @@ def _anomalies(run: Run, dataset: str, pictures: int) -> dict[str, Any]:
         "ranked": ranked,
         "ranked_by": frames.get("score"),
         "overlays": [] if order else _overlays(files, pictures),
+        "steps": frames.get("steps"),
+        "start": scores.get(frames.get("score"), {}).get("best_f1_threshold"),
     }
 
 
@@ -161,17 +167,23 @@ def _overlays(files: Mapping[str, Path], count: int) -> list[tuple[str, list[str
 
 
 def _panels(path: Path) -> list[str]:
-    """The panels of an overlay as data URIs of small JPEGs; none of a file that is no picture."""
+    """The panels of an overlay as data URIs of small JPEGs without captions; none of a file that is no
+    picture."""
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if picture is None:
         return []
     width = (picture.shape[1] - 2 * SEPARATOR) // 3
+    top = len(caption_bar("", width))
     uris = []
     for start in range(0, picture.shape[1], width + SEPARATOR):
-        panel = picture[:, start : start + width]
+        panel = picture[top:, start : start + width]
         if width > PANEL_WIDTH:
             height = max(1, round(panel.shape[0] * PANEL_WIDTH / width))
             panel = cv2.resize(panel, (PANEL_WIDTH, height), interpolation=cv2.INTER_AREA)
-        encoded = cv2.imencode(".jpg", panel, [cv2.IMWRITE_JPEG_QUALITY, 82])[1]
-        uris.append("data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii"))
+        jpeg = cv2.imencode(".jpg", panel, [cv2.IMWRITE_JPEG_QUALITY, 82])[1]
+        uris.append(_uri("jpeg", jpeg.tobytes()))
     return uris
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -84,11 +84,7 @@ def test_withheld_labels_load_for_prediction_but_not_for_training(tmp_path, clos
     [
         ("DATASETS.TRAIN", (), "DATASETS.TRAIN: expected at least one data set"),
         ("DATASETS.TRAIN", ("nonsense",), "unknown data set 'nonsense'"),
-        ("SOLVER.IMS_PER_BATCH", 0, "IMS_PER_BATCH: expected a positive multiple of the 1 processes"),
-        (
-            "DATALOADER.SAMPLER_TRAIN", "RandomSampler",
-            "DATALOADER.SAMPLER_TRAIN: expected one of TrainingSampler, ClassBalancedSampler, found 'Random",
-        ),
+        ("DATALOADER.SAMPLER_TRAIN", "RandomSampler", "SAMPLER_TRAIN: expected one of .*, found 'RandomS"),
     ],
 )  # fmt: skip
 def test_bad_keys(closed, key, value, message):

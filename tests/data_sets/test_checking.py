@@ -130,13 +130,10 @@ def test_json_and_patterns(mine, capsys):
     main(["--json", "camvid_*test", "camvid_test"])
     names = [found["name"] for found in json.loads(capsys.readouterr().out)]
     assert names == ["camvid_test", "camvid_ood_test"]
-    for arguments, message in (
-        (["kitti*"], "no data set matches 'kitti*'; known: synthetic_street_train"),
-        (["--register", "nowhere.py"], "nowhere.py"),
-    ):
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        assert caught.value.code == 2 and message in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(["kitti*"])
+    message = "no data set matches 'kitti*'; known: synthetic_street_train"
+    assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_the_example_of_ones_own_data_set(tmp_path, make_pairs, monkeypatch, capsys):

@@ -104,27 +104,6 @@ def test_decoded_cache_reads_once_and_stays_clean(closed, record, monkeypatch):
     assert all(torch.equal(*pair) for sample in samples for pair in zip(sample, samples[0], strict=True))
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("INPUT.RANDOM_FLIP", "both", "FLIP: expected 'horizontal', 'vertical' or 'none', found 'both'"),
-        ("INPUT.CROP.TYPE", "relative", "INPUT.CROP.TYPE: expected 'absolute', found 'relative'"),
-        ("INPUT.FORMAT", "L", "INPUT.FORMAT: expected one of RGB, BGR, found 'L'"),
-        ("INPUT.SCALE_BASE", [5], "INPUT.SCALE_BASE: expected a shorter and a longer side"),
-        ("INPUT.SCALE_BASE", [2048, 512], "INPUT.SCALE_BASE: expected a shorter and a longer side"),
-        ("INPUT.SCALE_RANGE", [0.0, 1.0], "INPUT.SCALE_RANGE: expected 0 < low <= high"),
-        ("INPUT.SCALE_RANGE", [2.0, 1.0], "INPUT.SCALE_RANGE: expected 0 < low <= high"),
-        ("INPUT.CROP.SIZE", [0, 5], "INPUT.CROP.SIZE: expected positive pixels"),
-        ("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 0.0, "SINGLE_CATEGORY_MAX_AREA: expected 0"),
-        ("INPUT.COLOR_JITTER", 1.5, "INPUT.COLOR_JITTER: expected 0 to 1, found 1.5"),
-    ],
-)
-def test_bad_keys(closed, key, value, message):
-    closed.merge_from_list([key, value])
-    with pytest.raises(ValueError, match=message):
-        SegmentationMapper(closed, True)
-
-
 def test_what_fails_names_its_image(closed, record, monkeypatch):
     mapper = SegmentationMapper(closed, True)
     withheld = {key: value for key, value in record.items() if key != "sem_seg_file_name"}

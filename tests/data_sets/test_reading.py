@@ -55,7 +55,7 @@ def test_lossless_images_come_back_exactly(tmp_path, save_image):
             image = read_image(record, order)
             assert image.dtype == np.uint8 and image.flags.c_contiguous and image.flags.writeable
             np.testing.assert_array_equal(image, expected)
-    with pytest.raises(ValueError, match="INPUT.FORMAT: expected one of RGB, BGR, found 'HSV'"):
+    with pytest.raises(ValueError, match="format: expected one of RGB, BGR, found 'HSV'"):
         read_image(record, "HSV")
 
 

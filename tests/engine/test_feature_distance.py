@@ -160,10 +160,7 @@ def test_distances_of_other_features_are_replaced(cfg, model, tmp_path):
     "key, value, message",
     [
         ("FEATURES", ["level9"], "expected .*level1.*embedding.*found level9"),
-        ("COMPONENTS", -1, "expected 0 .one a class. or more, found -1"),
-        ("BACKBONE", "both", 'expected "frozen" or "trained", found \'both\''),
-        ("WEIGHTS", [1.0], "expected a positive number for each of FEATURES .level1, level3., or none"),
-        ("HYBRID_WITH", "msp", 'expected "density" or "energy", found \'msp\''),
+        ("WEIGHTS", [1.0], "expected a number for each of FEATURES .level1, level3., or none"),
     ],
 )
 def test_wrong_keys_are_named(cfg, key, value, message):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 from pathlib import Path
@@ -16,6 +15,7 @@ from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from torch.nn import functional as F
 
+import train_net
 from gmm_anomaly.data import get_records, read_image, read_label
 from gmm_anomaly.engine import Checkpointer, build_config, evaluate, fitting_config
 from gmm_anomaly.engine.fit_mixture import MixtureFitter, batch_order, check_output_dir
@@ -77,9 +77,6 @@ def softmax(tmp_path_factory):
 @pytest.fixture(scope="module")
 def fitted(softmax, tmp_path_factory):
     """A fit by the command line, from a softmax config, with scores of mixtures."""
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    train_net = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train_net)
     output = tmp_path_factory.mktemp("fitted")
     keys = [
         *TINY, "MODEL.WEIGHTS", softmax, "OUTPUT_DIR", output, "MODEL.GMM.NUM_COMPONENTS", 3,

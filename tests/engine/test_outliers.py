@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from detectron2.layers import ShapeSpec
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
@@ -62,7 +63,9 @@ def fitted():
     for label, features in enumerate(known):
         classes.add(features, torch.full((60,), label))
     gaussians.fit(classes)
-    heads = {name: OutlierHead(name, {"level": 5}, weight=0.5) for name in ("gmm", "linear")}
+    heads = {
+        name: OutlierHead(name, {"level": ShapeSpec(channels=5)}, weight=0.5) for name in ("gmm", "linear")
+    }
     for head in heads.values():
         head.fit(
             {"level": gaussians}, {"level": statistics(outliers)}, {"level": statistics(known.flatten(0, 1))}

@@ -96,7 +96,7 @@ def train(name: str, rank: int, folder: Path) -> dict[str, Any]:
     if "NaN" in name and rank == 1:
         model.backbone.register_forward_hook(poison)
     optimizer, rule = build_optimizer(cfg, model), cfg.SOLVER.NON_FINITE
-    loop = TrainLoop(wrap_distributed(model), data, optimizer, amp=False, non_finite=rule)
+    loop = TrainLoop(wrap_distributed(model), data, optimizer, amp=None, non_finite=rule)
     bank = getattr(model, "bank", None)
     em = [] if bank is None else [EMHook.from_config(cfg, bank)]
     loop.register_hooks([*em, PrototypeHook(model)])

@@ -153,5 +153,5 @@ def test_other_programs_configs_follow_the_rules_too(caplog):
     cfg = get_cfg()
     add_gmm_anomaly_config(cfg)
     cfg.merge_from_list(TINY)
-    assert build_classifier(cfg, 8).bank.memory.count.eq(SLOTS).all()
+    assert build_model(cfg).bank.memory.count.eq(SLOTS).all()
     assert "MODEL.GMM.RULES released sets MODEL.CLASSIFIER.LOSS_AVERAGE all" in caplog.text

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gmm_anomaly.engine.checkpoint import Checkpointer
-from gmm_anomaly.engine.weights import load_weight_file, tensors_of, trust_pickles
+from gmm_anomaly.modeling.backbones.weights import load_weight_file, tensors_of, trust_pickles
 
 
 class MakesFolder:
@@ -58,7 +58,7 @@ def test_nothing_in_a_file_is_run_unless_it_is_trusted(hostile, tmp_path, name):
     assert (tmp_path / "hacked").is_dir()
 
 
-@pytest.mark.parametrize("extension", [".pkl", ".pyth", ".pth", ".safetensors"])
+@pytest.mark.parametrize("extension", [".pkl", ".pth", ".safetensors"])
 def test_checkpointer_reads_detectron2s_formats(tmp_path, extension):
     model = nn.Linear(2, 3)
     state = {"weight": np.full((3, 2), 5, np.float32), "bias": np.ones(3, np.float32)}
@@ -72,7 +72,7 @@ def test_checkpointer_reads_detectron2s_formats(tmp_path, extension):
 
         save_file(tensors, path)
     else:
-        torch.save({"model_state": tensors} if extension == ".pyth" else tensors, path)
+        torch.save(tensors, path)
     Checkpointer(model).load(str(path))
     for name, expected in state.items():
         np.testing.assert_array_equal(model.state_dict()[name].numpy(), expected)

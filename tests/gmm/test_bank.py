@@ -70,17 +70,6 @@ def test_recording_changes_nothing_and_committing_the_memory_only():
     assert_memory_holds(bank, batch.stored(samples=4))
 
 
-def test_several_recorded_batches_enter_in_their_order():
-    together, apart = make_bank(), make_bank()
-    for seed in range(3):
-        for bank in (together, apart):
-            Batch(40, seed).record(bank)
-        apart.commit()
-    together.commit()
-    for name, buffer in apart.named_buffers():
-        assert torch.equal(buffer, together.get_buffer(name)), name
-
-
 def test_features_need_no_gradient_and_no_particular_type():
     bank, batch = make_bank(), Batch(30, seed=1)
     features = batch.features.half().requires_grad_()
@@ -226,20 +215,3 @@ def test_wrong_shapes_are_named():
         arguments[name] = arguments[name][:-1]
         with pytest.raises(ValueError, match=rf"{name}: expected shape \(10,\), found \(9,\)"):
             bank.record(batch.features, **arguments)
-
-
-def test_a_step_reads_no_slot_but_those_it_overwrites():
-    """So its time and memory do not grow with the memory's size."""
-    bank = make_bank(memory_size=40)
-    for seed in range(20):
-        Batch(60, seed).record(bank)
-        bank.update()
-    assert bank.memory.count.tolist() == [40] * CLASSES * COMPONENTS
-    row = torch.arange(CLASSES * COMPONENTS)[:, None]
-    leaving = (bank.memory.pointer[:, None] + torch.arange(4)) % 40
-    kept = bank.memory.ring[row, leaving]
-    bank.memory.ring.fill_(torch.nan)
-    bank.memory.ring[row, leaving] = kept
-    Batch(60, seed=20).record(bank)
-    bank.update()
-    assert all(buffer.isfinite().all() for buffer in (bank.means, bank.scales, bank.memory.total))

@@ -39,21 +39,6 @@ def through_a_file(bank: GaussianMixtureBank) -> dict[str, Tensor]:
     return torch.load(file, weights_only=True)
 
 
-def test_fitted_is_set_by_the_first_step_and_survives_a_checkpoint():
-    bank, other = make_bank().eval(), make_bank(seed=1).eval()
-    bank.record(*batch(20, seed=16, correct=0.0))
-    bank.update()
-    bank.record(*batch(20, seed=16))
-    bank.commit()
-    assert not bank.is_fitted
-    bank.update()
-    assert bank.is_fitted
-    other.load_state_dict(through_a_file(bank))
-    assert other.is_fitted
-    x = torch.zeros(2, DIM)
-    assert torch.equal(other.log_prob(x), bank.log_prob(x))
-
-
 @pytest.mark.parametrize("options", [{}, {"warm_start_features": 30, "memory_dtype": torch.float16}])
 def test_with_its_memory_a_resumed_bank_continues_bit_for_bit(options):
     straight, first = (make_bank(save_memory=True, fill_slots=5, **options) for _ in range(2))

@@ -91,22 +91,6 @@ def test_memory_is_a_queue(history, dtype, seed):
         assert_equal_to_oracle(memory, oracle)
 
 
-def test_running_sums_do_not_drift():
-    slots, samples, dim = 50, 4, 8
-    memory = FeatureMemory(2, slots, dim)
-    generator = torch.Generator().manual_seed(0)
-    pool = torch.randn(64, 2, samples, dim, generator=generator)
-    pool *= torch.logspace(-4, 2, 64)[:, None, None, None]
-    entering = torch.randint(0, samples + 1, (97, 2, 1), generator=generator)
-    for step in range(1000):
-        component = torch.where(torch.arange(samples) < entering[step % 97], torch.arange(2)[:, None], -1)
-        memory.add_batch(pool[step % 64].flatten(0, 1), component.flatten(), samples)
-    held = memory.ring[:, :slots].double()
-    assert memory.count.tolist() == [slots, slots]
-    torch.testing.assert_close(memory.total, held.sum(1), rtol=0, atol=1e-7)
-    torch.testing.assert_close(memory.total_square, held.square().sum(1), rtol=0, atol=1e-7)
-
-
 def saved(memory: FeatureMemory) -> dict[str, Tensor]:
     """The state dict, once through a file."""
     file = io.BytesIO()

@@ -8,9 +8,9 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gmm_anomaly.gmm import GaussianMixtureBank, spherical_kmeans
-from gmm_anomaly.gmm.warm_start import WarmStartBuffer
 
 COMPONENTS, DIM = 3, 8
 
@@ -36,20 +36,6 @@ def test_separated_clusters_are_those_of_scikit_learn(seed):
         torch.testing.assert_close(centres[index].double(), direction, rtol=0, atol=1e-6)
 
 
-def test_rounds_raise_the_similarity_and_seeds_are_no_global_state():
-    features = unit(400, DIM, seed=3)
-    reached = []
-    for rounds in (0, 1, 3, 10, 30):
-        torch.manual_seed(rounds)
-        state = torch.get_rng_state()
-        centres, assignment = spherical_kmeans(features, 6, rounds)
-        assert torch.equal(state, torch.get_rng_state())
-        similarity = features @ centres.t()
-        assert torch.equal(assignment, similarity.argmax(1))
-        reached.append(float(similarity.amax(1).sum()))
-    assert reached == sorted(reached) and reached[-1] > reached[0]
-
-
 @pytest.mark.parametrize("distinct, copies", [(1, 1), (1, 20), (3, 7), (4, 1)])
 def test_fewer_distinct_features_than_clusters(distinct, copies):
     points = unit(distinct, DIM, seed=5)
@@ -58,6 +44,19 @@ def test_fewer_distinct_features_than_clusters(distinct, copies):
     torch.testing.assert_close(centres.norm(dim=1), torch.ones(5), rtol=0, atol=1e-6)
     torch.testing.assert_close(centres[assignment], features, rtol=0, atol=1e-6)
     assert all(torch.isclose(points @ centre, torch.ones(()), atol=1e-5).any() for centre in centres)
+
+
+def test_many_sets_at_once_are_as_each_alone():
+    """Sets of their own length and content, one of them of a single distinct point."""
+    sets = [clustered(50, 4, seed=50), unit(7, DIM, seed=51), unit(1, DIM, seed=52).repeat(30, 1)]
+    features, valid = torch.full((3, 60, DIM), 0.1), torch.zeros(3, 60, dtype=torch.bool)
+    for place, own in enumerate(sets):
+        features[place, : len(own)], valid[place, : len(own)] = own, True
+    centres, assignment = spherical_kmeans(features, 4, valid=valid)
+    for place, own in enumerate(sets):
+        alone, expected = spherical_kmeans(own, 4)
+        torch.testing.assert_close(centres[place], alone, rtol=0, atol=1e-6)
+        assert torch.equal(assignment[place, : len(own)], expected)
 
 
 def make_bank(classes: int, wanted: int, **options: object) -> GaussianMixtureBank:
@@ -110,30 +109,11 @@ def test_a_class_starts_once_it_has_seen_enough_whatever_was_predicted(slots):
     fresh = make_bank(2, wanted=0, memory_size=slots)
     # The buffer ends at the number that was asked for. The EM step after the start is Eq. 9's, at rest.
     features = torch.cat(seen)[:300]
-    fresh.initialise(0, features)
+    fresh.initialise(torch.tensor([0]), features[None])
     assert_started_from(fresh, 0, features)
     for name in ("memory.count", "memory.total", "memory.total_square", "means", "scales"):
         torch.testing.assert_close(bank.get_buffer(name)[0], fresh.get_buffer(name)[0], rtol=0, atol=1e-6)
     assert not bank.memory.count[COMPONENTS:].any() and not bank.fitted[1].any()
-
-
-def test_a_batch_gives_the_buffer_evenly_spaced_features():
-    buffer = WarmStartBuffer(2, capacity=10, dim=DIM)
-    features = unit(40, DIM, seed=10)
-    labels = torch.arange(40) % 2
-    buffer.add_batch(features, labels, 7)
-    assert buffer.count.tolist() == [7, 7]
-    for index in range(2):
-        own = features[labels == index]
-        expected = own[torch.linspace(0, len(own) - 1, 7).long()]
-        assert torch.equal(buffer.features[index, :7], expected)
-    buffer.add_batch(features[:6], torch.tensor([0, 0, 1, -1, 0, -1]), 7)
-    assert buffer.count.tolist() == [10, 8]
-    assert torch.equal(buffer.features[0, 7:10], features[[0, 1, 4]])
-    assert buffer.ready_classes(torch.tensor([True, True])) == [0]
-    assert buffer.ready_classes(torch.tensor([False, True])) == []
-    assert torch.equal(buffer.take(1)[7], features[2])
-    assert buffer.count.tolist() == [10, 0]
 
 
 def test_a_start_replaces_what_the_class_held_and_correct_pixels_enter_afterwards():
@@ -143,7 +123,7 @@ def test_a_start_replaces_what_the_class_held_and_correct_pixels_enter_afterward
     bank.update()
     before = {name: buffer.clone() for name, buffer in bank.named_buffers()}
     features = clustered(60, COMPONENTS, seed=16)
-    bank.initialise(0, 3 * features)
+    bank.initialise(torch.tensor([0]), 3 * features[None])
     assert_started_from(bank, 0, features)
     assert torch.equal(bank.means[1], before["means"][1]) and torch.equal(bank.scales[1], before["scales"][1])
     for name in ("count", "pointer", "total", "total_square"):
@@ -169,6 +149,38 @@ def test_waiting_features_survive_an_interruption():
     for name in ("means", "scales", "started", "fitted", "memory.count", "warm_start.count"):
         assert torch.equal(straight.get_buffer(name), first.get_buffer(name)), name
     torch.testing.assert_close(straight.memory.total, first.memory.total, rtol=0, atol=1e-9)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that make the host wait for a GPU's numbers or shapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masked = name in ("index", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if masked or name in ("_local_scalar_dense", "nonzero", "masked_select", "multinomial", "unique"):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_on_a_gpu_a_class_starts_one_commit_later_and_nothing_waits(monkeypatch):
+    monkeypatch.setattr(GaussianMixtureBank, "_answers_late", True)
+    bank, features = make_bank(2, wanted=30), clustered(40, COMPONENTS, seed=60)
+    labels, waits = torch.zeros(40, dtype=torch.int64), []
+    for step in range(4):
+        with Waits() as mode:
+            record(bank, features, labels)
+            bank.update()
+        waits.append(mode.found)
+        # The first batch makes the class ready, the second commit starts it.
+        assert bank.started.tolist() == [step > 0, False]
+    # The number of ready classes is on the host by the next commit; nothing else is asked for.
+    assert waits == [[], *[["_local_scalar_dense"]] * 3]
 
 
 def test_without_a_warm_start_no_class_of_a_loaded_checkpoint_waits():

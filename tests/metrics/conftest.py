@@ -1,4 +1,4 @@
-"""Frames that the tests of all metrics count, and states that can be compared."""
+"""Frames that the tests of all metrics count, and what they counted, to be compared."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
+from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
+from gmm_anomaly.metrics.base import Metric
 
 Frame = tuple[np.ndarray, np.ndarray]
 
@@ -29,11 +32,16 @@ def make_frames(count: int = 7, seed: int = 0) -> list[Frame]:
 
 
 @pytest.fixture(scope="session")
-def as_bytes() -> Callable[[dict], dict[str, tuple]]:
-    """A state as what can be compared to the last bit."""
+def as_bytes() -> Callable[[Metric], dict[str, tuple]]:
+    """All that metrics have counted, as what can be compared to the last bit."""
 
-    def converted(state: dict) -> dict[str, tuple]:
-        arrays = {key: np.asarray(value) for key, value in state.items()}
-        return {key: (value.dtype, value.shape, value.tobytes()) for key, value in arrays.items()}
+    def converted(metrics: Metric) -> dict[str, tuple]:
+        found = metrics.settings() | {name: getattr(metrics, name) for name in metrics.COUNTS}
+        if isinstance(metrics, PixelMetrics):
+            found |= vars(metrics.counts())
+        if isinstance(metrics, ComponentMetrics):
+            found |= dict(zip("abcd", metrics._shares(), strict=True))
+        arrays = {key: np.asarray(value) for key, value in found.items()}
+        return {key: (value.dtype, value.shape, value.tolist()) for key, value in arrays.items()}
 
     return converted

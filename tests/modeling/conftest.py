@@ -1,4 +1,4 @@
-"""Networks of timm's families that are small enough to test with, and helpers to build and fill networks."""
+"""Networks of timm's families that are small enough to test with, configs and inputs of small segmentors."""
 
 from __future__ import annotations
 
@@ -46,18 +46,39 @@ def vit_test_dinov2(pretrained=False, **options):
     return _create_vision_transformer("vit_test_dinov2", pretrained, init_values=1e-5, **shape, **options)
 
 
+# A segmentor of little width.
+SMALL = [
+    "MODEL.CLASSIFIER.NUM_CLASSES", 5, "MODEL.GMM.NUM_COMPONENTS", 2, "MODEL.GMM.EMBED_DIM", 8,
+    "MODEL.GMM.MEMORY_SIZE", 50, "MODEL.GMM.WARM_START_FEATURES", 40, "MODEL.DECODER.CHANNELS", 16,
+    "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "tf_efficientnet_lite0",
+]  # fmt: skip
+
+
+def config_of(*overrides):
+    """All keys, on the CPU."""
+    cfg = get_cfg()
+    add_gmm_anomaly_config(cfg)
+    add_upstream_keys(cfg)
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *overrides])
+    return cfg
+
+
+def batch(*sizes, classes=5):
+    """Random images of these heights and widths, with labels; by default two."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "image": torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator),
+            "sem_seg": torch.randint(0, classes, size, generator=generator),
+        }
+        for size in sizes or ((64, 96), (70, 90))
+    ]
+
+
 @pytest.fixture(scope="session")
 def config():
-    """``config(*overrides)``: all keys, on the CPU."""
-
-    def make(*overrides):
-        cfg = get_cfg()
-        add_gmm_anomaly_config(cfg)
-        add_upstream_keys(cfg)
-        cfg.merge_from_list(["MODEL.DEVICE", "cpu", *overrides])
-        return cfg
-
-    return make
+    """``config(*overrides)``: see :func:`config_of`."""
+    return config_of
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from gmm_anomaly.engine.train_loop import FeatureWatch
 from gmm_anomaly.modeling import AnomalySegmentor, SoftmaxClassifier, segmentor
 from gmm_anomaly.modeling.decoders.base import Decoded
 from gmm_anomaly.modeling.segmentor import compiled_pixel_features
+from tests.modeling.conftest import batch
 
 CLASSES = 3
 # Of graphs, in place of torch's 8.
@@ -54,17 +55,6 @@ def network(*, compiled: bool) -> AnomalySegmentor:
     )  # fmt: skip
 
 
-def batch(count: int, height: int, width: int) -> list[dict[str, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(count)
-    return [
-        {
-            "image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator),
-            "sem_seg": torch.randint(0, CLASSES, (height, width), generator=generator),
-        }
-        for _ in range(count)
-    ]
-
-
 @pytest.fixture
 def captured(monkeypatch):
     """Compile through the same path without a C++ compiler; lists the graphs that were captured."""
@@ -88,7 +78,7 @@ def test_same_losses_gradients_and_outputs_of_any_size(captured):
     compiled = compiled.to(memory_format=torch.channels_last)
     captures = []
     for count, height, width in ((2, 16, 24), (3, 24, 16), (4, 20, 32), (5, 28, 12)):
-        inputs = batch(count, height, width)
+        inputs = batch(*[(height, width)] * count, classes=CLASSES)
         losses = []
         for model in (plain, compiled):
             model.train().zero_grad()
@@ -112,23 +102,12 @@ def test_same_losses_gradients_and_outputs_of_any_size(captured):
     assert captures == [2, 4, 4, 4]
 
 
-def test_mixed_precision(captured):
-    models = [network(compiled=compiled).train() for compiled in (False, True)]
-    losses = []
-    for model in models:
-        torch.manual_seed(1)
-        with torch.autocast("cpu", torch.bfloat16):
-            losses.append(model(batch(2, 16, 24)))
-    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-4)
-    assert captured
-
-
 def test_a_feature_that_is_not_finite_is_noticed(captured):
     model = network(compiled=True).train()
     watch = FeatureWatch(model)
     with torch.no_grad():
         model.decoder.mix.bias[0] = float("nan")
-    model(batch(2, 16, 24))
+    model(batch(*[(16, 24)] * 2, classes=CLASSES))
     assert watch.take(torch.device("cpu")).isfinite().tolist() == [True, False]
 
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from gmm_anomaly.cli import main
 from gmm_anomaly.engine import Checkpointer, build_config
-from gmm_anomaly.engine.weights import trust_pickles
 from gmm_anomaly.modeling.backbones.weight_names import mmsegmentation_timm_names
+from gmm_anomaly.modeling.backbones.weights import trust_pickles
 from tests.oracles.mmsegmentation import mmsegmentation_state
 
 CLASSES, COMPONENTS, DIM, SLOTS = 5, 2, 8, 6

@@ -12,18 +12,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from gmm_anomaly.compat import add_upstream_keys, wrap_distributed
-from gmm_anomaly.config import add_gmm_anomaly_config
+from gmm_anomaly.compat import wrap_distributed
 from gmm_anomaly.modeling.registry import DECODER_REGISTRY
-from tests.modeling import conftest  # noqa: F401  (registers small networks)
+from tests.modeling.conftest import config_of
 from tests.modeling.test_backbones import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
-    *("MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NAME", "softmax", "MODEL.CLASSIFIER.NUM_CLASSES", 3),
+    *("MODEL.CLASSIFIER.NAME", "softmax", "MODEL.CLASSIFIER.NUM_CLASSES", 3),
     *("MODEL.DECODER.CHANNELS", 8, "MODEL.DECODER.AUX_CHANNELS", 8),
     *("MODEL.FEATURE_DISTANCE.BACKBONE", "trained"),
 ]
@@ -42,10 +40,7 @@ WITHOUT_THE_LAST = {
 
 
 def train(rank: int, *overrides) -> None:
-    cfg = get_cfg()
-    add_gmm_anomaly_config(cfg)
-    add_upstream_keys(cfg)
-    cfg.merge_from_list(["MODEL.DECODER.IN_FEATURES", [], *TINY, *overrides])
+    cfg = config_of("MODEL.DECODER.IN_FEATURES", [], *TINY, *overrides)
     torch.manual_seed(0)
     segmentor = build_model(cfg).train()
     model = wrap_distributed(segmentor)

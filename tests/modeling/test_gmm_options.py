@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
+from gmm_anomaly.engine import build_config
+from gmm_anomaly.engine.train_loop import amp_dtype
 from gmm_anomaly.gmm import GaussianMixtureBank, sinkhorn_assign_all
 from gmm_anomaly.modeling import GMMClassifier
-from gmm_anomaly.modeling.losses import SampledContrast
+from gmm_anomaly.modeling.classifiers import gmm as gmm_module
 
 CLASSES, COMPONENTS, DIM = 3, 2, 6
 
@@ -76,24 +77,6 @@ def test_logits_of_the_softmax_beside_the_mixtures():
     assert all(p.requires_grad for p in learning.parameters())
 
 
-def test_contrast_with_draws_is_a_loss_from_its_start_on():
-    contrast = SampledContrast(weight=0.05, start=5, ramp=0, min_fill=0.1)
-    with EventStorage(start_iter=4):
-        made = fitted(projection="mlp", norm="", sampled_contrast=contrast)
-        assert "loss_sampled_contrast" not in made.losses(*batch())
-    features, labels = batch()
-    before = {name: value.clone() for name, value in made.bank.state_dict().items()}
-    with EventStorage(start_iter=5):
-        loss = made.losses(features.requires_grad_(), labels)["loss_sampled_contrast"]
-        # A batch without a label has the loss too, so that all ranks report the same terms.
-        without = made.losses(features, torch.full_like(labels, 255))["loss_sampled_contrast"]
-    assert without.item() == 0
-    loss.backward()
-    assert 0 < loss < 0.05 * 20
-    assert features.grad.abs().sum() > 0
-    assert all(torch.equal(value, before[name]) for name, value in made.bank.state_dict().items())
-
-
 @pytest.mark.parametrize("factor", [1.0, 0.25, 0.0])
 def test_how_much_of_the_mixtures_gradient_reaches_the_features(factor):
     def gradients(**options):
@@ -121,15 +104,35 @@ def test_how_much_of_the_mixtures_gradient_reaches_the_features(factor):
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    "device, asked, expected",
     [
-        ({"feature_gradient": 1.5, "guide_weight": 1.0}, "FEATURE_GRADIENT: expected 0 to 1, found 1.5"),
-        ({"feature_gradient": 0.0}, "FEATURE_GRADIENT 0 leaves backbone and decoder without a loss"),
-        ({"assignment": "hard"}, "MODEL.GMM.ASSIGNMENT: expected one of sinkhorn, em, found 'hard'"),
-        ({"logits_from": "guide"}, "MODEL.GMM.LOGITS: expected one of density, softmax, found 'guide'"),
-        ({"projection": "conv"}, "MODEL.GMM.PROJECTION: expected .*none, found 'conv'"),
+        ("cpu", "auto", torch.bfloat16),
+        ("cuda", "auto", torch.float16),
+        ("cuda", "bfloat16", torch.bfloat16),
+        ("cpu", "float16", torch.float16),
     ],
 )
-def test_wrong_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        classifier(**options)
+def test_type_of_mixed_precision(device, asked, expected):
+    cfg = build_config(None, ["MODEL.DEVICE", "cpu", "SOLVER.AMP.DTYPE", asked]).clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = device
+    assert amp_dtype(cfg) is None
+    cfg.SOLVER.AMP.ENABLED = True
+    assert amp_dtype(cfg) is expected
+
+
+@pytest.mark.parametrize(
+    "classes, asked, expected",
+    [(19, "auto", torch.float32), (150, "auto", torch.float16), (150, "float32", torch.float32)],
+)
+def test_a_large_memory_is_in_half_precision(monkeypatch, classes, asked, expected):
+    """A thousandth of the paper's 32 000 slots, and of the limit: 0.78 and 6.1 MB in single precision."""
+    monkeypatch.setattr(gmm_module, "LARGE_MEMORY", gmm_module.LARGE_MEMORY / 1000)
+    keys = ["MODEL.GMM.MEMORY_SIZE", 32, "MODEL.GMM.MEMORY_DTYPE", asked]
+    cfg = build_config(None, ["MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NUM_CLASSES", classes, *keys])
+    assert gmm_module.gmm(cfg, 96).bank.memory.ring.dtype is expected
+
+
+def test_a_network_without_a_loss_is_refused():
+    with pytest.raises(ValueError, match="FEATURE_GRADIENT 0 leaves backbone and decoder without a loss"):
+        classifier(feature_gradient=0.0)

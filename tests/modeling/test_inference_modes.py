@@ -7,16 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 from torch.nn import functional as F
 
-from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.engine import EMHook
 from gmm_anomaly.modeling import build_backbone, restoration
 from gmm_anomaly.modeling.inference import InferenceMode
 from gmm_anomaly.modeling.scoring import Scoring
+from tests.modeling.conftest import SMALL, batch, config_of
 
 CLASSES = 4
 SCORES = {
@@ -37,35 +36,18 @@ MODES = {
 }
 
 
-def config(*overrides):
-    cfg = get_cfg()
-    add_gmm_anomaly_config(cfg)
-    tiny = [
-        "MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.GMM.NUM_COMPONENTS", 2,
-        "MODEL.GMM.EMBED_DIM", 8, "MODEL.GMM.MEMORY_SIZE", 50, "MODEL.GMM.WARM_START_FEATURES", 40,
-        "MODEL.DECODER.CHANNELS", 16,
-        "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "tf_efficientnet_lite0",
-        "MODEL.TIMM.OUT_INDICES", [1, 3],
-    ]  # fmt: skip
-    cfg.merge_from_list([*tiny, *overrides])
-    return cfg
-
-
-def images(*sizes):
-    generator = torch.Generator().manual_seed(0)
-    return [
-        {"image": torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)} for size in sizes
-    ]
+def small(*overrides):
+    keys = ["MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.TIMM.OUT_INDICES", [1, 3]]
+    return config_of(*SMALL, *keys, *overrides)
 
 
 @pytest.fixture(scope="module", params=sorted(SCORES))
 def model(request):
     torch.manual_seed(0)
-    model = build_model(config("MODEL.CLASSIFIER.NAME", request.param))
-    labelled = [{**item, "sem_seg": torch.randint(0, CLASSES, (64, 96))} for item in images((64, 96))]
+    model = build_model(small("MODEL.CLASSIFIER.NAME", request.param))
     if model.bank is not None:
         EMHook(model.bank)
-    model.train()(labelled)
+    model.train()(batch((64, 96), classes=CLASSES))
     if model.bank is not None:
         model.bank.update()
     return model.eval()
@@ -143,7 +125,7 @@ def brute_force(model, mode, item, output_size, maps_of, beside=(0, 0)):
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 def test_outputs_are_the_mean_over_windows_and_looks(model, look, mode):
-    first, second = images((70, 90), (101, 83))
+    first, second = batch((70, 90), (101, 83))
     second |= {"height": 57, "width": 121}
     found = look(mode, [first, second])[1]
     expected = brute_force(model, mode, second, (57, 121), lambda got: got.logits[0], beside=(70, 90))
@@ -158,7 +140,7 @@ def test_outputs_are_the_mean_over_windows_and_looks(model, look, mode):
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 def test_scores_on_features_are_restored_scores(model, look, mode):
     name, formula = OWN_SCORES[type(model.classifier).__name__]
-    item = {**images((101, 83))[0], "height": 50, "width": 41}
+    item = {**batch((101, 83))[0], "height": 50, "width": 41}
     scores = [name, "max_logit"]
     found = look(dataclasses.replace(mode, score_on="features"), [item], scores)[0]
     expected = brute_force(model, mode, item, (50, 41), lambda got: formula(got)[None])[0]
@@ -172,7 +154,7 @@ def test_scores_on_features_are_restored_scores(model, look, mode):
 
 def test_strips_do_not_show(model, look, monkeypatch):
     mode = MODES["windows and looks"]
-    item = {**images((75, 90))[0], "height": 61, "width": 77}
+    item = {**batch((75, 90))[0], "height": 61, "width": 77}
     names = SCORES[type(model.classifier).__name__.removesuffix("Classifier").lower()]
     at_once = look(mode, [item], names)[0]
     assert list(at_once["anomaly_scores"]) == names
@@ -181,41 +163,19 @@ def test_strips_do_not_show(model, look, monkeypatch):
     torch.testing.assert_close(look(mode, [item], names)[0], at_once, rtol=1e-5, atol=1e-5)
 
 
-def test_linear_scores_do_not_depend_on_where_they_are_computed(model, look):
-    found = []
-    for score_on in ("logits", "features"):
-        model.inference = dataclasses.replace(MODES["windows and looks"], score_on=score_on)
-        item = {**images((75, 90))[0], "height": 60, "width": 99}
-        with torch.no_grad():
-            found += [model.infer([item], lambda part: part.logits.mean(-3, keepdim=True))[0][1]]
-    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
-
-
 def test_keys_reach_the_model():
     keys = ["MODEL.CLASSIFIER.NAME", "softmax", "TEST.SLIDING_WINDOW.ENABLED", True, "TEST.AUG.ENABLED", True]
-    model = build_model(config(*keys, "TEST.SCORE_ON", "features"))
+    model = build_model(small(*keys, "TEST.SCORE_ON", "features"))
     assert model.inference == InferenceMode(
         (768, 768), (512, 512), (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True, score_on="features"
     )
-    assert build_model(config("MODEL.CLASSIFIER.NAME", "softmax")).inference == InferenceMode()
+    assert build_model(small("MODEL.CLASSIFIER.NAME", "softmax")).inference == InferenceMode()
 
 
-def test_wrong_keys_are_named():
-    windows, looks = ["TEST.SLIDING_WINDOW.ENABLED", True], ["TEST.AUG.ENABLED", True]
-    for overrides, message in (
-        (["TEST.SCORE_ON", "pixels"], 'TEST.SCORE_ON: expected "logits" or "features", found .pixels'),
-        (["TEST.MAX_WHOLE_PIXELS", -1], "TEST.MAX_WHOLE_PIXELS: expected 0 or more, found -1"),
-        ([*looks, "TEST.AUG.SCALES", []], r"TEST.AUG.SCALES: expected .* found \[\]"),
-        ([*looks, "TEST.AUG.SCALES", [1.0, -2.0]], r"TEST.AUG.SCALES: .*-2"),
-        ([*windows, "TEST.SLIDING_WINDOW.SIZE", [300]], r"WINDOW.SIZE: expected a positive .* found \[300\]"),
-        ([*windows, "TEST.SLIDING_WINDOW.STRIDE", [512, 0]], r"WINDOW.STRIDE: .* found \[512, 0\]"),
-        (
-            [*windows, "TEST.SLIDING_WINDOW.STRIDE", [512, 769]],
-            r"STRIDE: \[512, 769\] exceeds SIZE.*raise SIZE",
-        ),
-    ):
-        with pytest.raises(ValueError, match=message):
-            InferenceMode.from_config(config(*overrides))
+def test_windows_that_leave_pixels_out_are_refused():
+    keys = ["TEST.SLIDING_WINDOW.ENABLED", True, "TEST.SLIDING_WINDOW.STRIDE", [512, 769]]
+    with pytest.raises(ValueError, match=r"STRIDE: \[512, 769\] exceeds SIZE.*raise SIZE"):
+        InferenceMode.from_config(config_of(*keys))
 
 
 def test_tensorflows_networks_see_a_picture_of_odd_size_as_training_does(config):

@@ -6,14 +6,11 @@ import sys
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from gmm_anomaly.compat import add_upstream_keys
-from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.engine import Checkpointer
-from gmm_anomaly.engine.trainer import build_optimizer
 from gmm_anomaly.scores import mask_void_score, maskomaly_score, rba_score, semantic_map
+from tests.modeling.conftest import batch, config_of
 
 pytest.importorskip("transformers")
 
@@ -32,28 +29,9 @@ TINY = [
 ]  # fmt: skip
 
 
-def config(*overrides):
-    cfg = get_cfg()
-    add_gmm_anomaly_config(cfg)
-    add_upstream_keys(cfg)
-    cfg.merge_from_list([*TINY, *overrides])
-    return cfg
-
-
 def build(*overrides):
     torch.manual_seed(0)
-    return build_model(config(*overrides))
-
-
-def batch(sizes=((64, 96), (70, 90))):
-    generator = torch.Generator().manual_seed(0)
-    return [
-        {
-            "image": torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator),
-            "sem_seg": torch.randint(0, CLASSES, size, generator=generator),
-        }
-        for size in sizes
-    ]
+    return build_model(config_of(*TINY, *overrides))
 
 
 @pytest.fixture(scope="module")
@@ -68,25 +46,29 @@ def weights(model, tmp_path_factory):
     return folder
 
 
-def test_inference_gives_maps_of_the_images_size(model):
-    model.eval()
+def test_inference_gives_maps_of_the_images_size_and_every_score():
+    queries = ["MODEL.MASK2FORMER.ANOMALY_QUERIES", [3, 1], "MODEL.MASK2FORMER.ROAD_QUERIES", [0]]
+    model = build(*queries, "TEST.SCORES", ["maskomaly", "rba", "mask_void", "energy"]).eval()
     first, second = batch()
     with torch.no_grad():
         small, resized = model([second, {**first, "height": 33, "width": 47}])
     for result, size in ((small, (70, 90)), (resized, (33, 47))):
-        assert result["sem_seg"].shape == (CLASSES, *size)
-        assert result["anomaly_score"].shape == size
-        assert result["mask_logits"].shape == (QUERIES, *size)
-        assert result["class_logits"].shape == (QUERIES, CLASSES + 1)
+        pair, found = (result["mask_logits"], result["class_logits"]), result["anomaly_scores"]
+        assert pair[0].shape == (QUERIES, *size) and pair[1].shape == (QUERIES, CLASSES + 1)
         # What the pure package computes from the masks.
-        pair = result["mask_logits"], result["class_logits"]
         torch.testing.assert_close(result["sem_seg"], semantic_map(*pair))
-        torch.testing.assert_close(result["anomaly_score"], mask_void_score(*pair))
+        torch.testing.assert_close(found["maskomaly"], maskomaly_score(*pair, (3, 1), (0,)))
+        torch.testing.assert_close(found["rba"], rba_score(*pair))
+        torch.testing.assert_close(found["mask_void"], mask_void_score(*pair))
+        torch.testing.assert_close(found["energy"], -result["sem_seg"].logsumexp(0))
+        assert result["anomaly_score"] is found["maskomaly"]
+    with pytest.raises(ValueError, match="'gmm_density' needs class densities"):
+        build("TEST.SCORES", ["gmm_density"])
 
 
 def test_masks_are_those_of_the_network_without_the_padding(model):
     model.eval()
-    (item,) = batch(((70, 90),))
+    (item,) = batch((70, 90))
     pixels = (item["image"].float() - model.pixel_mean) / model.pixel_std
     padded = torch.zeros(1, 3, 96, 96)
     padded[0, :, :70, :90] = pixels
@@ -146,50 +128,6 @@ def test_half_precision_losses_and_evidence_are_float32(model):
     assert {result[key].dtype for key in ("sem_seg", "anomaly_score", "mask_logits")} == {torch.float32}
 
 
-def test_training_on_one_image_lowers_the_loss():
-    model = build().train()
-    (item,) = inputs = batch(((64, 64),))
-    for columns, index, brightness in ((slice(32), 1, 30), (slice(32, 64), 3, 220)):
-        item["sem_seg"][:, columns] = index
-        item["image"][:, :, columns] = brightness
-    cfg = config("SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BASE_LR", 3e-3)
-    optimizer = build_optimizer(cfg, model)
-    totals = []
-    for _ in range(25):
-        total = sum(model(inputs).values())
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        totals.append(float(total.detach()))
-    assert sum(totals[-5:]) < 0.6 * sum(totals[:5])
-    with torch.no_grad():
-        predicted = model.eval()(inputs)[0]["sem_seg"].argmax(0)
-    assert float((predicted == item["sem_seg"]).float().mean()) > 0.9
-
-
-def test_backbone_learns_at_its_own_rate(model):
-    optimizer = build_optimizer(config("SOLVER.BASE_LR", 0.1, "SOLVER.HEAD_LR_FACTOR", 10.0), model)
-    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    encoder = {id(p) for p in model.network.model.pixel_level_module.encoder.parameters()}
-    assert {rate for key, rate in rates.items() if key in encoder} == {0.1}
-    assert {rate for key, rate in rates.items() if key not in encoder} == {1.0}
-
-
-def test_every_score_is_given_with_the_configs_queries():
-    queries = ["MODEL.MASK2FORMER.ANOMALY_QUERIES", [3, 1], "MODEL.MASK2FORMER.ROAD_QUERIES", [0]]
-    model = build(*queries, "TEST.SCORES", ["maskomaly", "rba", "mask_void", "energy"]).eval()
-    with torch.no_grad():
-        result = model(batch())[1]
-    pair = result["mask_logits"], result["class_logits"]
-    found = result["anomaly_scores"]
-    torch.testing.assert_close(found["maskomaly"], maskomaly_score(*pair, (3, 1), (0,)))
-    torch.testing.assert_close(found["rba"], rba_score(*pair))
-    torch.testing.assert_close(found["energy"], -result["sem_seg"].logsumexp(0))
-    assert result["anomaly_score"] is found["maskomaly"]
-    with pytest.raises(ValueError, match="'gmm_density' needs class densities"):
-        build("TEST.SCORES", ["gmm_density"])
-
-
 def test_what_would_be_ignored_is_refused():
     for key, value in (
         ("TEST.AUG.ENABLED", True), ("TEST.SLIDING_WINDOW.ENABLED", True), ("TEST.SCORE_ON", "features"),
@@ -240,7 +178,7 @@ def test_timm_backbone_brings_its_weights(tmp_path):
     model = build_on_timm([1, 2, 3, 4])
     stem = model.network.model.pixel_level_module.encoder.state_dict()["_backbone.conv_stem.weight"]
     assert torch.equal(stem, state["conv_stem.weight"])
-    sum(model(batch(((64, 64),))).values()).backward()
+    sum(model(batch((64, 64))).values()).backward()
     assert all(p.grad is not None for p in model.parameters())
     with pytest.raises(
         ValueError, match=r"MASK2FORMER\.ARCHITECTURE: .*strides 4, 8, 16 and 32, .* 4, 16, 32"
@@ -269,7 +207,6 @@ def test_missing_packages_are_named_with_their_extra(monkeypatch, package):
     "key, value, message",
     [
         ("ANOMALY_QUERIES", [4, 10], r"ANOMALY_QUERIES: the network has 10 queries, 0 to 9; found \[10\]"),
-        ("ROAD_QUERIES", [-1], r"ROAD_QUERIES: the network has 10 queries, 0 to 9; found \[-1\]"),
         ("ARCHITECTURE", {"queries": 3}, "ARCHITECTURE: Mask2FormerConfig has no queries"),
         ("ARCHITECTURE", {"backbone_config": {"model_type": "swin", "dim": 8}}, "SwinConfig has no dim"),
         ("ARCHITECTURE", {"backbone_config": {"model_type": "x"}}, "transformers has no model_type 'x'"),

@@ -4,41 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detectron2.config import get_cfg
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 
-from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.engine import EMHook
 from gmm_anomaly.gmm import UnfittedMixtureError
-from gmm_anomaly.modeling import DeepLabV3PlusDecoder, build_backbone
 from gmm_anomaly.modeling.losses import resized_labels
+from tests.modeling.conftest import SMALL, batch, config_of
 
 CLASSES = 5
 
 
 def config(*overrides):
-    cfg = get_cfg()
-    add_gmm_anomaly_config(cfg)
-    tiny = [
-        "MODEL.DEVICE", "cpu", "MODEL.CLASSIFIER.NUM_CLASSES", CLASSES, "MODEL.GMM.NUM_COMPONENTS", 2,
-        "MODEL.GMM.EMBED_DIM", 8, "MODEL.GMM.MEMORY_SIZE", 50, "MODEL.GMM.WARM_START_FEATURES", 40,
-        "MODEL.DECODER.CHANNELS", 16,
-        "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "tf_efficientnet_lite0",
-    ]  # fmt: skip
-    cfg.merge_from_list([*tiny, *overrides])
-    return cfg
-
-
-def batch(sizes=((64, 96), (70, 90))):
-    generator = torch.Generator().manual_seed(0)
-    return [
-        {
-            "image": torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator),
-            "sem_seg": torch.randint(0, CLASSES, size, generator=generator),
-        }
-        for size in sizes
-    ]
+    return config_of(*SMALL, *overrides)
 
 
 def fitted(model):
@@ -98,20 +75,6 @@ def test_channels_last_acts_wherever_a_model_is_built():
     torch.testing.assert_close(found["sem_seg"], expected["sem_seg"], rtol=1e-3, atol=1e-4)
 
 
-def test_images_of_a_batch_do_not_influence_each_other():
-    # In double precision: convolutions of another batch size round differently.
-    model = fitted(build_model(config("MODEL.CLASSIFIER.NAME", "gmm"))).eval().double()
-    first, second = batch(((64, 96), (64, 96)))
-
-    def pixel_features(inputs):
-        with torch.no_grad():
-            return model.decoder(model.backbone(model.preprocess(inputs).tensor.double())).features
-
-    together = pixel_features([first, second])
-    torch.testing.assert_close(together[:1], pixel_features([first]), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(together[1:], pixel_features([second]), rtol=1e-9, atol=1e-9)
-
-
 def test_forward_alone_never_changes_the_mixture():
     model = fitted(build_model(config()))
     before = {name: buffer.clone() for name, buffer in model.bank.named_buffers()}
@@ -164,31 +127,6 @@ def test_paper_rules_start_without_waiting():
 
 
 @pytest.mark.parametrize(
-    "overrides, strides",
-    [
-        (["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18,
-          "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.BACKBONE.FREEZE_AT", 0], [4, 8, 16, 32]),
-        (["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 50,
-          "MODEL.RESNETS.RES5_DILATION", 2], [4, 8, 16, 16]),
-        (["MODEL.BACKBONE.NAME", "build_resnet_deeplab_backbone", "MODEL.RESNETS.DEPTH", 50,
-          "MODEL.RESNETS.RES4_DILATION", 2, "MODEL.RESNETS.RES5_DILATION", 4], [4, 8, 8, 8]),
-        (["MODEL.TIMM.OUTPUT_STRIDE", 16], [4, 8, 16, 16]),
-        (["MODEL.TIMM.NAME", "swin_tiny_patch4_window7_224", "MODEL.TIMM.OUT_INDICES", [0, 1, 2, 3]],
-         [4, 8, 16, 32]),
-    ],
-    ids=["r18", "r50-dilated", "r50-stride8", "lite0-stride16", "swin"],
-)  # fmt: skip
-def test_backbones_give_what_their_shapes_say(overrides, strides):
-    backbone = build_backbone(config(*overrides)).eval()
-    shapes = backbone.output_shape()
-    assert [shape.stride for shape in shapes.values()] == strides
-    with torch.no_grad():
-        features = backbone(torch.randn(1, 3, 64, 96))
-    for name, shape in shapes.items():
-        assert features[name].shape == (1, shape.channels, 64 // shape.stride, 96 // shape.stride), name
-
-
-@pytest.mark.parametrize(
     "keys",
     [
         ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18,
@@ -206,7 +144,7 @@ def test_backbones_give_what_their_shapes_say(overrides, strides):
 def test_an_odd_size_is_not_padded(keys):
     """As in MMSegmentation: the logits of the plain network, enlarged to the image."""
     model = fitted(build_model(config(*keys))).eval()
-    items = batch(((65, 77), (91, 70)))
+    items = batch((65, 77), (91, 70))
     with torch.no_grad():
         image = (items[0]["image"].float() - model.pixel_mean) / model.pixel_std
         plain = model.classifier(model.decoder(model.backbone(image[None])).features).logits
@@ -230,22 +168,12 @@ def test_an_odd_size_is_not_padded(keys):
         ("MODEL.CLASSIFIER.NAME", "gm", "unknown name 'gm'; known are gmm, none, prototype, softmax"),
         ("MODEL.DECODER.IN_FEATURES", ["res2"], r"at least 2 of the backbone's features \(level1"),
         ("MODEL.TIMM.NAME", "efficientnet_lite99", "MODEL.TIMM: timm cannot build"),
-        ("MODEL.GMM.MEMORY_DTYPE", "int8", "MODEL.GMM.MEMORY_DTYPE: expected one of float32, float16"),
-        ("MODEL.CLASSIFIER.LOSS_AVERAGE", "mean", "MODEL.CLASSIFIER.LOSS_AVERAGE"),
-        ("MODEL.GMM.REDUCTION", "sum", "MODEL.GMM.REDUCTION"),
         ("MODEL.GMM.PROJECTION", "conv", "MODEL.GMM.PROJECTION: expected .*found 'conv'"),
     ],
 )
 def test_wrong_keys_are_named(key, value, message):
     with pytest.raises(ValueError, match=message):
         build_model(config(key, value))
-
-
-def test_decoder_upsamples_to_its_finest_feature():
-    shapes = {"a": ShapeSpec(channels=4, stride=4), "b": ShapeSpec(channels=6, stride=16)}
-    decoder = DeepLabV3PlusDecoder(shapes, channels=12)
-    out = decoder({"a": torch.randn(2, 4, 17, 21), "b": torch.randn(2, 6, 5, 6)}).features
-    assert out.shape == (2, 12, 17, 21) and decoder.out_stride == 4
 
 
 def test_labels_at_feature_resolution_are_the_sampled_ones():

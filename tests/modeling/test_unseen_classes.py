@@ -6,11 +6,9 @@ import math
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from torch.nn import functional as F
 
-from gmm_anomaly.config import add_gmm_anomaly_config
 from gmm_anomaly.gmm import GaussianMixtureBank, UnfittedMixtureError
 from gmm_anomaly.modeling.classifiers import GMMClassifier, build_classifier
 from gmm_anomaly.modeling.inference import Look, Window
@@ -108,16 +106,10 @@ def test_the_classes_are_named_once(caplog):
     assert model.train().losses(features(), torch.zeros(2, 5, 6, dtype=torch.int64))
 
 
-def test_keys_reach_the_classifier():
-    cfg = get_cfg()
-    add_gmm_anomaly_config(cfg)
+def test_keys_reach_the_classifier(config):
     MetadataCatalog.get("four_classes").set(stuff_classes=["a", "b", "c", "d"])
-    cfg.merge_from_list(
-        [
-            "MODEL.CLASSIFIER.NUM_CLASSES", 4, "DATASETS.TRAIN", ("four_classes",),
-            "MODEL.GMM.MEMORY_SIZE", 30, "MODEL.DEVICE", "cpu",
-        ]
-    )  # fmt: skip
+    keys = ["DATASETS.TRAIN", ("four_classes",), "MODEL.GMM.MEMORY_SIZE", 30]
+    cfg = config("MODEL.CLASSIFIER.NUM_CLASSES", 4, *keys)
     model = build_classifier(cfg, 8)
     assert model.class_names == ["a", "b", "c", "d"]
     cfg.MODEL.CLASSIFIER.NUM_CLASSES = 3

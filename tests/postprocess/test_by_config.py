@@ -96,5 +96,3 @@ def test_scores_that_are_not_finite_stop_or_count_as_anomalous():
     assert found[~finite].tolist() == [float(maps[0][finite].max())] * 2
     with pytest.raises(FloatingPointError, match=r"image 'a'.*'max_logit' .* at 2 of 20 pixels; .*anomalous"):
         Scoring(["max_logit"], given={"logits"}).result({"image_id": "a"}, logits, maps)
-    with pytest.raises(ValueError, match='NON_FINITE_SCORES: expected "stop" or "anomalous", found \'skip\''):
-        Scoring(["msp"], given={"logits"}, non_finite="skip")

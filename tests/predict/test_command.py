@@ -13,7 +13,6 @@ from pycocotools import mask as coco
 from gmm_anomaly import cli
 from gmm_anomaly.evaluation.saved_scores import evaluate_saved_scores
 from gmm_anomaly.evaluation.score_files import read_score_map
-from gmm_anomaly.predict import command
 from gmm_anomaly.predict.inputs import VideoReader, is_video, list_sources
 from gmm_anomaly.predict.result import save_score_png, write_video
 from gmm_anomaly.visualization import colorize_labels, robust_range
@@ -220,12 +219,8 @@ def test_arguments_that_contradict(trained, capsys):
 
 
 def test_errors_name_what_is_missing(call, street, tmp_path, monkeypatch):
-    trusted = []
-    monkeypatch.setattr(command, "trust_pickles", trusted.append)
-    for flags in ([], ["--trust-pickle"]):
-        status, _, error = call(tmp_path / "none.png", "--out", tmp_path / "out", *flags)
-        assert status == 1 and "none.png: no such file or folder" in error
-    assert trusted == [False, True]
+    status, _, error = call(tmp_path / "none.png", "--out", tmp_path / "out")
+    assert status == 1 and "none.png: no such file or folder" in error
     status, _, error = call(street, "--score", "nothing", "--out", tmp_path / "out")
     assert status == 1 and "unknown score 'nothing'" in error
     with pytest.raises(SystemExit, match="2"):

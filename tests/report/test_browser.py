@@ -8,7 +8,10 @@ import re
 import shutil
 import subprocess
 
+import cv2
 import pytest
+
+from gmm_anomaly.report.run import read_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DARK = ("--force-dark-mode", "--blink-settings=preferredColorScheme=0")
@@ -20,12 +23,17 @@ const scrolls = element => element && (getComputedStyle(element).overflowX !== "
   scrolls(element.parentElement));
 const outside = [...document.body.querySelectorAll("*")].filter(element =>
   element.getBoundingClientRect().right > width + 1 && !scrolls(element.parentElement));
-parent.postMessage(JSON.stringify({
+const slider = document.querySelector(".viewer input");
+const said = () => parent.postMessage(JSON.stringify({
   width, outside: outside.map(element => element.textContent.slice(0, 80)),
   broken: [...document.images].filter(image => image.complete && !image.naturalWidth).length,
   background: getComputedStyle(document.body).backgroundColor,
   curve: getComputedStyle(document.querySelector('svg path[style*="--s0"]')).stroke,
+  slider: document.querySelector(".slider output").textContent,
+  rates: document.querySelector(".rates").textContent,
 }), "*");
+// By then the pictures are decoded.
+setTimeout(() => { slider.value = 100; slider.oninput(); said(); }, 2000);
 </script></body>"""
 # Chromium's windows are at least 500 pixels wide; a frame can be as narrow as a phone.
 FRAME = """<!DOCTYPE html><body style="margin:0"><iframe src="page.html" width="{width}" height="900"
@@ -44,7 +52,16 @@ onmessage = event => document.documentElement.dataset.found = event.data;
     ],
     ids=["dark phone", "desktop"],
 )
-def test_nothing_overflows_in_either_colours(both_runs, tmp_path, width, options, background, curve, outside):
+def test_the_page_in_either_colours(
+    run_folders, both_runs, tmp_path, width, options, background, curve, outside
+):
+    ((dataset, curves),) = read_run(run_folders[0]).curves.items()
+    frames = curves["frames"]
+    best = max(frames["AP"], key=frames["AP"].get)
+    levels, label = cv2.imread(str(run_folders[0] / "curves" / dataset / f"{best}.png"))[..., :0:-1].T
+    called = levels >= 100
+    numbers = (called[label == 1].mean(), called[label == 0].mean())
+    numbers += tuple(frames["steps"][key][99] for key in ("recall", "fpr"))
     (tmp_path / "page.html").write_text(both_runs.replace("</body>", PROBE))
     (tmp_path / "frame.html").write_text(FRAME.format(width=width))
     command = [
@@ -54,6 +71,10 @@ def test_nothing_overflows_in_either_colours(both_runs, tmp_path, width, options
     ]  # fmt: skip
     dom = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
     found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', dom)[1]))
+    assert float(found.pop("slider")) == pytest.approx(frames["steps"]["threshold"][99], rel=1e-3)
+    # Frame and data set; both round to a tenth of a percent.
+    rates = [float(rate) / 100 for rate in re.findall(r"[TF]PR ([\d.]+) %", found.pop("rates"))]
+    assert rates == pytest.approx(numbers, abs=6e-4)
     assert found == {
         "width": width, "outside": outside, "broken": 0, "background": background, "curve": curve
     }  # fmt: skip

@@ -13,19 +13,17 @@ _ROOFS = ((150, 85, 65), (95, 90, 92), (115, 75, 60), (70, 75, 85))
 
 
 class Plot:
-    """A building between the depths z0 and z1. side: -1 left, 1 right. wall: x of the front. before: the
-    nearer building on the same side, which covers the end wall up to ``hidden``. All in metres."""
+    """A building between the depths z0 and z1. side: -1 left, 1 right. wall: x of the front. All in
+    metres."""
 
     def __init__(
-        self, rng: np.random.Generator, side: int, wall: float, z0: float, length: float, town: bool,
-        before: Plot | None,
-    ) -> None:  # fmt: skip
+        self, rng: np.random.Generator, side: int, wall: float, z0: float, length: float, town: bool
+    ) -> None:
         self.side, self.z0, self.z1 = side, z0, z0 + length
         self.offset = int(rng.integers(4096))
-        self.height, self.depth = rng.uniform(8, 24) if town else rng.uniform(3.2, 8.5), rng.uniform(7, 14)
-        self.wall, self.hidden = wall + side * rng.uniform(0, 0.6), 0.0
-        if before is not None and z0 - before.z1 < 0.01:
-            self.wall, self.hidden = before.wall, before.height
+        self.wall, self.depth = wall + side * rng.uniform(0, 0.6), rng.uniform(7, 14)
+        self.bay, self.floor = rng.uniform(1.6, 4.2), rng.uniform(2.7, 3.6)
+        self.height = self.floor * rng.integers(*((3, 8) if town else (1, 4)))
         self.roof = rng.uniform(2.0, 4.5) if rng.random() < (0.25 if town else 0.85) else 0.0
         self.roof_colour = np.multiply(_ROOFS[rng.integers(len(_ROOFS))], rng.uniform(0.8, 1.2))
         tint, grey = _TINTS[rng.integers(len(_TINTS))], rng.uniform(75, 215)
@@ -33,21 +31,23 @@ class Plot:
         self.trim = np.clip(self.colour * rng.uniform(0.6, 1.35), 30, 245)
         self.glass = rng.uniform((35, 45, 55), (80, 90, 105))
         self.panes = np.float32(rng.uniform(0.55, 1.9, 64))
-        self.bay, self.floor = rng.uniform(1.6, 4.2), rng.uniform(2.7, 3.6)
-        self.ground_floor = rng.uniform(3.0, 4.2) if town else self.floor
         self.window = (min(rng.uniform(0.8, 1.8), 0.75 * self.bay), rng.uniform(1.1, 1.9))
-        self.shop = town and rng.random() < 0.55
+
+    def cast(self, frame: Frame) -> None:
+        back = self.wall + self.side * self.depth
+        corners = [(x, z) for x in (self.wall, back) for z in (self.z0, self.z1)]
+        frame.cast(np.array(corners), 0.0, self.height + 0.5 * self.roof)
 
     def paint(self, frame: Frame) -> None:
         """End wall towards the camera, then the roof, then the street front."""
         camera = frame.camera
-        if self.z0 > _NEAR + 0.5 and self.hidden < self.height:
+        if self.z0 > _NEAR + 0.5:
             shift = float(camera.shift(self.z0))
             ends = np.array([self.wall, self.wall + self.side * self.depth]) + shift
             columns = _columns(frame, camera.u0 + camera.focal * ends / self.z0)
             along = np.abs((columns - camera.u0) * self.z0 / camera.focal - shift - self.wall)
             depth = np.full(columns.size, self.z0)
-            self._paint_face(frame, columns, along, depth, depth / camera.focal, (0, 0, -1), self.hidden)
+            self._paint_face(frame, columns, along, depth, depth / camera.focal, (0, 0, -1))
         if self.roof:
             self._paint_roof(frame)
         inverse = np.linspace(1.0 / max(self.z0, _NEAR), 1.0 / self.z1, 24)
@@ -81,75 +81,54 @@ class Plot:
 
     def _paint_face(
         self, frame: Frame, columns: np.ndarray, along: np.ndarray, depth: np.ndarray, resolution: np.ndarray,
-        normal: tuple[int, int, int], lowest: float = 0.0,
+        normal: tuple[int, int, int],
     ) -> None:  # fmt: skip
         """columns: (n,) picture columns; along: metres along the face; depth: metres; resolution: metres
-        along the face per pixel; lowest: height below which the face is hidden anyway."""
-        if not columns.size:
-            return
+        along the face per pixel."""
         camera, light = frame.camera, frame.light
         along, depth, resolution = (np.float32(a)[None] for a in (along, depth, resolution))
         pixel = depth / camera.focal
-        first = max(0, int(camera.v0 - ((self.height - camera.eye) / pixel).max()))
-        last = min(camera.height, int(camera.v0 + ((camera.eye - lowest) / pixel).max()) + 2)
-        if last <= first:
+        if not columns.size:
             return
+        first = max(0, int(camera.v0 - ((self.height - camera.eye) / pixel).max()))
+        last = min(camera.height, int(camera.v0 + (camera.eye / pixel).max()) + 2)
         y = camera.eye - (np.arange(first, last, dtype=np.float32)[:, None] - camera.v0) * pixel
         cover = np.clip((self.height - y) / pixel + 0.5, 0.0, 1.0) * (y > -0.5 * pixel)
         clear = light.clear(depth)
         gain, haze = light.shade(normal) * clear, 1.0 - clear
-        tone, layers = self._front(along, y, pixel, resolution, light.horizon)
+        tone = 1.0 + 0.12 * noise("blotch", along * 12.0 + self.offset, y * 12.0)
+        tone *= 1.0 - np.float32(0.2) * (y < 0.5) + np.float32(0.2) * (y > self.height - 0.35)
+        layers = self._windows(along, y, pixel, resolution, light.horizon)
         place = np.s_[first:last, columns[0] : columns[-1] + 1]
         for channel in range(3):
             colour = tone * float(self.colour[channel])
             for rgb, share, bright in layers:
-                layer = bright * float(rgb[channel]) - colour
-                layer *= share
-                colour += layer
+                colour += share * (bright * float(rgb[channel]) - colour)
             colour *= gain
             colour += haze * light.haze[channel]
             plane = frame.image[channel][place]
-            colour -= plane
-            colour *= cover
-            plane += colour
+            plane += cover * (colour - plane)
         frame.label[place][cover > 0.5] = BUILDING
 
-    def _front(
+    def _windows(
         self, along: np.ndarray, y: np.ndarray, pixel: np.ndarray, resolution: np.ndarray, sky: np.ndarray
-    ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray, np.ndarray | float]]]:
-        """Brightness of the wall; then casings and panes: colour, share of a pixel and brightness of each.
-
-        along, pixel, resolution: (1, n), y: (rows, n)."""
-        tone = 1.0 + 0.12 * noise("blotch", along * 12.0 + self.offset, y * 12.0)
-        tone *= 1.0 - np.float32(0.2) * (y < 0.5) + np.float32(0.2) * (y > self.height - 0.35)
-
-        bay, storey = along / self.bay, (y - self.ground_floor) * (1.0 / self.floor)
+    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray | float]]:
+        """Casings and panes: colour, share of a pixel and brightness of each. along, pixel, resolution: (1,
+        n), y: (rows, n)."""
+        bay, storey = along / self.bay, y / self.floor
         bay_index, storey_index = np.floor(bay), np.floor(storey)
         across = np.abs(bay - bay_index - 0.5) * self.bay
         up = np.abs(storey - storey_index - 0.5) * self.floor
-        # Doors and windows or shop windows below, windows above.
-        below, door = storey_index < 0, bay_index % 4 == self.offset % 4
-        sill, lintel, half = 0.9, min(2.4, self.ground_floor - 0.5), self.window[0] / 2
-        if self.shop:
-            sill, lintel, half = 0.5, self.ground_floor - 0.8, self.bay * 0.42
-        sill, lower = np.where(door, np.float32([[0.0], [0.55]]), np.float32([[sill], [half]]))[:, None]
-        distance = np.where(below, np.abs(y - (sill + lintel) * 0.5), up)
-        distance[y >= self.height - 0.4] = 99.0
-        inside = (np.where(below, (lintel - sill) * 0.5, np.float32(self.window[1] / 2)) - distance) / pixel
-        sides = [(lower - across) / resolution, (self.window[0] / 2 - across) / resolution]
 
         def opening(margin: float) -> np.ndarray:
-            """Share of each pixel that lies inside the openings widened by ``margin`` metres."""
-            share = np.clip(inside + (margin / pixel + 0.5), 0.0, 1.0)
-            wider = margin / resolution + 0.5
-            share *= np.where(below, *(np.clip(side + wider, 0.0, 1.0) for side in sides))
-            return share
+            """Share of each pixel that lies inside the windows widened by ``margin`` metres."""
+            width, height = (size / 2 + margin for size in self.window)
+            share = np.clip((height - up) / pixel + 0.5, 0.0, 1.0)
+            return share * np.clip((width - across) / resolution + 0.5, 0.0, 1.0)
 
-        panes = opening(0.0)
-        panes *= 1.0 - np.float32(0.6) * ((across < 0.035) & (resolution < 0.06))
+        panes = opening(0.0) * (1.0 - np.float32(0.6) * ((across < 0.035) & (resolution < 0.06)))
         bright = self.panes[(bay_index * 7 + storey_index * 13).astype(np.int32) & 63]
-        bright *= 0.8 + np.minimum(up, self.floor / 2) * (0.5 / self.floor)
-        return tone, [(self.trim, opening(0.1), 1.0), (0.75 * self.glass + 0.25 * sky, panes, bright)]
+        return [(self.trim, opening(0.1), 1.0), (0.75 * self.glass + 0.25 * sky, panes, bright)]
 
 
 def _columns(frame: Frame, u: np.ndarray) -> np.ndarray:

@@ -43,15 +43,14 @@ def _tile(kind: str) -> np.ndarray:
     return np.clip(tile / (2.5 * tile.std()), -1.0, 1.0).astype(np.float32)
 
 
-def noise(kind: str, x: np.ndarray, y: np.ndarray, smooth: bool = False) -> np.ndarray:
-    """Periodic noise (256 x 256) at (x, y), of any magnitude, broadcast: float32 of mean 0 within -1..1.
+def noise(kind: str, x: np.ndarray, y: np.ndarray | float) -> np.ndarray:
+    """Periodic noise (256 x 256) at (x, y), of any magnitude, broadcast to two dimensions: float32 of mean 0
+    within -1..1.
 
-    kind: "grain" (nearly white), "blotch" (patches of all sizes) or "leaf" (clumps of 3 to 12 pixels).
-    smooth: interpolate instead of taking the nearest value; for enlargements."""
-    if smooth:
-        x, y = np.broadcast_arrays(np.float32(x), np.float32(y))
-        return cv2.remap(_tile(kind), x.copy(), y.copy(), cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-    return _tile(kind).ravel()[((y.astype(np.int32) & 255) << 8) + (x.astype(np.int32) & 255)]
+    kind: "grain" (nearly white), "blotch" (patches of all sizes) or "leaf" (clumps of 3 to 12 pixels)."""
+    # OpenCV's coordinates end at 32767.
+    x, y = np.broadcast_arrays(np.mod(x, 256, dtype=np.float32), np.mod(y, 256, dtype=np.float32))
+    return cv2.remap(_tile(kind), x.copy(), y.copy(), cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
 
 
 class Camera:
@@ -121,13 +120,11 @@ class Light:
 
 class Frame:
     """The picture. image: (3, H, W) float32 RGB, 0..255 before exposure; planes, so that NumPy's inner loops
-    are long. label, shadow: (H, W) uint8; shadow is how much of the sun objects take from the ground. walls:
-    for the left and the right, x of the wall line and the heights along it per half metre of depth."""
+    are long. label, shadow: (H, W) uint8; shadow is how much of the sun is taken from the ground."""
 
     def __init__(self, camera: Camera, light: Light) -> None:
         size = (camera.height, camera.width)
         self.camera, self.light = camera, light
-        self.walls: list[tuple[float, np.ndarray]] = []
         self.image = np.zeros((3, *size), np.float32)
         self.label, self.shadow = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
 
@@ -139,16 +136,6 @@ class Frame:
         # Whole pixels are enough, as shadows are blurred.
         hull = cv2.convexHull(np.rint(self.camera.project(world)).astype(np.int32))
         cv2.fillConvexPoly(self.shadow, hull, 215)
-
-    def walled(self, x: np.ndarray | float, y: float, z: np.ndarray | float) -> np.ndarray:
-        """Whether a building hides the sun from the points (x, y, z)."""
-        dx, dz = self.light.step
-        if abs(dx) <= 0.05:
-            return np.zeros(np.shape(x), bool)
-        wall, heights = self.walls[int(dx < 0)]
-        rise = np.asarray((x - wall) / dx)  # metres of height on the way to the wall line, towards the sun
-        cell = np.clip((z - rise * dz) * 2.0, 0, heights.size - 1).astype(np.int32)
-        return (rise > 0) & (rise + y < heights[cell])
 
     def stand(self, x: float, z: float, unit: float, box: Sequence[float], mirror: int = 1) -> Canvas:
         """Canvas facing the camera at the ground point (x, z): its coordinates count ``unit`` metres to the
@@ -192,12 +179,10 @@ class Canvas:
         # Outside the picture, one pixel stands for the patch; it is never pasted.
         self.rows, self.columns = (rows, columns) if self.visible else (1, 1)
         self.frame, self.texture = frame, np.float32(1.0)
-        self.ss = 2 if max(self.rows, self.columns) < 48 else 1  # patch pixels per picture pixel
-        self.rgba = np.zeros((self.rows * self.ss, self.columns * self.ss, 4), np.uint8)
-        # To fixed-point patch pixels; pixel centres lie at whole numbers in the picture and in the patch.
-        fixed, half = self.ss << _SHIFT, 1 << (_SHIFT - 1)
-        self._gain = np.array((ux * fixed, uy * fixed))
-        self._bias = np.array(((ox + 0.5 - self.left) * fixed - half, (oy + 0.5 - self.top) * fixed - half))
+        self.rgba = np.zeros((self.rows, self.columns, 4), np.uint8)
+        # To fixed-point patch pixels.
+        self._gain = np.array((ux, uy)) * (1 << _SHIFT)
+        self._bias = np.array((ox - self.left, oy - self.top)) * (1 << _SHIFT)
 
     def polygon(self, points: np.ndarray | Sequence, colour: Colour) -> None:
         if self.visible:
@@ -226,13 +211,10 @@ class Canvas:
             ring = ring @ np.array([(cos, sin), (-sin, cos)])
         self.polygon(ring + (x, y), colour)
 
-    def noise(self, kind: str, zoom: float, finer: int = 1) -> np.ndarray:
-        """Noise over the patch, ``zoom`` picture pixels per noise pixel; ``finer``: values per pixel."""
-        rows, columns = self.rows * finer, self.columns * finer
-        zoom = max(zoom, 0.4) * finer
-        x, y = (np.arange(n / max(zoom, 1.0)) / min(zoom, 1.0) for n in (columns, rows))
-        piece = noise(kind, x + 37 * self.left, (y + 91 * self.top)[:, None])
-        return cv2.resize(piece, (columns, rows), interpolation=cv2.INTER_LINEAR) if zoom > 1.0 else piece
+    def noise(self, kind: str, zoom: float) -> np.ndarray:
+        """Noise over the patch, ``zoom`` picture pixels per noise pixel."""
+        x, y = (np.arange(length) / max(zoom, 0.4) for length in (self.columns, self.rows))
+        return noise(kind, x + 37 * self.left, (y + 91 * self.top)[:, None])
 
     def grain(self, amount: float, zoom: float, kind: str = "blotch") -> None:
         """Multiplies the colours by noise of 1 +- ``amount`` when pasted."""
@@ -240,8 +222,8 @@ class Canvas:
 
     def fray(self, zoom: float, ragged: float, contrast: float, ground: np.ndarray) -> None:
         """Frays the outline and mottles the inside, as leaves do. ground: colour where nothing is drawn."""
-        leaves = self.noise("leaf", zoom, self.ss)
-        radius = max(3, int(zoom * self.ss * 5) | 1)
+        leaves = self.noise("leaf", zoom)
+        radius = max(3, int(zoom * 5) | 1)
         alpha = self.rgba[..., 3]
         soft = cv2.blur(alpha, (radius, radius)) * np.float32(1 / 255)
         frayed = np.clip((soft - 0.5 + ragged * leaves) * 4.0 + 0.5, 0.0, 1.0) * (soft > 0.02)
@@ -257,8 +239,6 @@ class Canvas:
         if not self.visible:
             return
         frame, rgba = self.frame, self.rgba
-        if self.ss > 1:
-            rgba = cv2.resize(rgba, (self.columns, self.rows), interpolation=cv2.INTER_AREA)
         clear = float(frame.light.clear(float(depth)))
         opacity = rgba[..., 3] * np.float32(1 / 255)
         gain = self.texture * (clear * shade)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .canvas import CIRCLE, PERSON, POLE, TRAFFIC_SIGN, VEGETATION, Canvas, Frame, Thing
+from .canvas import CIRCLE, PERSON, POLE, TRAFFIC_SIGN, VEGETATION, Frame, Thing
 
 _SKIN = ((236, 195, 170), (205, 155, 120), (150, 105, 75), (95, 65, 48))
 _RED, _BLUE, _WHITE = (190, 28, 38), (28, 75, 165), (235, 235, 235)
@@ -21,7 +21,6 @@ _SIGNS: tuple[tuple[list[tuple], list[tuple]], ...] = (
     ([(_DISC, 0, 1.0, 0, 0, _RED)], [(0, 0, 0.7, 0.17, _WHITE)]),  # no entry
     ([(3, _UP, 1.15, 0, -0.2, _RED), (3, _UP, 0.72, 0, -0.2, _WHITE)], [(0, -0.08, 0.08, 0.28, _BLACK)]),
     ([(3, _DOWN, 1.15, 0, 0.2, _RED), (3, _DOWN, 0.68, 0, 0.2, _WHITE)], []),  # yield
-    ([(8, np.pi / 8, 1.05, 0, 0, _WHITE), (8, np.pi / 8, 0.95, 0, 0, _RED)], [(0, 0, 0.62, 0.2, _WHITE)]),
     ([(_DISC, 0, 1.0, 0, 0, _BLUE), (3, _UP, 0.42, 0, 0.25, _WHITE)], [(0, -0.25, 0.12, 0.35, _WHITE)]),
     ([(4, 0, 1.1, 0, 0, _WHITE), (4, 0, 0.75, 0, 0, _YELLOW)], []),  # priority road
     *(  # directions
@@ -41,8 +40,7 @@ class Person(Thing):
         facing = int(rng.choice([-1, 0, 0, 1]))
         self.sideways, self.mirror = abs(facing), facing or 1
         self.stride, self.build = rng.uniform(-1, 1), rng.uniform(0.85, 1.25)
-        self.away = rng.random() < 0.5
-        self.hem, self.skin = rng.choice([0.32, 0.44]), np.float64(_SKIN[rng.integers(4)])
+        self.away, self.skin = rng.random() < 0.5, np.float64(_SKIN[rng.integers(4)])
         self.hair, self.shoes = np.array([1.0, 0.8, 0.6]) * rng.uniform(25, 150), rng.uniform(20, 90)
         dark = rng.uniform(25, 110, (2, 1)) + rng.uniform(-10, 10, (2, 3))
         self.top, self.legs = np.where(rng.random((2, 1)) < 0.45, dark, rng.uniform(30, 225, (2, 3)))
@@ -52,39 +50,26 @@ class Person(Thing):
 
     def paint(self, frame: Frame, sunlit: float) -> None:
         canvas = frame.stand(self.x, self.z, self.height, (-0.33, -0.02, 0.33, 1.02), self.mirror)
-        side, build = self.sideways, self.build
-        thigh, lean = 0.085 * build, 0.02 * side
-        for sign in (-1, 1):
-            swing, lift = 0.15 * self.stride * sign, 0.05 * max(0.0, -sign * self.stride)
-            hip, knee, foot = (0.04 * sign, 0.5), (0.05 * sign, 0.26), (0.05 * sign, 0.015 + lift)
-            if side:
-                hip, knee, foot = (0.0, 0.5), (0.45 * swing + lean, 0.26), (swing, 0.02)
-            colour = self.legs * (0.62 if sign < 0 else 0.8)
-            canvas.limb(hip, knee, thigh, 0.8 * thigh, colour)
-            canvas.limb(knee, foot, 0.8 * thigh, 0.05, colour)
-            canvas.disc(foot[0] + 1.5 * lean, foot[1], 0.032 + 0.9 * lean, 0.022, self.shoes)
+        side, build, lean = self.sideways, self.build, 0.02 * self.sideways
         shoulder, waist = (0.085 if side else 0.125) * build, (0.07 if side else 0.085) * build
-        self._arm(canvas, -1, shoulder, 0.8)
-        right = [(0.7 * shoulder, 0.835), (shoulder, 0.79), (waist, 0.6), (1.1 * waist, self.hem)]
+        right = [(0.7 * shoulder, 0.835), (shoulder, 0.79), (waist, 0.6), (1.1 * waist, 0.42)]
+        for sign in (-1, 1):  # a leg; the coat between them; an arm
+            swing, apart = 0.15 * self.stride * sign * side, 0.05 * sign * (1 - side)
+            foot = (swing + apart, 0.02 + 0.05 * max(0.0, -sign * self.stride) * (1 - side))
+            canvas.limb((0.8 * apart, 0.5), foot, 0.085 * build, 0.055, self.legs * (0.7 + 0.1 * sign))
+            canvas.disc(foot[0] + 1.5 * lean, foot[1], 0.032 + 0.9 * lean, 0.022, self.shoes)
         canvas.polygon([*right, *[(-x, y) for x, y in reversed(right)]], self.top)
-        self._arm(canvas, 1, shoulder, 0.82)
+        for sign in (-1, 1):
+            x = sign * (shoulder - 0.01) * (1 - side)
+            hand = (1.25 * x - 0.13 * self.stride * sign * side, 0.45)
+            canvas.limb((x, 0.79), hand, 0.05 * build, 0.04 * build, self.top * 0.82)
+            canvas.disc(*hand, 0.022, 0.025, self.skin)
         canvas.limb((0.5 * lean, 0.82), (0.75 * lean, 0.88), 0.055, 0.05, self.skin)
         canvas.disc(lean, 0.925, 0.055, 0.072, self.skin)
-        if self.away and not side:
-            canvas.disc(0.0, 0.93, 0.059, 0.072, self.hair)
-        else:
-            canvas.disc(-0.4 * lean, 0.962, 0.06, 0.042, self.hair)
+        behind = self.away and not side
+        canvas.disc(-0.4 * lean, 0.93 if behind else 0.962, 0.06, 0.072 if behind else 0.042, self.hair)
         canvas.grain(0.1, 1.0)
         canvas.paste(PERSON, self.z, sunlit)
-
-    def _arm(self, canvas: Canvas, sign: int, shoulder: float, bright: float) -> None:
-        swing, width, x = 0.13 * self.stride * sign, 0.05 * self.build, sign * (shoulder - 0.01)
-        top, elbow, hand = (x, 0.79), (1.12 * x + 0.1 * swing, 0.62), (1.15 * x + 0.02 * sign, 0.45)
-        if self.sideways:
-            top, elbow, hand = (0.0, 0.79), (0.3 * swing, 0.62), (swing, 0.45)
-        canvas.limb(top, elbow, width, width * 0.9, self.top * bright)
-        canvas.limb(elbow, hand, width * 0.9, width * 0.75, self.top * bright)
-        canvas.disc(*hand, 0.022, 0.025, self.skin)
 
 
 class Plant(Thing):
@@ -127,7 +112,7 @@ class Plant(Thing):
             canvas.paste(VEGETATION, self.z, sunlit)
         lit = 0.88 * float(np.sign(light.sun[0])) * (1.0 - light.ambient)  # from left to right
         canvas = frame.stand(self.x, self.z, 1.0, (-self.half, self.trunk, self.half, self.height))
-        for x, y, radius, bright in self.tufts if self.half * scale > 12 else self.tufts[::2]:
+        for x, y, radius, bright in self.tufts:
             radius *= 2 * self.half
             colour = self.colour * (bright * (0.62 + 0.4 * y + lit * x))
             canvas.disc(2 * self.half * x, self.trunk + self.crown * y, radius, 0.85 * radius, colour)
@@ -157,7 +142,6 @@ class Post(Thing):
         box = (min(-girth, self.arm), 0.0, max(girth, self.arm), top + 0.4)
         canvas = frame.stand(self.x, self.z, 1.0, box)
         canvas.limb((0, 0), (0, top), girth, girth * 0.8, self.grey)
-        canvas.limb((girth * 0.25, 0), (girth * 0.2, top), girth * 0.35, girth * 0.3, self.grey * 0.75)
         if self.arm:
             canvas.limb((0, top), (self.arm, top + 0.25), girth * 0.8, girth * 0.6, self.grey)
             canvas.limb((0.62 * self.arm, top + 0.19), (self.arm, top + 0.25), 0.2, 0.18, (200, 200, 190))

@@ -16,7 +16,7 @@ from .street import Street, paint_backdrop
 from .vehicles import Car
 
 # Raised with every change that alters a pixel: a cached split of another version is stale.
-RENDERER_VERSION = 5
+RENDERER_VERSION = 6
 MIN_HEIGHT, MIN_WIDTH = 64, 128
 _VIEW = 130  # metres of built-up street
 # Streams of one picture, so that adding anomalies moves neither the street nor the sensor noise.
@@ -50,12 +50,6 @@ def render_street(
         solids = [thing for thing in things if thing.z < 60]
         strange = np.random.default_rng((seed, index, _ANOMALIES))
         things += sample_anomalies(strange, frame.camera, street, solids)
-    for side, wall in zip((-1, 1), street.walls, strict=True):
-        heights = np.zeros(2 * _VIEW + 60, np.float32)
-        for plot in plots:
-            if plot.side == side:
-                heights[max(0, int(plot.z0 * 2)) : max(0, int(plot.z1 * 2))] = plot.height + 0.5 * plot.roof
-        frame.walls.append((wall, heights))
     _paint(frame, street, plots, things)
     if anomalies:  # one to two pixels around them (at 256 rows), where blending mixes them with the street
         mask = (frame.label == ANOMALY_LABEL).astype(np.uint8)
@@ -73,12 +67,11 @@ def _sample_plots(rng: np.random.Generator, street: Street) -> tuple[list[Plot],
     density = rng.choice([0.92, 0.65, 0.35], p=[0.45, 0.35, 0.2])
     town = density > 0.8 or rng.random() < 0.3
     for side, wall in zip((-1, 1), street.walls, strict=True):
-        z, before = rng.uniform(-8.0, 2.0), None
+        z = rng.uniform(-8.0, 2.0)
         while z < _VIEW:
             length = rng.uniform(8, 24) if town else rng.uniform(7, 15)
             if rng.random() < density:
-                before = Plot(rng, side, wall, z, length, town, before)
-                plots.append(before)
+                plots.append(Plot(rng, side, wall, z, length, town))
             else:
                 for _ in range(rng.integers(1, 6)):
                     x, depth = rng.uniform((0.6, z), (9.0, z + length))
@@ -150,14 +143,19 @@ def _sample_verges(rng: np.random.Generator, street: Street) -> list[Thing]:
 
 def _paint(frame: Frame, street: Street, plots: list[Plot], things: list[Thing]) -> None:
     camera = frame.camera
+    for plot in plots:
+        plot.cast(frame)
+    x, z, near, half = np.array([(t.x, t.z, t.near, t.half) for t in things]).T
+    u, v = camera.project(np.stack([x, 0 * x, z], axis=1)).T
+    # Things whose feet are in the shadow of a building are dark as a whole.
+    foot = (np.clip(at, 0, size - 1).astype(int) for at, size in ((v, camera.height), (u, camera.width)))
+    dim = np.where(frame.shadow[tuple(foot)], 0.25 + 0.75 * frame.light.ambient, 1.0).tolist()
     for thing in things:
         if thing.z < 70:
             thing.cast(frame)
     street.paint(frame)
-    x, z, near, half = np.array([(t.x, t.z, t.near, t.half) for t in things]).T
     # How far each reaches from its column; the slack is for lamps, which reach beyond their posts.
-    u, reach = camera.u0 + (x + camera.shift(z)) * camera.focal / z, (half + 2.5) * camera.focal / near
-    dim = np.where(frame.walled(x, 1.0, z), 0.25 + 0.75 * frame.light.ambient, 1.0).tolist()
+    reach = (half + 2.5) * camera.focal / near
     # A wall is as deep as its far end: whatever stands in front of it comes later.
     queue: list[tuple[float, Callable[[Frame], None]]] = []
     queue += [(plot.z1, plot.paint) for plot in plots if plot.z1 > 2.0]
@@ -176,18 +174,11 @@ def _expose(image: np.ndarray, light: Light, rng: np.random.Generator) -> np.nda
     y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width, dtype=np.float32)
     falloff = rng.uniform(0.85, 1.3) * (1.0 - rng.uniform(0.0, 0.17) * (x * x + y * y))
     blur, strength = max(rng.uniform(0.35, 0.75) * height / 256, 0.3), rng.uniform(0.8, 4.5)
-    luma = _noise(rng, height, width, 0.8 * strength)
+    # Grey noise, and half as much of each colour's own.
+    noise = strength * rng.standard_normal((4, height, width), np.float32)
     planes = []
     for channel in range(3):
         plane = cv2.GaussianBlur(image[channel], (0, 0), blur) * falloff
         toned = cv2.LUT(cv2.convertScaleAbs(np.maximum(plane, 0.0)), table[:, channel])
-        chroma = _noise(rng, (height + 1) // 2, (width + 1) // 2, 0.6 * strength)
-        chroma = cv2.resize(chroma, (width, height), interpolation=cv2.INTER_LINEAR)
-        planes.append(cv2.add(toned, chroma + luma, dtype=cv2.CV_8U))
+        planes.append(cv2.add(toned, 0.8 * noise[3] + 0.4 * noise[channel], dtype=cv2.CV_8U))
     return cv2.merge(planes)
-
-
-def _noise(rng: np.random.Generator, height: int, width: int, strength: float) -> np.ndarray:
-    """Noise of this standard deviation from two uniform bytes: nearly normal, at a tenth of the time."""
-    draws = rng.integers(0, 256, (2, height, width), dtype=np.uint8)
-    return (draws[0].astype(np.float32) + draws[1] - 255.0) * (strength / 104.5)

@@ -55,17 +55,14 @@ class Street:
         bands.insert(self.edges.index(self.right), (0.0, ROAD, road))
         self.kinds = np.array([band[1] for band in bands], np.uint8)
         self.colours = np.float32([band[2] for band in bands])
-        self.slab, self.grain = rng.uniform(0.4, 1.3), rng.uniform(0.06, 0.16)
-        self.offset = int(rng.integers(4096))
+        self.grain, self.offset = rng.uniform(0.06, 0.16), int(rng.integers(4096))
 
         self.white = rng.uniform(195, 250)
         self.line_width, self.dash, gap = rng.uniform((0.11, 2.0, 2.5), (0.18, 4.5, 6.0)).tolist()
         self.period, self.phase = self.dash + gap, rng.uniform(0, 9)
         self.lines = [(middle + i * lane, False) for i in range(1 - oncoming, same) if i]
         if oncoming:
-            style = rng.choice(["dashed", "solid", "double"], p=[0.6, 0.2, 0.2])
-            offsets = (-self.line_width, self.line_width) if style == "double" else (0.0,)
-            self.lines += [(middle + offset, style != "dashed") for offset in offsets]
+            self.lines.append((middle, rng.random() < 0.4))
         if rng.random() < 0.75:
             edges = (middle - oncoming * lane + 0.1, middle + same * lane - 0.1)
             self.lines += [(x, True) for x in edges]
@@ -88,11 +85,11 @@ class Street:
             band += x > edge
         kinds = self.kinds[band]
 
-        tone = self._texture(x, z, pixel, deep, kinds)
+        tone = self._texture(x, z, pixel, kinds)
         cover = self._markings(x, z, pixel, deep) * (kinds == ROAD)
-        shadow = np.maximum(frame.shadow[first:], frame.walled(x, 0.0, z).astype(np.uint8) * np.uint8(255))
         size = 2 * max(1, round(camera.height / 128)) + 1
-        sunlight = 1.0 - cv2.GaussianBlur(shadow, (size, size), 0) * np.float32((1.0 - light.ambient) / 255)
+        shadow = cv2.GaussianBlur(frame.shadow[first:], (size, size), 0)
+        sunlight = 1.0 - shadow * np.float32((1.0 - light.ambient) / 255)
         clear = light.clear(z)
         sunlight *= clear
         for channel in range(3):
@@ -104,9 +101,7 @@ class Street:
             frame.image[channel, first:] = plane
         frame.label[first:] = kinds
 
-    def _texture(
-        self, x: np.ndarray, z: np.ndarray, pixel: np.ndarray, deep: np.ndarray, kinds: np.ndarray
-    ) -> np.ndarray:
+    def _texture(self, x: np.ndarray, z: np.ndarray, pixel: np.ndarray, kinds: np.ndarray) -> np.ndarray:
         # Far rows undersample the noise: its contrast is faded instead of left to flicker.
         tone = noise("blotch", x * 16.0 + self.offset, z * 5.0) * np.minimum(1.0, 0.25 / pixel)
         leaf = noise("leaf", x * 40.0 + self.offset, z * 18.0)
@@ -114,8 +109,6 @@ class Street:
         tone += grain * (np.minimum(1.0, 0.06 / pixel) + 0.15)
         tone *= self.grain
         tone += 1.0
-        joints = (_line(_to_nearest(at, self.slab), 0.035, size) for at, size in ((x, pixel), (z, deep)))
-        tone *= 1.0 - 0.35 * np.maximum(*joints) * (kinds == SIDEWALK)
         return tone
 
     def _markings(self, x: np.ndarray, z: np.ndarray, pixel: np.ndarray, deep: np.ndarray) -> np.ndarray:
@@ -131,7 +124,7 @@ class Street:
             stripes *= _line(np.abs(z - (near + far) / 2), far - near, deep)
             stripes *= (x > self.left + 0.3) & (x < self.right - 0.3)
             np.maximum(cover, stripes, out=cover)
-        return cover * (0.8 + 0.2 * noise("blotch", x * 30.0, z * 30.0 + self.offset))  # wear
+        return cover
 
 
 def _to_nearest(at: np.ndarray, period: float) -> np.ndarray:
@@ -154,12 +147,10 @@ def paint_backdrop(frame: Frame, rng: np.random.Generator) -> None:
     offset, rows = int(rng.integers(4096)), int(camera.v0) + 3
     above = (rows - np.arange(rows, dtype=np.float32))[:, None] / camera.focal
     columns = (np.arange(camera.width, dtype=np.float32)[None] - camera.u0) / camera.focal
-    # A flat layer of cloud: its pattern grows towards the zenith and is squeezed at the horizon. Clouds are
-    # soft, so every other pixel of it is enough.
-    distance = rng.uniform(24, 72) / (above[::2] + 0.12)
-    cover = noise("blotch", columns[:, ::2] * distance + offset, distance, smooth=True)
-    cover = np.clip((cover + rng.uniform(-0.3, 0.36)) * 1.6, 0.0, 1.0) * np.clip(above[::2] * 6.0, 0.15, 0.95)
-    cover = cv2.resize(cover, (camera.width, rows), interpolation=cv2.INTER_LINEAR)
+    # A flat layer of cloud: its pattern grows towards the zenith and is squeezed at the horizon.
+    distance = rng.uniform(24, 72) / (above + 0.12)
+    cover = noise("blotch", columns * distance + offset, distance)
+    cover = np.clip((cover + rng.uniform(-0.3, 0.36)) * 1.6, 0.0, 1.0) * np.clip(above * 6.0, 0.15, 0.95)
     rise = np.clip(above * 1.9, 0.0, 1.0) ** 0.7
     for channel in range(3):
         sky = light.horizon[channel] + rise * (light.zenith[channel] - light.horizon[channel])
@@ -167,10 +158,9 @@ def paint_backdrop(frame: Frame, rng: np.random.Generator) -> None:
     frame.label[:rows] = SKY
 
     for height in np.sort(rng.uniform(0.015, 0.075, int(rng.integers(1, 3))))[::-1]:  # trees
-        bearing = columns[0, ::2] * 100.0 + rng.uniform(0, 4096)
-        skyline = 0.75 + 0.45 * noise("blotch", bearing * 3.0, np.zeros(1))
-        skyline += 0.25 * noise("leaf", bearing * 6.0, np.zeros(1))
-        top = np.maximum(skyline, 0.15) * height * camera.focal
+        bearing = columns[:, ::2] * 100.0 + rng.uniform(0, 4096)
+        skyline = 0.75 + 0.45 * noise("blotch", bearing * 3.0, 0.0) + 0.25 * noise("leaf", bearing * 6.0, 0.0)
+        top = np.maximum(skyline[0], 0.15) * height * camera.focal
         canvas = Canvas(frame, (0.0, -float(top.max()), camera.width, 4.0), (0.0, camera.v0))
         outline = [*np.stack([np.arange(len(top)) * 2.0, -top], axis=1), (camera.width, -top[-1])]
         canvas.polygon([*outline, (camera.width, 4.0), (0.0, 4.0)], rng.uniform((45, 75, 35), (95, 115, 75)))

@@ -1,4 +1,4 @@
-"""Cars, estates and vans: an extruded body and a tapering cabin, projected face by face."""
+"""Cars and vans: an extruded body and a tapering cabin, projected face by face."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import numpy as np
 
 from .canvas import CAR, Canvas, Frame, Light, Thing
 
-# name: share of all cars, length, height of the body side, total height, and where the cabin starts and ends
-# (shares of the length) at its foot and at the roof
-_SHAPES = {
-    "hatch": (0.28, 3.9, 0.92, 1.48, (0.01, 0.74, 0.08, 0.56)),
-    "sedan": (0.26, 4.6, 0.92, 1.44, (0.13, 0.73, 0.27, 0.56)),
-    "estate": (0.18, 4.7, 0.93, 1.5, (0.01, 0.72, 0.06, 0.56)),
-    "suv": (0.18, 4.5, 1.08, 1.75, (0.01, 0.72, 0.05, 0.58)),
-    "van": (0.1, 5.0, 1.15, 2.1, (0.0, 0.86, 0.02, 0.72)),
-}
+# Share of all cars, length, height of the body side, total height, and where the cabin starts and ends
+# (shares of the length) at its foot and at the roof.
+_SHAPES = (
+    (0.35, 3.9, 0.92, 1.48, (0.01, 0.74, 0.08, 0.56)),  # hatchback
+    (0.35, 4.6, 0.92, 1.44, (0.13, 0.73, 0.27, 0.56)),  # sedan
+    (0.2, 4.5, 1.08, 1.75, (0.01, 0.72, 0.05, 0.58)),  # estate
+    (0.1, 5.0, 1.15, 2.1, (0.0, 0.86, 0.02, 0.72)),  # van
+)
 _GLASS, _PLATE, _TYRE, _DARK = np.array([38.0, 46.0, 56.0]), (215, 212, 192), 24.0, 32.0
 _ANGLES = np.linspace(0, 2 * np.pi, 14, endpoint=False)
 _WHEEL = np.stack([np.zeros(14), np.sin(_ANGLES), np.cos(_ANGLES)], axis=1)
@@ -30,8 +29,8 @@ class Car(Thing):
     right, y up, z ahead, from the centre of its footprint."""
 
     def __init__(self, rng: np.random.Generator, x: float, z: float, yaw: float) -> None:
-        self.shape = str(rng.choice(list(_SHAPES), p=[shape[0] for shape in _SHAPES.values()]))
-        _, length, self.waist, height, self.cabin = _SHAPES[self.shape]
+        shape = _SHAPES[rng.choice(len(_SHAPES), p=[shape[0] for shape in _SHAPES])]
+        _, length, self.waist, height, self.cabin = shape
         self.length, self.width = length * rng.uniform(0.94, 1.08), rng.uniform(1.68, 1.92)
         cos, sin = math.cos(yaw), math.sin(yaw)
         self.turn = np.array([(cos, 0.0, -sin), (0.0, 1.0, 0.0), (sin, 0.0, cos)])
@@ -76,10 +75,7 @@ class Car(Thing):
             (front - 0.28 * length, low, w), (front - 0.12, low - 0.2, w), (front, 0.52, w),
             (front - 0.06, 0.24, w),
         ]  # fmt: skip
-        dull = self.colour * (0.55 * dim)
-        panel = np.array([(w, 0.24, rear), (w, 0.24, front), (w, low, front), (w, low, rear)])
-        on_side: list[Polygon] = [(_inset(panel, 0.03, 0.97, 0.0, 0.15), dull)]
-        on_side += [(_inset(panel, share, share + 0.007, 0.16, 1.0), dull) for share in (0.36, 0.56, 0.73)]
+        on_side: list[Polygon] = []
         for z in axles:
             for radius, ink in ((0.4, 0.6 * _DARK), (0.33, _TYRE), (0.2, 150.0 * dim), (0.07, _DARK)):
                 on_side.append((np.array((w, 0.33, z)) + radius * _WHEEL, ink))
@@ -93,7 +89,7 @@ class Car(Thing):
         cabin = [(b0, low, w - 0.05), (t0, high, w - 0.24), (t1, high, w - 0.24), (b1, low, w - 0.05)]
         glass = (_GLASS * self.tint + sky * 0.12) * dim
         right = np.array([(x, y, z) for z, y, x in cabin])[[0, 3, 2, 1]]
-        panes = ((0.06, 0.47), (0.52, 0.93)) if self.shape != "van" else ((0.55, 0.93),)
+        panes = ((0.06, 0.47), (0.52, 0.93))
         windows: list[Polygon] = [(_inset(right, a, b, 0.08, 0.85), glass) for a, b in panes]
         return polygons + self._prism(light, eye, cabin, windows, {
             0: [((0.06, 0.94, 0.08, 0.86), glass + 0.05 * sky)],

@@ -33,15 +33,7 @@ class FreezableBackbone(Backbone):
         raise NotImplementedError
 
     def freeze(self, freeze_at: int) -> None:
-        """Freeze the stem and the first ``freeze_at - 1`` stages; 0 freezes nothing.
-
-        Raises:
-            ValueError: another number than 0 to 5.
-        """
-        if not 0 <= freeze_at <= 5:
-            raise ValueError(
-                f"MODEL.BACKBONE.FREEZE_AT: expected 0 (nothing) to 5 (everything), found {freeze_at}"
-            )
+        """Freeze the stem and the first ``freeze_at - 1`` stages; 0 freezes nothing."""
         parts = self.frozen_parts(freeze_at) if freeze_at else []
         for part in parts:
             part.requires_grad_(False)

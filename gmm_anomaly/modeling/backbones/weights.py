@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .weight_names import COUNTER, misfits, own_names
 
 KEY = "MODEL.BACKBONE.WEIGHTS"
+CURE = "If you trust where it comes from, add --trust-pickle: a pickle can run any code"
 # What wrappers put into names at any place, and in front of all of them; names of averaged copies.
 INSIDE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 IN_FRONT = ("module.", "model.", "net.", "network.", "segmentor.")
@@ -39,6 +40,12 @@ def trust_pickles(trusted: bool) -> None:
     _trusted = trusted
 
 
+def require_trust(path: str | Path, key: str = "MODEL.WEIGHTS") -> None:
+    """Raise ValueError, which names the file and the key, unless pickles are trusted."""
+    if not _trusted:
+        raise ValueError(f"{key}: {path} is a pickle, which is not read unasked. {CURE}")
+
+
 def load_weight_file(path: str | Path, key: str = "MODEL.WEIGHTS") -> Any:
     """What a weight file holds, on the CPU.
 
@@ -55,9 +62,8 @@ def load_weight_file(path: str | Path, key: str = "MODEL.WEIGHTS") -> Any:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{key}: no file {path}")
-    cure = "If you trust where it comes from, add --trust-pickle: a pickle can run any code"
-    if path.suffix == ".pkl" and not _trusted:
-        raise ValueError(f"{key}: {path} is a pickle, which is not read unasked. {cure}")
+    if path.suffix == ".pkl":
+        require_trust(path, key)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -73,7 +79,7 @@ def load_weight_file(path: str | Path, key: str = "MODEL.WEIGHTS") -> Any:
         if isinstance(error, pickle.UnpicklingError) and named:
             raise ValueError(
                 f"{key}: {path} is a pickle that names {named[1] or named[2]}, which loading it would call; "
-                f"only tensors and plain values are read. {cure}"
+                f"only tensors and plain values are read. {CURE}"
             ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{key}: {path} cannot be read as a file of tensors ({reason})") from error
@@ -140,10 +146,8 @@ def load_pretrained(backbone: nn.Module, cfg: CfgNode) -> None:
         state, statistics = LIBRARIES[library](name, len(cfg.MODEL.PIXEL_MEAN))
     else:
         file = _file(weights)
-        state = tensors_of(load_weight_file(file, KEY), file)
-        start = "backbone."
-        if any(name.startswith(start) for name in state):
-            state = {name[len(start) :]: value for name, value in state.items() if name.startswith(start)}
+        found, start = tensors_of(load_weight_file(file, KEY), file), "backbone."
+        state = {name[len(start) :]: one for name, one in found.items() if name.startswith(start)} or found
     load_whole(backbone, state, weights)
     for part, wanted in zip(("MEAN", "STD"), statistics, strict=False):
         given = list(cfg.MODEL[f"PIXEL_{part}"])

@@ -23,9 +23,4 @@ __all__ = [
 
 def build_classifier(cfg: CfgNode, in_channels: int) -> PixelClassifier:
     """The classifier that ``MODEL.CLASSIFIER.NAME`` names."""
-    keys = cfg.MODEL.CLASSIFIER
-    if keys.LOSS_AVERAGE not in ("valid", "all"):
-        raise ValueError(
-            f'MODEL.CLASSIFIER.LOSS_AVERAGE: expected "valid" or "all", found {keys.LOSS_AVERAGE!r}'
-        )
-    return look_up(CLASSIFIER_REGISTRY, keys.NAME, "MODEL.CLASSIFIER.NAME")(cfg, in_channels)
+    return look_up(CLASSIFIER_REGISTRY, cfg.MODEL.CLASSIFIER.NAME, "MODEL.CLASSIFIER.NAME")(cfg, in_channels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -13,7 +13,6 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gmm_anomaly.config import with_rules
 from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, own_class_log_prob, sinkhorn_assign_all
 from gmm_anomaly.gmm.density import EXCLUDED
 from gmm_anomaly.scores import PixelOutputs
@@ -33,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 # With a warm start: slots that misclassified pixels may fill too, and first weight of the norm over classes.
 WARM_START_FILL, WARM_START_LOGIT_SCALE = 400, 3.0
+LARGE_MEMORY = 1e9  # bytes
 
 
 class GMMClassifier(PixelClassifier):
@@ -86,10 +86,6 @@ class GMMClassifier(PixelClassifier):
     ) -> None:
         super().__init__(bank.num_classes, bank.dim)
         self.class_names = None if class_names is None else list(class_names)
-        _check("LOGITS", logits_from, ("density", "softmax"))
-        _check("ASSIGNMENT", assignment, ("sinkhorn", "em"))
-        if not 0 <= feature_gradient <= 1:
-            raise ValueError(f"MODEL.GMM.FEATURE_GRADIENT: expected 0 to 1, found {feature_gradient!r}")
         if feature_gradient == 0 and guide_weight == 0:
             raise ValueError(
                 "MODEL.GMM.FEATURE_GRADIENT 0 leaves backbone and decoder without a loss: it needs the "
@@ -127,9 +123,9 @@ class GMMClassifier(PixelClassifier):
     def logits(self, density: Tensor) -> Tensor:
         """density: (N, C) class log-densities -> (N, C) logits. At inference a class never fitted has
         the logit :data:`EXCLUDED`, and no part in the norm."""
-        known = self.bank.known_classes
-        if self.training or bool(known.all()):
+        if self.training or all(map(any, self.bank.fitted_components)):
             return self.class_norm(density)
+        known = self.bank.known_classes
         norm = self.class_norm
         of_known = F.layer_norm(
             density[:, known], (int(known.sum()),), norm.weight[known], norm.bias[known], norm.eps
@@ -211,7 +207,7 @@ class GMMClassifier(PixelClassifier):
     @property
     def unseen_classes(self) -> list[str]:
         """Names, or else indices, of the classes that were never fitted: predictions leave them out."""
-        left_out = (~self.bank.known_classes).nonzero()[:, 0].tolist()
+        left_out = [index for index, of in enumerate(self.bank.fitted_components) if not any(of)]
         return [self.class_names[index] if self.class_names else str(index) for index in left_out]
 
     def _warn_of_unseen_classes(self) -> None:
@@ -227,11 +223,6 @@ class GMMClassifier(PixelClassifier):
         self._left_out = names
 
 
-def _check(key: str, value: str, known: Collection[str]) -> None:
-    if value not in known:
-        raise ValueError(f"MODEL.GMM.{key}: expected one of {', '.join(known)}, found {value!r}")
-
-
 def _class_names(cfg: CfgNode) -> list[str] | None:
     """The classes of the training set, where it is registered and has as many as the model."""
     name = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None
@@ -244,7 +235,6 @@ def _projection(kind: str, in_channels: int, dim: int, norm: str) -> list[nn.Mod
         convolution = nn.Conv2d(in_channels, out_channels, 1, bias=not norm)
         return [convolution, *([get_norm(norm, out_channels)] if norm else []), nn.ReLU(inplace=True)]
 
-    _check("PROJECTION", kind, ("mlp", "linear", "released", "none"))
     if kind == "none" or (kind == "released" and in_channels == dim):
         return []
     if kind == "linear":
@@ -257,15 +247,18 @@ def _projection(kind: str, in_channels: int, dim: int, norm: str) -> list[nn.Mod
 
 @CLASSIFIER_REGISTRY.register()
 def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
-    cfg = with_rules(cfg)
     keys = cfg.MODEL.GMM
     released = keys.RULES == "released"
-    _check("MEMORY_DTYPE", keys.MEMORY_DTYPE, ("float32", "float16"))
+    dim = in_channels if keys.PROJECTION == "none" else keys.EMBED_DIM
+    memory = keys.MEMORY_DTYPE
+    if memory == "auto":
+        numbers = cfg.MODEL.CLASSIFIER.NUM_CLASSES * keys.NUM_COMPONENTS * keys.MEMORY_SIZE * dim
+        memory = "float16" if 4 * numbers > LARGE_MEMORY else "float32"
     contrast = {key.lower(): value for key, value in keys.SAMPLED_CONTRAST.items()}
     bank = GaussianMixtureBank(
         cfg.MODEL.CLASSIFIER.NUM_CLASSES,
         keys.NUM_COMPONENTS,
-        in_channels if keys.PROJECTION == "none" else keys.EMBED_DIM,
+        dim,
         keys.MEMORY_SIZE,
         keys.SAMPLES_PER_UPDATE,
         keys.MOMENTUM_MEAN,
@@ -276,7 +269,7 @@ def gmm(cfg: CfgNode, in_channels: int) -> GMMClassifier:
         warm_start_features=keys.WARM_START_FEATURES if keys.WARM_START else 0,
         initial_memory="random" if released else "empty",
         update_classes="batch" if released else "seen",
-        memory_dtype=getattr(torch, keys.MEMORY_DTYPE),
+        memory_dtype=getattr(torch, memory),
         save_memory=keys.SAVE_MEMORY,
     )
     return GMMClassifier(

@@ -82,9 +82,6 @@ class RunningMeanPrototypes(nn.Module):
     Attributes:
         weight: (C, F, 1, 1) float32, unit vectors; zero where a class has no prototype yet.
         fitted: (C,) bool, the classes that have one.
-
-    Raises:
-        ValueError: a momentum out of range.
     """
 
     weight: Tensor
@@ -93,8 +90,6 @@ class RunningMeanPrototypes(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int, *, momentum: float = 0.99) -> None:
         super().__init__()
-        if not 0 <= momentum < 1:
-            raise ValueError(f"MODEL.PROTOTYPE.MOMENTUM: expected a number in [0, 1), found {momentum}")
         self.momentum = momentum
         self.register_buffer("weight", torch.zeros(num_classes, in_channels, 1, 1))
         self.register_buffer("fitted", torch.zeros(num_classes, dtype=torch.bool))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
 from itertools import pairwise
+from operator import getitem
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 
 Test = Callable[[Any], bool]
 
@@ -140,7 +143,8 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     (*_one_of("valid", "all"), ("MODEL.CLASSIFIER: LOSS_AVERAGE",)),
     (*_one_of("ours", "released"), ("MODEL.GMM: RULES",)),
     (*_one_of("mlp", "linear", "released", "none"), ("MODEL.GMM: PROJECTION",)),
-    (*_one_of("float32", "float16"), ("MODEL.GMM: MEMORY_DTYPE",)),
+    (*_one_of("auto", "float32", "float16"), ("MODEL.GMM: MEMORY_DTYPE",)),
+    (*_one_of("auto", "float16", "bfloat16"), ("SOLVER.AMP: DTYPE",)),
     (*_one_of("max", "logsumexp"), ("MODEL.GMM: REDUCTION",)),
     (*_one_of("density", "softmax"), ("MODEL.GMM: LOGITS",)),
     (*_one_of("sinkhorn", "em"), ("MODEL.GMM: ASSIGNMENT",)),
@@ -209,6 +213,22 @@ def rules() -> Iterator[tuple[str, str, Test]]:
             section, _, keys = group.partition(": ")
             for key in keys.split():
                 yield f"{section}.{key}".lstrip("."), expected, test
+
+
+def check_sections(cfg: CfgNode, *sections: str) -> None:
+    """The rules of single keys alone, for parts that are built from a config of no :func:`build_config`.
+
+    Args:
+        cfg: Detectron2's config with the project's keys.
+        sections: beginnings of keys, such as "MODEL.".
+
+    Raises:
+        ValueError: names the key, what was expected and what was found.
+    """
+    for key, expected, test in rules():
+        if key.startswith(sections):
+            value = reduce(getitem, key.split("."), cfg)
+            _require(key, expected, _holds(test, value), value)
 
 
 def check_values(values: Mapping[str, Any]) -> None:
