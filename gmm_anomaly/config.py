@@ -270,7 +270,7 @@ def add_gmm_anomaly_config(cfg: CN) -> None:
     # images that all have some.
     cfg.INPUT.OUTLIERS.SHARE = 0.0
     # Fewest and most objects an image, and their smallest and largest height in shares of the image's.
-    cfg.INPUT.OUTLIERS.OBJECTS = [2, 6]
+    cfg.INPUT.OUTLIERS.OBJECTS = [3, 8]
     cfg.INPUT.OUTLIERS.HEIGHTS = [0.03, 0.45]
 
     # Mask2Former of the package transformers (MODEL.META_ARCHITECTURE "MaskAnomalySegmentor").

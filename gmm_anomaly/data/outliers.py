@@ -44,7 +44,7 @@ def rendered(rng: np.random.Generator, height: int, image: np.ndarray) -> np.nda
     that is turned, of another scale and often of another hue."""
     cutout = draw_unknown(rng, height).astype(np.float32)
     cutout[..., 3] /= 255
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         return cutout
     rows, columns = cutout.shape[:2]
     zoom, turn = np.exp(rng.uniform(np.log(0.4), np.log(3.0))), rng.uniform(0, 2 * np.pi)
@@ -58,9 +58,9 @@ def rendered(rng: np.random.Generator, height: int, image: np.ndarray) -> np.nda
         hsv[..., 0] = (hsv[..., 0] + rng.uniform(0, 180)) % 180
         hsv[..., 1] = np.minimum(hsv[..., 1] * rng.uniform(0.5, 2.5) + rng.uniform(0, 40), 255)
         piece = cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)
-    # The shape's own light and shade stay.
-    light = cutout[..., :3].mean(axis=2, keepdims=True)
-    cutout[..., :3] = piece * (0.6 + 0.5 * light / max(float(light.max()), 1.0))
+    # Half of them keep the shape's own light and shade.
+    light = cutout[..., :3].mean(axis=2, keepdims=True) if rng.random() < 0.5 else np.float32(255)
+    cutout[..., :3] = piece * (0.5 + 0.5 * light / max(float(np.max(light)), 1.0)) * rng.uniform(0.7, 1.5)
     return cutout
 
 
@@ -204,7 +204,7 @@ class PasteOutliers(T.Augmentation):
         source: Source,
         *,
         share: float = 1.0,
-        objects: Sequence[int] = (2, 6),
+        objects: Sequence[int] = (3, 8),
         heights: Sequence[float] = (0.03, 0.45),
         image_format: str = "RGB",
     ) -> None:
