@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
@@ -19,10 +20,10 @@ from gmm_anomaly.data import SegmentationMapper
 from gmm_anomaly.data.outliers import OUTLIER_LABEL, PasteOutliers, get_source
 from gmm_anomaly.data.stream import seeded
 from gmm_anomaly.data.streets.datasets import StreetSplit
-from gmm_anomaly.engine.config import build_config
+from gmm_anomaly.engine import Checkpointer, build_config, fit_feature_distance, fit_outliers
 from gmm_anomaly.engine.fit_detector import CONFIG, fit_detector
 from gmm_anomaly.engine.outliers import cells, pasted
-from gmm_anomaly.gmm import TiedGaussians, TiedGaussianStatistics
+from gmm_anomaly.gmm import TiedGaussians, TiedGaussianStatistics, UnfittedMixtureError
 from gmm_anomaly.gmm.tied_gaussians import SHRINKAGE
 from gmm_anomaly.modeling.losses import pixel_cross_entropy
 from gmm_anomaly.modeling.outlier_head import PENALTY, OutlierHead
@@ -253,3 +254,35 @@ def test_commands_fit_and_use_outliers(streets, tmp_path, capsys):
     given = ["--weights", str(out), "--images", str(tmp_path / "frames"), "--size", "160x320", "--json"]
     assert main(["export", *given, "--out", str(tmp_path / "detector.onnx")]) == 0
     assert "exposed_distance+guided_filter+picture_level" in capsys.readouterr().out
+
+
+def test_outliers_are_fitted_onto_a_trained_network(tmp_path):
+    """As if they had been there from the start; what was fitted before stays, and their absence is told."""
+    opts = [
+        "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.WEIGHTS", "", "MODEL.CLASSIFIER.NAME", "softmax",
+        "MODEL.FEATURE_DISTANCE.FEATURES", ["level1", "embedding"], "TEST.SCORES", ["energy"],
+        "DATASETS.SYNTHETIC.NUM_TRAIN", 2, "DATASETS.SYNTHETIC.HEIGHT", 96, "DATASETS.SYNTHETIC.WIDTH", 192,
+        "DATASETS.SYNTHETIC.CACHE_DIR", "", "INPUT.OUTLIERS.HEIGHTS", [0.3, 0.5], "OUTPUT_DIR", str(tmp_path),
+    ]  # fmt: skip
+    config = "configs/synthetic/effnetlite0_deeplabv3plus_gmm.yaml"
+    plain, exposed = (build_config(config, [*opts, "MODEL.OUTLIER.NAME", name]) for name in ("", "gmm"))
+
+    def built(cfg):
+        torch.manual_seed(0)
+        return build_model(cfg).eval()
+
+    trained, together, later = built(plain), built(exposed), built(exposed)
+    fit_feature_distance(plain, trained)
+    fit_feature_distance(exposed, together)
+    path = tmp_path / "trained.pth"
+    torch.save({"model": trained.state_dict()}, path)
+    with pytest.raises(ValueError, match="lacks what some scores know"):
+        Checkpointer(later).load_for_evaluation(str(path))
+    Checkpointer(later).load_for_evaluation(str(path), outliers=False)
+    image = torch.zeros(3, 96, 192)
+    with pytest.raises(UnfittedMixtureError, match="--fit-outliers"):
+        later([{"image": image}])
+    fit_outliers(exposed, later)
+    expected = together.state_dict()
+    for name, value in later.state_dict().items():
+        torch.testing.assert_close(value, expected[name], msg=name)
