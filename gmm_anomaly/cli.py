@@ -122,7 +122,7 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
         declare(own)
-        if own.get_default("trust_pickle") is not None:
+        if any(action.dest == "config_file" for action in own._actions):
             own.epilog = "KEY VALUE pairs at the end override the config, as in SOLVER.MAX_ITER 1000"
         own.set_defaults(verb=verb)
     return parser, parsers

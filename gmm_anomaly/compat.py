@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 INSTALL_ADVICE = (
-    "`make setup` installs it (the registry's wheel); `make setup DETECTRON2=/path/to/checkout` or "
-    "`DETECTRON2=git+URL` installs upstream"
+    "in a checkout of this project `make setup` installs it (the registry's wheel), `make setup "
+    "DETECTRON2=/path/to/checkout` or `DETECTRON2=git+URL` upstream; elsewhere `pip install "
+    "--no-build-isolation git+https://github.com/facebookresearch/detectron2`"
 )
 
 # Numbers of mallopt's parameters in glibc's malloc.h.
@@ -37,7 +38,8 @@ def require_detectron2() -> None:
         if error.name == "detectron2":
             raise ImportError(f"Detectron2 is not installed: {INSTALL_ADVICE}.") from error
         raise ImportError(
-            f"Detectron2 is installed, but the package {error.name} that it imports is not: run `make setup`."
+            f"Detectron2 is installed, but the package {error.name} that it imports is not: `make setup`, or "
+            "install that package."
         ) from error
     except Exception as error:
         raise ImportError(

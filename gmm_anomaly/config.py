@@ -246,6 +246,9 @@ def add_gmm_anomaly_config(cfg: CN) -> None:
     # Distances from the nearest of so many Gaussians with one covariance, found without labels; 0: from the
     # nearest class, one Gaussian each.
     cfg.MODEL.FEATURE_DISTANCE.COMPONENTS = 0
+    # What is added to the covariance's diagonal, as a share of its mean: the more, the less those directions
+    # count in which features of the training set hardly vary.
+    cfg.MODEL.FEATURE_DISTANCE.SHRINKAGE = 0.01
     # What "hybrid" adds them to: the classifier's "density", where it has one, or the "energy" of its logits.
     cfg.MODEL.FEATURE_DISTANCE.HYBRID_WITH = "density"
     # Training images, and labelled pixels of each image and level, on which they are fitted after training;
@@ -339,6 +342,9 @@ def add_gmm_anomaly_config(cfg: CN) -> None:
     # ("skip"): no optimiser step, nothing recorded for EM, running statistics of norms as before it. Ten such
     # steps in a row end the training too.
     cfg.SOLVER.NON_FINITE = "stop"
+    # Where curves go beside metrics.json and TensorBoard's files: "tensorboard" (nowhere else), "wandb" or
+    # "mlflow", whose package has to be installed and whose own variables say which server and project.
+    cfg.SOLVER.LOGGER = "tensorboard"
 
     # Anomaly scores computed from one forward pass; the first one is the model's "anomaly_score". Empty: what
     # the model can give, its classifier's own score first.

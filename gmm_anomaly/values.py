@@ -77,6 +77,7 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     )),
     ("a number above 0", lambda x: x > 0, (
         "MODEL.GMM: SINKHORN_EPSILON", "MODEL.GMM.SAMPLED_CONTRAST: TEMPERATURE",
+        "MODEL.FEATURE_DISTANCE: SHRINKAGE",
         "SOLVER.CLIP_GRADIENTS: CLIP_VALUE NORM_TYPE",
     )),
     ("a number from 0 to 1", lambda x: 0 <= x <= 1, (
@@ -160,6 +161,7 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     (*_one_of("linear", "constant"), ("SOLVER: WARMUP_METHOD",)),
     (*_one_of("value", "norm"), ("SOLVER.CLIP_GRADIENTS: CLIP_TYPE",)),
     (*_one_of("stop", "skip"), ("SOLVER: NON_FINITE",)),
+    (*_one_of("tensorboard", "wandb", "mlflow"), ("SOLVER: LOGGER",)),
     (*_one_of("stop", "anomalous"), ("TEST: NON_FINITE_SCORES",)),
     (*_one_of("", "anomaly", "obstacle", "none"), ("TEST: COMPONENT_TRACK",)),
     (*_one_of("logits", "features"), ("TEST: SCORE_ON",)),
@@ -199,7 +201,7 @@ READ_WITH: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
         "MODEL.BACKBONE.DROP_PATH", "MODEL.BACKBONE.GRAD", "MODEL.CHANNELS_LAST", "TEST.MAX_WHOLE_PIXELS",
     )),
     *((f"MODEL.FEATURE_DISTANCE.{key}", "MODEL.FEATURE_DISTANCE.FEATURES", ()) for key in (
-        "BACKBONE", "COMPONENTS", "HYBRID_WITH", "PIXELS_PER_IMAGE", "WEIGHTS",
+        "BACKBONE", "COMPONENTS", "HYBRID_WITH", "PIXELS_PER_IMAGE", "SHRINKAGE", "WEIGHTS",
     )),
     ("MODEL.OUTLIER.WEIGHT", "MODEL.OUTLIER.NAME", ()),
     ("MODEL.GMM.SAMPLED_CONTRAST.", "MODEL.GMM.SAMPLED_CONTRAST.WEIGHT", ()),

@@ -146,7 +146,7 @@ def predict(parser: argparse.ArgumentParser) -> None:
         help="image, video, folder of these, or a pattern in quotes ('**' goes into subfolders)")
     add_model(parser)
     add_register(parser)
-    add("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
+    add("--out", type=Path, default=Path("scored"), metavar="DIR", help="folder to write into (scored)")
     add("--score", metavar="NAME[+POST...]",
         help="which of TEST.SCORES, with post-processes after it; default: the first, with TEST.POSTPROCESS")
     add("--batch-size", type=at_least_one, default=1, metavar="N", help="images of one size at a time (1)")
@@ -256,7 +256,9 @@ def convert(parser: argparse.ArgumentParser) -> None:
     add_model(parser, weights=False, device=False)
     add = parser.add_argument
     add("input", type=Path, metavar="INPUT.pth", help="the checkpoint to convert")
-    add("output", type=Path, metavar="OUTPUT.pth", help="the checkpoint to write")
+    add("--out", dest="output", type=Path, metavar="OUTPUT.pth",
+        help="the checkpoint to write; its name may also stand behind INPUT.pth")
+    add("output", nargs="?", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add("--allow-missing", action="append", default=[], metavar="PREFIX",
         help="write without the model's tensors that begin so (may be repeated)")
 

@@ -73,6 +73,19 @@ def test_every_verb_has_a_module():
         assert "\ndef run(args: " in Path(find_spec(module).origin).read_text()
 
 
+def test_one_spelling_of_what_verbs_share():
+    _, parsers = cli.build_parsers()
+    having: dict[str, set[str]] = {}
+    for verb, parser in parsers.items():
+        for option in {word for action in parser._actions for word in action.option_strings}:
+            having.setdefault(option, set()).add(verb)
+        assert ("KEY VALUE" in (parser.epilog or "")) == (verb in having.get("--config-file", ()))
+    models = {"train", "evaluate", "predict", "submit", "find-queries"}
+    assert having["--config-file"] == models | {"fit", "export", "convert"}
+    assert having["--weights"] == models | {"export"} and having["--device"] == models | {"fit"}
+    assert having["--out"] == models | {"fit", "export", "report", "convert"}
+
+
 def test_the_installed_command(capsys):
     assert 'gmm-anomaly = "gmm_anomaly.cli:main"' in (ROOT / "pyproject.toml").read_text()
     assert EntryPoint("gmm-anomaly", "gmm_anomaly.cli:main", "console_scripts").load() is cli.main

@@ -168,6 +168,21 @@ def test_the_installed_configs_and_train_net(installed, tmp_path):
     assert re.search(r"FileNotFoundError: .*; did you mean synthetic/effnetlite0", done.stderr)
 
 
+def test_the_image_and_the_workflow_use_what_is_there():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    image = (ROOT / "Dockerfile").read_text()
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    commands = "\n".join([step.get("run", "") for step in steps] + re.findall(r"^RUN (make .*)", image, re.M))
+    called = re.findall(r"make (\S+)", commands)
+    assert sorted(called) == ["lint", "setup", "test"] and set(called) <= set(targets)
+    # What the set-up reads is copied.
+    copied = set(" ".join(re.findall(r"^COPY --chown=user (.*) \S+$", image, re.M)).split())
+    assert all(any(ROOT.glob(pattern)) for pattern in copied)
+    needed = {"Makefile", "pyproject.toml", "setup.py", "constraints.txt", "README.md", "LICENSE", "tools"}
+    assert needed | {"train_net.py", "configs", "gmm_anomaly"} <= copied
+
+
 def test_the_version_is_everywhere_the_same():
     newest = re.search(r"^## \[([\d.]+)\] - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())

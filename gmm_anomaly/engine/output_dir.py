@@ -20,6 +20,7 @@ from detectron2.utils.events import EventWriter
 from gmm_anomaly.data.atomic import replacing
 
 from .checkpoint import HISTORY, TAG
+from .loggers import RUN_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ CONFIG, LOCK = "config.yaml", ".lock"
 # What an earlier run has said about itself; its checkpoints stay where they are.
 SAID = (
     "metrics.json", "events.out.tfevents.*", "results.json", "curves", "visualizations", "model_best.json",
-    TAG, HISTORY,
+    RUN_FILE, TAG, HISTORY,
 )  # fmt: skip
 
 

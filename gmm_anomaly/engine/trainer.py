@@ -20,6 +20,7 @@ from detectron2.solver.build import (
 )
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
 
@@ -34,6 +35,7 @@ from .feature_distance import FeatureDistanceHook
 from .health_hook import health_hooks
 from .hooks import BestCheckpoint, CheckpointHook, EMHook, PrototypeHook, StepSeeds
 from .launch import Interrupted, Interruption
+from .loggers import RunWriter, require_logger
 from .output_dir import MetricsWriter
 from .train_loop import ANEW, TrainLoop, amp_dtype
 
@@ -109,6 +111,7 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's own constructor cannot build a distributed model on the CPU, or use mixed precision
         # there.
         TrainerBase.__init__(self)
+        require_logger(cfg)
         self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.segmentor = model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -135,6 +138,10 @@ class Trainer(DefaultTrainer):
         self.best = BestCheckpoint(cfg, self.checkpointer)
         self._last_eval_results: dict[str, Any] = {}
         self.register_hooks(self.build_hooks())
+
+    def build_writers(self) -> list[EventWriter]:
+        own = [] if self.cfg.SOLVER.LOGGER == "tensorboard" else [RunWriter(self.cfg)]
+        return [*super().build_writers(), *own]
 
     def build_hooks(self) -> list[HookBase]:
         cfg, model = self.cfg, self.segmentor

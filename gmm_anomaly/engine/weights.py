@@ -211,6 +211,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: tensors of the model that the input does not fill; nothing is written.
     """
+    if args.output is None:
+        raise ValueError("--out: expected the checkpoint to write, found nothing")
     if args.output.exists() and args.output.samefile(args.input):
         raise ValueError(f"OUTPUT: {args.output} is INPUT itself, which would be lost; give another name")
     if "" in args.allow_missing:

@@ -36,9 +36,9 @@ def require_onnx() -> None:
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"exporting to ONNX needs {', '.join(missing)}: install the extra `export` "
-            "(pip install 'gmm-anomaly[export]'; in a checkout python -m pip install -e '.[export]'). "
-            "--format torch-export works without"
+            f"exporting to ONNX needs {', '.join(missing)} (extra `export`): pip install {' '.join(missing)} "
+            "(in a checkout pip install -c constraints.txt -e '.[export]'). --format torch-export works "
+            "without"
         )
 
 

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from .collectives import gather_stack, sum_over_ranks
 from .mixtures import UnfittedMixtureError
 
-# Added to the covariance's diagonal, as a share of its mean: keeps directions without variance invertible.
+# Added to the covariance's diagonal, as a share of its mean, unless told: keeps directions without variance
+# invertible.
 SHRINKAGE = 1e-2
 
 
@@ -83,6 +84,11 @@ class TiedGaussians(nn.Module):
     """Gaussians over D dimensions with one covariance, one a class or one a component.
 
     Distances are Euclidean ones after whitening: two matrix products, and no (N, C, D) tensor.
+
+    Args:
+        num_classes: C. dim: D.
+        shrinkage: of the covariance towards the identity, a share of its mean variance above 0. Far above 1
+            distances are Euclidean ones.
     """
 
     centre: Tensor
@@ -90,8 +96,9 @@ class TiedGaussians(nn.Module):
     whitened_means: Tensor
     seen: Tensor
 
-    def __init__(self, num_classes: int, dim: int) -> None:
+    def __init__(self, num_classes: int, dim: int, shrinkage: float = SHRINKAGE) -> None:
         super().__init__()
+        self.shrinkage = shrinkage
         self.register_buffer("centre", torch.zeros(dim))
         self.register_buffer("whitening", torch.zeros(dim, dim))
         self.register_buffer("whitened_means", torch.zeros(num_classes, dim))
@@ -103,7 +110,7 @@ class TiedGaussians(nn.Module):
 
     @torch.no_grad()
     def fit(self, statistics: TiedGaussianStatistics) -> None:
-        """Means, and the covariance around them shrunk by 1 % of its mean variance towards the identity.
+        """Means, and the covariance around them, shrunk towards the identity.
 
         Statistics of as many classes as there are Gaussians give one a class; one without a feature is left
         out of the distances. Those of a single class give components of the features kept: k-means after
@@ -121,10 +128,12 @@ class TiedGaussians(nn.Module):
         covariance = (statistics.second - means.T @ total) / count.sum()
         if len(count) != len(self.seen):
             means, count, covariance = _components(
-                statistics.kept().double() - centre, _whitening(covariance), len(self.seen)
+                statistics.kept().double() - centre,
+                _whitening(covariance, self.shrinkage),
+                len(self.seen),
             )
             means = means + centre
-        whitening = _whitening(covariance)
+        whitening = _whitening(covariance, self.shrinkage)
         self.centre.copy_(centre)
         self.whitening.copy_(whitening)
         self.whitened_means.copy_((means - centre) @ whitening)
@@ -160,10 +169,10 @@ class TiedGaussians(nn.Module):
         return constant - self.squared_distance(features) / 2
 
 
-def _whitening(covariance: Tensor) -> Tensor:
+def _whitening(covariance: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
     """(D, D) float64 -> the matrix that makes the covariance, shrunk in place, the identity."""
     diagonal = covariance.diagonal()
-    diagonal += SHRINKAGE * diagonal.mean().clamp(min=1e-12)
+    diagonal += shrinkage * diagonal.mean().clamp(min=1e-12)
     factor = torch.linalg.cholesky(covariance)
     identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
     return torch.linalg.solve_triangular(factor, identity, upper=False).T

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmm_anomaly.gmm import TiedGaussians, TiedGaussianStatistics, UnfittedMixtureError
+from gmm_anomaly.gmm.tied_gaussians import SHRINKAGE
 
 from .outlier_head import OutlierHead
 
@@ -40,6 +41,7 @@ class FeatureDistance(nn.Module):
         hybrid_with: what of the classifier the score "hybrid" adds: its "density", where it has one, or the
             "energy" of its logits.
         weights: of the levels in the sum; empty: 1 each.
+        shrinkage: of their covariances, as :class:`TiedGaussians` takes it.
         outliers, outlier_weight: name of an :class:`OutlierHead` on the same levels, "" being none, and the
             weight that the score "exposed_distance" gives it.
 
@@ -58,6 +60,7 @@ class FeatureDistance(nn.Module):
         components: int = 0,
         hybrid_with: str = "density",
         weights: Sequence[float] = (),
+        shrinkage: float = SHRINKAGE,
         outliers: str = "",
         outlier_weight: float = 0.0,
     ) -> None:
@@ -73,9 +76,9 @@ class FeatureDistance(nn.Module):
         self.finest = min(shapes, key=lambda name: shapes[name].stride)
         means = num_classes if self.by_class else components
         self.levels = nn.ModuleDict(
-            {name: TiedGaussians(means, shape.channels) for name, shape in shapes.items()}
+            {name: TiedGaussians(means, shape.channels, shrinkage) for name, shape in shapes.items()}
         )
-        self.outliers = OutlierHead(outliers, shapes, outlier_weight) if outliers else None
+        self.outliers = OutlierHead(outliers, shapes, outlier_weight, shrinkage) if outliers else None
         # Moments over the training set's labelled pixels: of each level's log-distance, and of what "hybrid"
         # takes from the classifier, so that a score can add what has different units.
         self.register_buffer("log_mean", torch.zeros(len(shapes)))
@@ -149,16 +152,12 @@ class FeatureDistance(nn.Module):
 
     def outlier_ratio(self, pyramid: dict[str, Tensor], embedding: Tensor | None) -> Tensor:
         """Arguments and shape as :meth:`forward`; the log-ratios of :class:`OutlierHead`, summed over the
-        levels, in nats.
-
-        Raises:
-            UnfittedMixtureError: before they are fitted.
+        levels, in nats. Raises UnfittedMixtureError before they are fitted.
         """
         head = self.outliers
         if head is None or not head.is_fitted:
             raise UnfittedMixtureError(
-                "the outliers (MODEL.OUTLIER.NAME) are not fitted; fit them with train_net.py --fit-outliers "
-                "MODEL.WEIGHTS FILE"
+                "MODEL.OUTLIER: fit it with train_net.py --fit-outliers MODEL.WEIGHTS FILE"
             )
 
         def ratio(name: str, feature: Tensor) -> Tensor:
@@ -171,7 +170,7 @@ class FeatureDistance(nn.Module):
     ) -> Tensor:
         features = features_by_name(self.names, pyramid, embedding)
         size = features[self.finest].shape[-2:]
-        maps = [map_of(name, feature)[:, None] for name, feature in features.items()]
+        maps = (map_of(name, feature)[:, None] for name, feature in features.items())
         return sum(F.interpolate(part, size=size, mode="bilinear", align_corners=False) for part in maps)
 
 
@@ -211,6 +210,7 @@ def build_feature_distance(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> Featur
         components=keys.COMPONENTS,
         hybrid_with=keys.HYBRID_WITH,
         weights=keys.WEIGHTS,
+        shrinkage=keys.SHRINKAGE,
         outliers=cfg.MODEL.OUTLIER.NAME,
         outlier_weight=cfg.MODEL.OUTLIER.WEIGHT,
     )

@@ -51,13 +51,17 @@ def _require_packages() -> None:
         if importlib.util.find_spec(name) is None:
             raise ImportError(
                 f'MODEL.META_ARCHITECTURE "MaskAnomalySegmentor" needs the package {name} (extra "mask"): '
-                "pip install -c constraints.txt -e '.[mask]'"
+                f"pip install {name} (in a checkout pip install -c constraints.txt -e '.[mask]')"
             )
 
 
 def _pretrained(weights: str, classes: int, *, replace_classes: bool) -> nn.Module:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
+    # Without a network it says of each of ten tries why; the error says it once.
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
     try:
         config = Mask2FormerConfig.from_pretrained(weights)
         own = config.num_labels
@@ -77,6 +81,8 @@ def _pretrained(weights: str, classes: int, *, replace_classes: bool) -> nn.Modu
             f"model.safetensors nor a model that the hub gave here ({str(error).splitlines()[0]}). Without a "
             "network: download these two files elsewhere, and set the key to their folder"
         ) from error
+    finally:
+        hub.setLevel(level)
     if own != classes:
         logger.warning("%s has %d classes: the class layer for %d is untrained", weights, own, classes)
         # The loss keeps a weight per class in a buffer.

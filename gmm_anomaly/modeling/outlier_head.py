@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmm_anomaly.gmm import TiedGaussians, TiedGaussianStatistics
+from gmm_anomaly.gmm.tied_gaussians import SHRINKAGE
 
 HEADS = ("gmm", "linear")
 # Gaussians of the outliers; 1 to 200 gave the same on three validation sets.
@@ -68,7 +69,7 @@ class OutlierHead(nn.Module):
         name: "gmm": Gaussians with one covariance for the outliers as for what is known; "linear": logistic
             regression of one against the other, which estimates the ratio without either.
         shapes: of each level, by name.
-        weight: of the ratio in the score "exposed_distance".
+        weight: of the ratio in the score "exposed_distance". shrinkage: of the outliers' covariance.
 
     Raises:
         ValueError: another name.
@@ -77,13 +78,15 @@ class OutlierHead(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, shapes: Mapping[str, ShapeSpec], weight: float = 0.0) -> None:
+    def __init__(
+        self, name: str, shapes: Mapping[str, ShapeSpec], weight: float = 0.0, shrinkage: float = SHRINKAGE
+    ) -> None:
         super().__init__()
         if name not in HEADS:
             raise ValueError(f'MODEL.OUTLIER.NAME: expected "gmm", "linear" or "" (none), found {name!r}')
         self.levels = nn.ModuleDict(
             {
-                level: (TiedGaussians(COMPONENTS, n) if name == "gmm" else LogisticRegression(n))
+                level: (TiedGaussians(COMPONENTS, n, shrinkage) if name == "gmm" else LogisticRegression(n))
                 for level, n in ((level, shape.channels) for level, shape in shapes.items())
             }
         )

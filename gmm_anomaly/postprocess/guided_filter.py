@@ -11,16 +11,16 @@ from .registry import register_postprocess
 # A box reaches over this share of the image's width to each side, whatever the image's size. This and the
 # next one were chosen on RoadAnomaly21, RoadObstacle21 and Fishyscapes Static.
 WIDTHS_PER_RADIUS = 22
-# Variance of colours (0 to 1) under which a box counts as flat.
+# Variance of colours (0 to 1), and of twice their squares, under which a box counts as flat.
 EPSILON = 1e-4
-# The coefficients are smooth: they are solved for at a quarter of the size.
-REDUCTION = 4
+# The coefficients are smooth: they are solved for at an eighth of the size.
+REDUCTION = 8
 
 
 @register_postprocess("guided_filter")
 def guided_filter(score: Tensor, _prediction: Tensor, image: Tensor) -> Tensor:
     """Guided filter with the photo as guide (He, Sun and Tang, TPAMI 2013), in its fast form (He and Sun,
-    2015). Features with a stride of 32 know no outlines; colours do."""
+    2015), which has the colours' squares too. Features with a stride of 32 know no outlines; colours do."""
     # Half precision has too few digits for variances.
     with torch.autocast(score.device.type, enabled=False):
         return filter_by_guide(score, image.float() / 255)
@@ -34,8 +34,8 @@ def filter_by_guide(
     epsilon: float = EPSILON,
     reduction: int = REDUCTION,
 ) -> Tensor:
-    """The colour guided filter: in each box the score as a linear function of the colours, by ridge
-    regression; a pixel's coefficients are the means over the boxes that hold it.
+    """The colour guided filter: in each box the score as a linear function of the colours and their squares,
+    by ridge regression; a pixel's coefficients are the means over the boxes that hold it.
 
     Works at the guide's size; a score of another size is resized there and back.
 
@@ -44,7 +44,7 @@ def filter_by_guide(
         guide: (..., 3, h, w) floating point, 0 to 1.
         radius: of the boxes, in pixels of the reduced maps; None: a 22nd of their width, rounded up.
             Boxes end at the border.
-        epsilon: added to the variances of the colours.
+        epsilon: added to the variances of the colours and of twice their squares around 0.5.
         reduction: height and width are divided by it to solve for the coefficients; 1: the exact filter.
 
     Returns:
@@ -59,7 +59,8 @@ def filter_by_guide(
     # Centred: differences of large means would lose digits in float32, and a flat map stays exactly flat.
     offset = score.mean(dim=(-2, -1), keepdim=True)
     maps = reduced((score - offset)[..., None, :, :], not same or reduction != 1)
-    colours = reduced(guide, reduction != 1) - 0.5
+    channels = _channels(reduced(guide, reduction != 1) - 0.5)
+    count = channels.shape[-3]
     rows, columns = (_box_means(length, radius, small[1], score) for length in small)
 
     def box_mean(maps: Tensor) -> Tensor:
@@ -67,19 +68,19 @@ def filter_by_guide(
         return F.linear(F.linear(maps, columns).mT, rows).mT.contiguous()
 
     # All in one: exporters cannot tell the layout of a single map.
-    mean, mean_score = box_mean(torch.cat([colours, maps], dim=-3)).split([3, 1], dim=-3)
-    covariance = box_mean(colours * maps) - mean * mean_score
-    pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
+    mean, mean_score = box_mean(torch.cat([channels, maps], dim=-3)).split([count, 1], dim=-3)
+    covariance = box_mean(channels * maps) - mean * mean_score
+    pairs = [(row, column) for row in range(count) for column in range(row, count)]
     first, second = (torch.tensor(index, device=score.device) for index in zip(*pairs, strict=True))
-    products = colours.index_select(-3, first) * colours.index_select(-3, second)
+    products = channels.index_select(-3, first) * channels.index_select(-3, second)
     spread = box_mean(products) - mean.index_select(-3, first) * mean.index_select(-3, second)
-    slope = _solve(spread.unbind(-3), covariance.unbind(-3), epsilon)
+    slope = _solve(dict(zip(pairs, spread.unbind(-3), strict=True)), list(covariance.unbind(-3)), epsilon)
     constant = mean_score - (slope * mean).sum(dim=-3, keepdim=True)
     coefficients = box_mean(torch.cat([slope, constant], dim=-3))
     if reduction != 1:
         coefficients = _resized(coefficients, size)
-    slope, constant = coefficients.split([3, 1], dim=-3)
-    filtered = ((guide - 0.5) * slope).sum(dim=-3, keepdim=True) + constant
+    slope, constant = coefficients.split([count, 1], dim=-3)
+    filtered = (_channels(guide - 0.5) * slope).sum(dim=-3, keepdim=True) + constant
     filtered = filtered if same else _resized(filtered, score.shape[-2:])
     return filtered[..., 0, :, :] + offset
 
@@ -101,20 +102,32 @@ def _box_means(length: int, radius: int | None, width: int, like: Tensor) -> Ten
     return inside / inside.sum(dim=1, keepdim=True)
 
 
-def _solve(spread: tuple[Tensor, ...], right: tuple[Tensor, ...], epsilon: float) -> Tensor:
-    """x of ``(A + epsilon) x = right`` by cofactors, for the symmetric 3 x 3 matrix A of every pixel.
+def _channels(colours: Tensor) -> Tensor:
+    """colours: (..., 3, H, W), centred -> (..., 6, H, W): these and twice their squares: a score linear
+    in them tells a black and white thing from grey road."""
+    return torch.cat([colours, 2 * colours.square()], dim=-3)
+
+
+def _solve(spread: dict[tuple[int, int], Tensor], right: list[Tensor], epsilon: float) -> Tensor:
+    """x of ``(A + epsilon) x = right`` by elimination, for the symmetric K x K matrix A of every pixel. What
+    has no negative eigenvalue needs no pivots.
 
     Args:
-        spread: its entries 11, 12, 13, 22, 23 and 33, each (..., h, w). right: three of them.
+        spread: its entries on and above the diagonal, by row and column, each (..., h, w). right: K of them.
 
     Returns:
-        (..., 3, h, w).
+        (..., K, h, w).
     """
-    a, b, c, d, e, f = spread
-    a, d, f = a + epsilon, d + epsilon, f + epsilon
-    cofactors = (d * f - e * e, c * e - b * f, b * e - c * d, a * f - c * c, b * c - a * e, a * d - b * b)
-    g, h, i, j, k, m = cofactors
-    determinant = a * g + b * h + c * i
-    x, y, z = right
-    solution = torch.stack([g * x + h * y + i * z, h * x + j * y + k * z, i * x + k * y + m * z], dim=-3)
-    return solution / determinant[..., None, :, :]
+    size = len(right)
+    for row in range(size):
+        spread[row, row] = spread[row, row] + epsilon
+        for below in range(row + 1, size):
+            factor = spread[row, below] / spread[row, row]
+            right[below] = right[below] - factor * right[row]
+            for column in range(below, size):
+                spread[below, column] = spread[below, column] - factor * spread[row, column]
+    for row in reversed(range(size)):
+        for column in range(row + 1, size):
+            right[row] = right[row] - spread[row, column] * right[column]
+        right[row] = right[row] / spread[row, row]
+    return torch.stack(right, dim=-3)

@@ -19,7 +19,6 @@ from gmm_anomaly.cli import main
 from gmm_anomaly.data.streets.datasets import StreetSplit
 from gmm_anomaly.engine.config import ConfigError, build_config, read_config
 from gmm_anomaly.engine.fit_detector import CONFIG, fit_detector, frame_files
-from gmm_anomaly.gmm.tied_gaussians import SHRINKAGE
 from gmm_anomaly.postprocess.guided_filter import filter_by_guide
 
 NAME = "feature_distance+guided_filter+picture_level"
@@ -110,7 +109,7 @@ def test_scores_are_the_formula(streets):
         queries = cells(streets[0])
         outputs = model([{"image": torch.from_numpy(streets[0].transpose(2, 0, 1).copy())}])[0]
     covariance = np.cov(known.T, bias=True)
-    covariance += SHRINKAGE * np.diag(covariance).mean() * np.eye(len(covariance))
+    covariance += cfg.MODEL.FEATURE_DISTANCE.SHRINKAGE * np.diag(covariance).mean() * np.eye(len(covariance))
     inverse, mean = np.linalg.inv(covariance), known.mean(0, keepdims=True)
 
     def log_distance(features):

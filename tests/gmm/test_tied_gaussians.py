@@ -22,24 +22,25 @@ def sample():
     return features, labels
 
 
-def fitted(features, labels, parts=1):
+def fitted(features, labels, parts=1, shrinkage=SHRINKAGE):
     statistics = TiedGaussianStatistics(CLASSES, features.shape[1])
     for part in np.array_split(np.arange(len(features)), parts):
         statistics.add(torch.from_numpy(features[part]), torch.from_numpy(labels[part]))
-    gaussians = TiedGaussians(CLASSES, features.shape[1])
+    gaussians = TiedGaussians(CLASSES, features.shape[1], shrinkage)
     gaussians.fit(statistics)
     return gaussians
 
 
-def test_distances_are_the_mahalanobis_formula(sample):
+@pytest.mark.parametrize("shrinkage", [SHRINKAGE, 0.3])
+def test_distances_are_the_mahalanobis_formula(sample, shrinkage):
     features, labels = sample
     means = np.stack([features[labels == c].mean(0) for c in range(CLASSES - 1)])
     residual = features - means[labels]
     covariance = residual.T @ residual / COUNT
-    covariance += SHRINKAGE * np.diag(covariance).mean() * np.eye(DIM)
+    covariance += shrinkage * np.diag(covariance).mean() * np.eye(DIM)
     offsets = features[:, None] - means
     expected = np.einsum("ncd,de,nce->nc", offsets, np.linalg.inv(covariance), offsets).min(1)
-    found = fitted(features, labels, parts=7).squared_distance(torch.from_numpy(features))
+    found = fitted(features, labels, 7, shrinkage).squared_distance(torch.from_numpy(features))
     np.testing.assert_allclose(found.numpy(), expected, rtol=2e-4, atol=1e-3)
     assert found.dtype == torch.float32
 

@@ -19,13 +19,18 @@ def boxes(height, width, radius):
             yield (y, x), np.s_[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
 
 
+def channels(guide):
+    return np.concatenate([guide - 0.5, 2 * (guide - 0.5) ** 2])
+
+
 def by_formula(score, guide, radius):
-    """He et al., Eq. 5, 6 and 8, colour form: (4, H, W), three slopes and a constant of each pixel."""
+    """He et al., Eq. 5, 6 and 8, for colours and squares: (7, H, W), slopes and a constant of each pixel."""
+    guide = channels(guide)
     height, width = score.shape
-    own = np.zeros((4, height, width))
+    own = np.zeros((7, height, width))
     for (y, x), box in boxes(height, width, radius):
-        colours, values = guide[(slice(None), *box)].reshape(3, -1), score[box].ravel()
-        covariance = np.cov(colours, bias=True) + EPSILON * np.eye(3)
+        colours, values = guide[(slice(None), *box)].reshape(6, -1), score[box].ravel()
+        covariance = np.cov(colours, bias=True) + EPSILON * np.eye(6)
         slope = np.linalg.solve(covariance, colours @ values / values.size - colours.mean(1) * values.mean())
         own[:, y, x] = *slope, values.mean() - slope @ colours.mean(1)
     mean = np.zeros_like(own)
@@ -49,7 +54,7 @@ def sample():
 def test_the_exact_filter_is_the_formula(sample):
     score, guide = sample
     slope = by_formula(score, guide, 5)
-    expected = (slope[:3] * guide).sum(0) + slope[3]
+    expected = (slope[:6] * channels(guide)).sum(0) + slope[6]
     options = {"radius": 5, "epsilon": EPSILON, "reduction": 1}
     found = filter_by_guide(torch.from_numpy(score), torch.from_numpy(guide), **options)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
@@ -57,22 +62,22 @@ def test_the_exact_filter_is_the_formula(sample):
     np.testing.assert_allclose(single.numpy(), expected, rtol=2e-4)
 
 
-def test_the_fast_form_solves_at_a_quarter_of_the_guides_size(sample):
+def test_the_fast_form_solves_at_an_eighth_of_the_guides_size(sample):
     score, guide = sample
     image = (guide * 255).round().astype(np.uint8)
     photo = image / 255.0
-    small = enlarged([score, *photo], (6, 10))
-    # A 22nd of 10 columns, rounded up, is a radius of 1.
+    small = enlarged([score, *photo], (3, 5))
+    # A 22nd of 5 columns, rounded up, is a radius of 1.
     slope = enlarged(by_formula(small[0], small[1:], 1), (24, 40))
-    at_the_guides_size = (slope[:3] * photo).sum(0) + slope[3]
+    at_the_guides_size = (slope[:6] * channels(photo)).sum(0) + slope[6]
     guided = get_postprocesses(["guided_filter"])["guided_filter"]
     prediction = torch.zeros(score.shape, dtype=torch.int64)
     found = guided(torch.from_numpy(score).float(), prediction, torch.from_numpy(image))
     np.testing.assert_allclose(found.numpy(), at_the_guides_size, rtol=2e-4)
     # A score of another size than the image goes there and back.
     large = enlarged([score], (48, 60))[0]
-    slope = enlarged(by_formula(enlarged([large], (6, 10))[0], small[1:], 1), (24, 40))
-    expected = enlarged([(slope[:3] * photo).sum(0) + slope[3]], (48, 60))[0]
+    slope = enlarged(by_formula(enlarged([large], (3, 5))[0], small[1:], 1), (24, 40))
+    expected = enlarged([(slope[:6] * channels(photo)).sum(0) + slope[6]], (48, 60))[0]
     prediction = torch.zeros(large.shape, dtype=torch.int64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = guided(torch.from_numpy(large).float(), prediction, torch.from_numpy(image))
