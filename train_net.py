@@ -32,6 +32,7 @@ from gmm_anomaly.engine import (  # noqa: E402
     evaluate,
     fit_feature_distance,
     fit_mixture,
+    fit_outliers,
     fitting_config,
     inference_config,
     with_weights,
@@ -66,13 +67,15 @@ def main(args: Namespace) -> object:
     if args.fit_mixture:
         # The config may be that of a twin without densities, the scores those of mixtures.
         overrides = [*overrides, "MODEL.CLASSIFIER.NAME", "gmm"]
+    if args.fit_outliers and not read_config(args.config_file, overrides).MODEL.OUTLIER.NAME:
+        overrides = [*overrides, "MODEL.OUTLIER.NAME", "linear"]
     with ExitStack() as running:
         with held_log("gmm_anomaly"):
             cfg = build_config(args.config_file, overrides)
             for name in present(cfg.DATASETS.TEST, "DATASETS.TEST"):
                 # What an evaluation lacks is told now, not after hours of training.
                 build_evaluator(cfg, name)
-            evaluates = args.eval_only or args.fit_feature_distance
+            evaluates = args.eval_only or args.fit_feature_distance or args.fit_outliers
             last = args.resume and (Path(cfg.OUTPUT_DIR) / TAG).is_file()
             if args.fit_mixture or evaluates and not last:
                 cfg = with_run_weights(cfg, args.config_file, overrides)
@@ -107,11 +110,15 @@ def fit_or_evaluate(cfg: CfgNode, args: Namespace) -> object:
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg, save_to_disk=comm.is_main_process())
     if args.resume and checkpointer.has_checkpoint():
         cfg = with_weights(cfg, checkpointer.get_checkpoint_file())
-    checkpointer.load_for_evaluation(cfg.MODEL.WEIGHTS, distances=not args.fit_feature_distance)
-    if args.fit_feature_distance:
-        fit_feature_distance(cfg, model)
-        checkpointer.save_weights("model_with_distances")
-        cfg = with_weights(cfg, Path(cfg.OUTPUT_DIR) / "model_with_distances.pth")
+    checkpointer.load_for_evaluation(
+        cfg.MODEL.WEIGHTS, distances=not args.fit_feature_distance, outliers=not args.fit_outliers
+    )
+    if args.fit_feature_distance or args.fit_outliers:
+        fit = fit_outliers if args.fit_outliers else fit_feature_distance
+        fit(cfg, model)
+        name = "model_with_outliers" if args.fit_outliers else "model_with_distances"
+        checkpointer.save_weights(name)
+        cfg = with_weights(cfg, Path(cfg.OUTPUT_DIR) / f"{name}.pth")
     return evaluate(cfg, model)
 
 
@@ -119,8 +126,10 @@ def checked_arguments() -> Namespace:
     """The command line; one whose config cannot be read ends the program with status 2."""
     arguments = parser()
     args = arguments.parse_args()
-    if args.eval_only + args.fit_mixture + args.fit_feature_distance > 1:
-        arguments.error("--eval-only, --fit-mixture and --fit-feature-distance: give one of them")
+    if args.eval_only + args.fit_mixture + args.fit_feature_distance + args.fit_outliers > 1:
+        arguments.error(
+            "--eval-only, --fit-mixture, --fit-feature-distance and --fit-outliers: give one of them"
+        )
     try:
         if args.config_file:
             args.config_file = str(find_config(args.config_file))

@@ -134,7 +134,8 @@ def become_train_net(args: argparse.Namespace) -> NoReturn:
     for name in ("config_file", "num_gpus", "num_machines", "machine_rank", "dist_url"):
         value = getattr(args, name)
         words += [] if value is None else [f"--{name.replace('_', '-')}", value]
-    for name in ("eval_only", "resume", "fit_mixture", "fit_feature_distance", "trust_pickle"):
+    fits = ("fit_mixture", "fit_feature_distance", "fit_outliers")
+    for name in ("eval_only", "resume", *fits, "trust_pickle"):
         words += [f"--{name.replace('_', '-')}"] if getattr(args, name, False) else []
     for path in args.register:
         words += ["--register", path]

@@ -253,6 +253,26 @@ def add_gmm_anomaly_config(cfg: CN) -> None:
     cfg.MODEL.FEATURE_DISTANCE.NUM_IMAGES = 100
     cfg.MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE = 600
 
+    # Outlier exposure. A second density, of objects that are pasted into training images, on the features of
+    # MODEL.FEATURE_DISTANCE, fitted after these: "gmm" (Gaussians with one covariance), "linear" (logistic
+    # regression, which estimates the ratio to the known ones' density itself) or "" (none). Scores
+    # "likelihood_ratio", "outlier_posterior", "dense_hybrid" and "exposed_distance".
+    cfg.MODEL.OUTLIER = CN()
+    cfg.MODEL.OUTLIER.NAME = ""
+    # Of the ratio's standard deviations in "exposed_distance", which adds them to the distance.
+    cfg.MODEL.OUTLIER.WEIGHT = 0.3
+
+    cfg.INPUT.OUTLIERS = CN()
+    # The objects: "rendered" (unknown ones of the rendered streets and shapes cut out of the image itself,
+    # turned and tinted), a folder of RGBA cut-outs, or a .json of COCO annotations beside its images.
+    cfg.INPUT.OUTLIERS.SOURCE = "rendered"
+    # Share of the training images that get some; their pixels belong to no class. MODEL.OUTLIER is fitted to
+    # images that all have some.
+    cfg.INPUT.OUTLIERS.SHARE = 0.0
+    # Fewest and most objects an image, and their smallest and largest height in shares of the image's.
+    cfg.INPUT.OUTLIERS.OBJECTS = [3, 8]
+    cfg.INPUT.OUTLIERS.HEIGHTS = [0.03, 0.45]
+
     # Mask2Former of the package transformers (MODEL.META_ARCHITECTURE "MaskAnomalySegmentor").
     keys = cfg.MODEL.MASK2FORMER = CN()
     # Weights, and with them the architecture: a model name of the hub or a folder with config.json and

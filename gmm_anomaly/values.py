@@ -70,7 +70,8 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     ("0 or more", lambda x: x >= 0, (
         "MODEL.GMM: HEALTH_PERIOD CONTRAST_WEIGHT GUIDE_WEIGHT",
         "MODEL.GMM.SAMPLED_CONTRAST: WEIGHT START RAMP NOISE_SCALE", "MODEL.FEATURE_DISTANCE: COMPONENTS",
-        "INPUT: MIN_SIZE_TEST", "DATALOADER: NUM_WORKERS", "TEST: NUM_VISUALIZATIONS MAX_WHOLE_PIXELS",
+        "MODEL.OUTLIER: WEIGHT", "INPUT: MIN_SIZE_TEST", "DATALOADER: NUM_WORKERS",
+        "TEST: NUM_VISUALIZATIONS MAX_WHOLE_PIXELS",
         "SOLVER: BASE_LR BASE_LR_END BIAS_LR_FACTOR HEAD_LR_FACTOR WEIGHT_DECAY WEIGHT_DECAY_NORM GAMMA",
         "SOLVER: WARMUP_ITERS NUM_DECAYS CHECKPOINT_KEEP REFERENCE_WORLD_SIZE POLY_LR_POWER",
     )),
@@ -80,7 +81,8 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     )),
     ("a number from 0 to 1", lambda x: 0 <= x <= 1, (
         "MODEL.GMM: MOMENTUM_MEAN MOMENTUM_SCALE WARM_START_MOMENTUM FEATURE_GRADIENT",
-        "MODEL.GMM.SAMPLED_CONTRAST: MIN_FILL", "INPUT: COLOR_JITTER", "SOLVER: WARMUP_FACTOR",
+        "MODEL.GMM.SAMPLED_CONTRAST: MIN_FILL", "INPUT: COLOR_JITTER", "INPUT.OUTLIERS: SHARE",
+        "SOLVER: WARMUP_FACTOR",
     )),
     ("0 or more and below 1", lambda x: 0 <= x < 1, (
         "MODEL.CLASSIFIER: DROPOUT", "MODEL.PROTOTYPE: MOMENTUM", "SOLVER: MOMENTUM",
@@ -107,7 +109,10 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     ("one or more numbers above 0", lambda v: len(v) > 0 and _numbers(lambda x: x > 0)(v), (
         "TEST.AUG: SCALES",
     )),
-    ("0 < low <= high", _is_range, ("INPUT: SCALE_RANGE",)),
+    ("0 < low <= high", _is_range, ("INPUT: SCALE_RANGE", "INPUT.OUTLIERS: HEIGHTS")),
+    ("whole numbers, 1 <= fewest <= most", lambda v: _is_range(v) and _numbers(bool, whole=True)(v), (
+        "INPUT.OUTLIERS: OBJECTS",
+    )),
     ("[], or a shorter and a longer side", lambda v: not v or _is_range(v), ("INPUT: SCALE_BASE",)),
     ("numbers above 0", _numbers(lambda x: x > 0), ("MODEL.FEATURE_DISTANCE: WEIGHTS",)),
     ("whole numbers from 0", _numbers(lambda x: x >= 0, whole=True), (
@@ -149,6 +154,7 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     (*_one_of("horizontal", "vertical", "none"), ("INPUT: RANDOM_FLIP",)),
     (*_one_of("TrainingSampler", "ClassBalancedSampler"), ("DATALOADER: SAMPLER_TRAIN",)),
     (*_one_of("SGD", "ADAMW"), ("SOLVER: OPTIMIZER",)),
+    (*_one_of("", "gmm", "linear"), ("MODEL.OUTLIER: NAME",)),
     (*_one_of("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
      ("SOLVER: LR_SCHEDULER_NAME",)),
     (*_one_of("linear", "constant"), ("SOLVER: WARMUP_METHOD",)),
@@ -196,6 +202,7 @@ READ_WITH: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     *((f"MODEL.FEATURE_DISTANCE.{key}", "MODEL.FEATURE_DISTANCE.FEATURES", ()) for key in (
         "BACKBONE", "COMPONENTS", "HYBRID_WITH", "PIXELS_PER_IMAGE", "WEIGHTS",
     )),
+    ("MODEL.OUTLIER.WEIGHT", "MODEL.OUTLIER.NAME", ()),
     ("MODEL.GMM.SAMPLED_CONTRAST.", "MODEL.GMM.SAMPLED_CONTRAST.WEIGHT", ()),
 )  # fmt: skip
 

@@ -58,6 +58,10 @@ def add_fits(parser: argparse.ArgumentParser) -> None:
     add("--fit-feature-distance", action="store_true",
         help="fit what some scores need to know of the training set (MODEL.FEATURE_DISTANCE, sml) to the "
         "network in MODEL.WEIGHTS, save it as OUTPUT_DIR/model_with_distances.pth, and evaluate")
+    add("--fit-outliers", action="store_true",
+        help="paste objects (INPUT.OUTLIERS) into training images and fit MODEL.OUTLIER, by default linear, "
+        "to the network in MODEL.WEIGHTS, whose distances are fitted, save it as "
+        "OUTPUT_DIR/model_with_outliers.pth, and evaluate")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +125,9 @@ def fit(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("detector.pth"), metavar="FILE", help="default: detector.pth")
     add("--config-file", default="detector/effnetlite0.yaml", metavar="FILE",
         help="the network and its levels; default: detector/effnetlite0.yaml")
+    add("--outliers", metavar="SOURCE",
+        help="paste objects into the frames once more and fit to them what tells them apart: 'rendered' (no "
+        "download), a folder of RGBA cut-outs, or a .json of COCO annotations")
     add("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one")
 
 

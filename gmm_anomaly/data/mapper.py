@@ -20,6 +20,7 @@ from fvcore.transforms.transform import Transform
 
 from gmm_anomaly.values import check_sections
 
+from .outliers import PasteOutliers, separated
 from .reading import IGNORE_LABEL, LabelRule, read_image, read_label
 
 
@@ -47,6 +48,7 @@ class SegmentationMapper:
         self.image_format = image_format
         self.augmentations = T.AugmentationList(list(augmentations))
         self.label_rules = None if label_rules is None else dict(label_rules)
+        self.pastes = any(isinstance(part, PasteOutliers) for part in augmentations)
         self.cache_decoded = cache_decoded
         self._decoded: dict[tuple[str, str], tuple[np.ndarray, np.ndarray | None]] = {}
 
@@ -72,8 +74,9 @@ class SegmentationMapper:
             record: of Detectron2's catalog, with "file_name"; "sem_seg_file_name" for training.
 
         Returns:
-            "image" (3, H, W) uint8; "sem_seg" (H, W) int64 with 255 = ignored, if labels are read; "height"
-            and "width" of the image as stored; "file_name", and "image_id" if the record has one.
+            "image" (3, H, W) uint8; "sem_seg" (H, W) int64 with 255 = ignored, if labels are read;
+            "outliers" (H, W) bool, the pasted objects, if there are any (``INPUT.OUTLIERS``); "height" and
+            "width" of the image as stored; "file_name", and "image_id" if the record has one.
 
         Raises:
             FileNotFoundError, ValueError: see ``read_image`` and ``read_label``.
@@ -96,7 +99,7 @@ class SegmentationMapper:
             "width": image.shape[1],
         }
         if inputs.sem_seg is not None:
-            mapped["sem_seg"] = torch.from_numpy(inputs.sem_seg.astype(np.int64))
+            mapped |= separated(torch.from_numpy(inputs.sem_seg.astype(np.int64)), self.pastes)
         return mapped | {key: record[key] for key in ("file_name", "image_id") if key in record}
 
     def _read(self, record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -115,7 +118,7 @@ class SegmentationMapper:
 
 
 def train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """Scale and crop, colour, flip, pad: colours after the crop, because it is smaller."""
+    """Scale and crop, objects, colour, flip, pad: colours after the crop, because it is smaller."""
     crop = None
     if cfg.INPUT.CROP.ENABLED:
         if cfg.INPUT.CROP.TYPE != "absolute":
@@ -127,6 +130,8 @@ def train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
         tuple(cfg.INPUT.SCALE_RANGE), crop, cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA, base
     )
     augmentations: list[T.Augmentation] = [scaled_crop]
+    if cfg.INPUT.OUTLIERS.SHARE:
+        augmentations.append(PasteOutliers.from_config(cfg))
     if cfg.INPUT.COLOR_JITTER:
         factors = 1 - cfg.INPUT.COLOR_JITTER, 1 + cfg.INPUT.COLOR_JITTER
         augmentations += [
@@ -135,16 +140,13 @@ def train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     flip = cfg.INPUT.RANDOM_FLIP
     if flip != "none":
         augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
-    if crop is not None:
-        augmentations.append(PadTo(crop, cfg.MODEL.PIXEL_MEAN))
-    return augmentations
+    return [*augmentations, PadTo(crop, cfg.MODEL.PIXEL_MEAN)] if crop else augmentations
 
 
 def test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """The image's own size, or its shorter side resized to ``INPUT.MIN_SIZE_TEST``."""
-    if cfg.INPUT.MIN_SIZE_TEST <= 0:
-        return []
-    return [ResizeForTest(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
+    side = cfg.INPUT.MIN_SIZE_TEST
+    return [ResizeForTest(side, cfg.INPUT.MAX_SIZE_TEST)] if side > 0 else []
 
 
 class ResizeForTest(T.ResizeShortestEdge):

@@ -6,6 +6,7 @@ from .evaluation import build_evaluator, evaluate
 from .feature_distance import fit_feature_distance
 from .fit_mixture import check_output_dir, fit_mixture
 from .hooks import EMHook
+from .outliers import fit_outliers
 from .trained_model import fitting_config, inference_config
 from .trainer import Trainer
 
@@ -19,6 +20,7 @@ __all__ = [
     "evaluate",
     "fit_feature_distance",
     "fit_mixture",
+    "fit_outliers",
     "fitting_config",
     "inference_config",
     "with_weights",

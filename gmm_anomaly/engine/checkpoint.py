@@ -35,6 +35,7 @@ TRAINING_STATE = ("classifier.bank.memory.", "classifier.bank.warm_start.", GUID
 RING = ("memory.ring", "memory.slot_state")
 # What is fitted to a network after its training.
 DISTANCES = ("feature_distance.", "max_logit_moments.")
+OUTLIERS = "feature_distance.outliers."
 FIT_DISTANCES = "train_net.py --fit-feature-distance MODEL.WEIGHTS FILE"
 
 
@@ -171,12 +172,10 @@ class Checkpointer(DetectionCheckpointer):
             raise FileNotFoundError(f"MODEL.WEIGHTS: no file {path}")
         return super().load(path, checkpointables)
 
-    def load_for_evaluation(self, path: str, *, distances: bool = True) -> dict[str, Any]:
+    def load_for_evaluation(self, path: str, *, distances: bool = True, outliers: bool = True) -> dict:
         """Load weights that must be complete, without fitted feature distances and moments of logits if not
-        ``distances``; none are needed by a model that was built ``pretrained``.
-
-        Returns:
-            What else is in the file.
+        ``distances``, without fitted outliers if not ``outliers``; none are needed by a model that was built
+        ``pretrained``. Returns what else is in the file.
 
         Raises:
             ValueError: no path, or a checkpoint that lacks tensors of the model.
@@ -189,7 +188,8 @@ class Checkpointer(DetectionCheckpointer):
                 "MODEL.WEIGHTS: evaluation needs the weights of a trained model; add MODEL.WEIGHTS FILE to "
                 "the command"
             )
-        return self.load_complete(path, *(() if distances else DISTANCES))
+        unneeded = [*(() if distances else DISTANCES), *(() if outliers else (OUTLIERS,))]
+        return self.load_complete(path, *unneeded)
 
     def load_complete(
         self, path: str, *unneeded: str, adapted: Callable[[dict[str, Any]], dict[str, Any]] = dict
@@ -239,7 +239,7 @@ class Checkpointer(DetectionCheckpointer):
         for name in list(state):
             unneeded = self._dispensable is not None and name.startswith(self._dispensable)
             # Distances that were fitted before may be of other features than those that will be.
-            if name.startswith(DISTANCES) and unneeded:
+            if unneeded and name.startswith(DISTANCES):
                 del state[name]
             # What only training needs may have other sizes, a ring always.
             elif (name.endswith(RING) or unneeded) and name in own and own[name].shape != state[name].shape:

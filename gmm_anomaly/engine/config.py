@@ -28,6 +28,7 @@ from gmm_anomaly.scores import (
     LOGITS,
     MASKS,
     MAX_LOGIT_MOMENTS,
+    OUTLIER_RATIO,
     get_scores,
 )
 from gmm_anomaly.values import check_values, unread
@@ -196,7 +197,7 @@ def _check(cfg: CfgNode) -> None:
         if cfg.MODEL.CLASSIFIER.NAME == "gmm":
             given.add(LOG_DENSITY)
         if cfg.MODEL.FEATURE_DISTANCE.FEATURES:
-            given.add(FEATURE_DISTANCE)
+            given |= {FEATURE_DISTANCE, *([OUTLIER_RATIO] if cfg.MODEL.OUTLIER.NAME else [])}
     get_scores(score_names(cfg), given=given)
     check_postprocesses(cfg)
     check_num_classes(cfg)

@@ -3,7 +3,7 @@ that put scores of different units on one scale, and how large logits are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -100,8 +100,8 @@ def padded_label(label: Tensor, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fit_feature_distance(cfg: CfgNode, model: nn.Module) -> None:
-    """Fit the model's :class:`FeatureDistance` and :class:`MaxLogitMoments`, where it has them, and keep them
-    in the model.
+    """Fit the model's :class:`FeatureDistance`, with its outliers, and :class:`MaxLogitMoments`, where it has
+    them, and keep them in the model.
 
     ``MODEL.FEATURE_DISTANCE.NUM_IMAGES`` evenly spaced images of ``DATASETS.TRAIN``, of those that need not
     be enlarged to the test images' size if there are such, unaugmented, in evaluation mode, at the sizes,
@@ -120,8 +120,12 @@ def fit_feature_distance(cfg: CfgNode, model: nn.Module) -> None:
     model.eval()
     try:
         if distance is not None:
-            items = _training_items(cfg, "Fitting distances of features")
+            items = training_items(cfg, "Fitting distances of features")
             fit_distances(model, items, cfg.MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE)
+            if distance.outliers is not None:
+                from .outliers import fit_outliers  # they work on the windows of this module
+
+                fit_outliers(cfg, model)
         # Its forward passes give the distances too.
         if moments is not None:
             _fit_max_logits(cfg, model)
@@ -145,7 +149,7 @@ def fit_distances(model: nn.Module, items: Iterable[dict[str, Any]], pixels: int
     statistics = {name: distance.statistics(name) for name in distance.names}
     moments = RunningMoments(model.device)
     for item in items:
-        for window, (pyramid, outputs, taken) in enumerate(_windows(model, item, pixels)):
+        for window, (pyramid, outputs, _, taken) in enumerate(windows_of(model, item, pixels)):
             for name, feature in features_by_name(distance.names, pyramid, outputs.embedding).items():
                 values, labels = taken(feature[0])
                 # Images have fewer windows than this.
@@ -164,7 +168,7 @@ def fit_distances(model: nn.Module, items: Iterable[dict[str, Any]], pixels: int
 def _fit_max_logits(cfg: CfgNode, model: nn.Module) -> None:
     classes = model.classifier.num_classes
     sums = torch.zeros(3, classes, dtype=torch.float64, device=model.device)
-    for item in _training_items(cfg, "Measuring largest logits"):
+    for item in training_items(cfg, "Measuring largest logits"):
 
         def largest(outputs: PixelOutputs) -> Tensor:
             return outputs.logits.amax(dim=-3)[None]
@@ -186,8 +190,11 @@ def _labelled(feature: Tensor, label: Tensor, classes: int, pixels: int) -> tupl
     return feature.flatten(1).T[known], small[known]
 
 
-def _windows(model: nn.Module, item: dict[str, Any], pixels: int) -> Iterator[tuple[Any, PixelOutputs, Any]]:
-    """Of each window of a training image its pyramid and outputs, and what takes a feature's pixels there."""
+def windows_of(
+    model: nn.Module, item: dict[str, Any], pixels: int = 1
+) -> Iterator[tuple[dict[str, Tensor], PixelOutputs, Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]]:
+    """Of each window of a training image its pyramid, its outputs and its label (1, H, W), and what takes at
+    most a share of ``pixels`` labelled pixels of a feature there."""
     image, label = model.normalised(item), item["sem_seg"].to(model.device)
     views = [transformed(image, scale) for scale in model.inference.scales]
     grids = [model.inference.windows((view.shape[-2], view.shape[-1])) for view in views]
@@ -198,10 +205,11 @@ def _windows(model: nn.Module, item: dict[str, Any], pixels: int) -> Iterator[tu
             images = model.padded([window.cut(view)]).tensor
             own = padded_label(window.cut(small), images)
             taken = partial(_labelled, label=own, classes=model.classifier.num_classes, pixels=share)
-            yield *model.outputs(images), taken
+            yield *model.outputs(images), own, taken
 
 
-def _training_items(cfg: CfgNode, what: str) -> Iterator[dict[str, Any]]:
+def training_items(cfg: CfgNode, what: str) -> Iterator[dict[str, Any]]:
+    """This rank's images of those that distances are fitted to, each with its number, "index"."""
     images = LabelledImages(cfg)
     chosen = images.evenly_spaced(cfg.MODEL.FEATURE_DISTANCE.NUM_IMAGES)
     mine = chosen[comm.get_rank() :: comm.get_world_size()]

@@ -25,6 +25,7 @@ from gmm_anomaly.data.reading import read_image
 
 from .config import build_config
 from .feature_distance import fit_distances
+from .outliers import fit_outliers
 from .trained_model import save_model
 
 logger = logging.getLogger(__name__)
@@ -54,9 +55,10 @@ def fit_detector(
 ) -> nn.Module:
     """Build a config's model and fit its distances to frames of what is normal. Collective.
 
-    Frames are seen once, at the size that test images are seen at; memory does not grow with their number. A
-    file that cannot be read is named in the log and left out. Deterministic, and the same for any number of
-    ranks, each of which must get all of the frames and uses its share.
+    Frames are seen once, with ``MODEL.OUTLIER.NAME`` once more with objects pasted into them, at the size
+    that test images are seen at; memory does not grow with their number. A file that cannot be
+    read is named in the log and left out. Deterministic, and the same for any number of ranks, each of which
+    must get all of the frames and uses its share.
 
     Args:
         cfg: with ``MODEL.CLASSIFIER.NAME`` "none", such as that of ``CONFIG``.
@@ -77,7 +79,13 @@ def fit_detector(
             "train --fit-feature-distance`"
         )
     model = build_model(cfg).eval()
+    if cfg.MODEL.OUTLIER.NAME:
+        # They are seen twice.
+        frames = list(frames)
     fit_distances(model, _items(cfg, frames, [] if left_out is None else left_out), CELLS_PER_FRAME)
+    if model.feature_distance.outliers is not None:
+        # What cannot be read has been named.
+        fit_outliers(cfg, model, _items(cfg, frames, []))
     return model
 
 
@@ -120,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
     keep_freed_memory()
     left_out: list[str] = []
     device = ["MODEL.DEVICE", args.device] if args.device else []
+    if args.outliers:
+        device += ["MODEL.OUTLIER.NAME", "linear", "INPUT.OUTLIERS.SOURCE", args.outliers]
     cfg = build_config(args.config_file, [*device, *args.opts])
     files = frame_files(args.folder)
     model = fit_detector(cfg, files, left_out)

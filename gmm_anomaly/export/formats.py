@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from gmm_anomaly.gmm import TiedGaussians
 from gmm_anomaly.modeling.feature_distance import FeatureDistance
+from gmm_anomaly.modeling.outlier_head import OutlierHead
 from gmm_anomaly.predict.predictor import quiet
 
 ONNX, TORCH_EXPORT = "onnx", "torch-export"
@@ -65,7 +66,7 @@ def export_graph(
         # Whether it is fitted is known; torch logs where every guard that fails came from.
         with (
             patch.object(FeatureDistance, "is_fitted", True), patch.object(TiedGaussians, "is_fitted", True),
-            quiet("torch"), torch.no_grad(),
+            patch.object(OutlierHead, "is_fitted", True), quiet("torch"), torch.no_grad(),
         ):  # fmt: skip
             return torch.export.export(module, (example,), dynamic_shapes=(dimensions,), strict=False)
     except Exception as error:  # torch.export raises many kinds, from several packages

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from gmm_anomaly.gmm.density import EXCLUDED, DensityTable, class_log_density_of
 from gmm_anomaly.modeling.classifiers import GMMClassifier, PrototypeClassifier
 from gmm_anomaly.modeling.inference import FEATURES
+from gmm_anomaly.modeling.restoration import COARSE
 from gmm_anomaly.modeling.segmentor import AnomalySegmentor
 from gmm_anomaly.postprocess.guided_filter import filter_by_guide
 from gmm_anomaly.postprocess.picture_level import without_level
@@ -101,15 +102,13 @@ class ExportableSegmentor(nn.Module):
             return None if maps[0] is None else sum(maps) / len(maps)
 
         logits = mean([look.logits for look in looks])
-        distance = mean([look.feature_distance for look in looks])
+        coarse = {name: mean([getattr(look, name) for look in looks]) for name in COARSE}
         if self.score_on_features:
             # Each look's score is there instead of its distance.
-            score = distance
+            score = coarse["feature_distance"]
         else:
             density = mean([look.log_density for look in looks])
-            score = self.score(
-                replace(outputs, logits=logits, log_density=density, feature_distance=distance)
-            )
+            score = self.score(replace(outputs, logits=logits, log_density=density, **coarse))
         for postprocess in self.chain:
             guided = postprocess == "guided_filter"
             score = filter_by_guide(score, image.float() / 255) if guided else without_level(score)
@@ -142,15 +141,19 @@ class ExportableSegmentor(nn.Module):
             )
 
         logits, density = outputs.logits, outputs.log_density
-        distance = None if outputs.feature_distance is None else outputs.feature_distance[:, None]
+        coarse = {name: getattr(outputs, name) for name in COARSE}
+        coarse = {name: None if maps is None else maps[:, None] for name, maps in coarse.items()}
         if self.score_on_features:
-            if distance is not None:
-                size = logits.shape[-2:]
-                distance = F.interpolate(distance, size=size, mode="bilinear", align_corners=False)[:, 0]
-            distance = self.score(replace(outputs, feature_distance=distance))[:, None]
-        logits, density, distance = restored(logits), restored(density), restored(distance)
-        distance = None if distance is None else distance[:, 0]
-        return replace(outputs, logits=logits, log_density=density, feature_distance=distance)
+            for name, maps in coarse.items():
+                if maps is not None:
+                    size = logits.shape[-2:]
+                    coarse[name] = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)[:, 0]
+            score = self.score(replace(outputs, **coarse))[:, None]
+            coarse = {**dict.fromkeys(COARSE), "feature_distance": score}
+        logits, density = restored(logits), restored(density)
+        coarse = {name: restored(maps) for name, maps in coarse.items()}
+        coarse = {name: None if maps is None else maps[:, 0] for name, maps in coarse.items()}
+        return replace(outputs, logits=logits, log_density=density, **coarse)
 
 
 def _require_exportable(model: nn.Module, score: str) -> None:

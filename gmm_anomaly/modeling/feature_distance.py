@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmm_anomaly.gmm import TiedGaussians, TiedGaussianStatistics, UnfittedMixtureError
+
+from .outlier_head import OutlierHead
 
 # A squared Mahalanobis distance of 0 has no logarithm.
 SMALLEST = 1e-3
@@ -38,6 +40,8 @@ class FeatureDistance(nn.Module):
         hybrid_with: what of the classifier the score "hybrid" adds: its "density", where it has one, or the
             "energy" of its logits.
         weights: of the levels in the sum; empty: 1 each.
+        outliers, outlier_weight: name of an :class:`OutlierHead` on the same levels, "" being none, and the
+            weight that the score "exposed_distance" gives it.
 
     Raises:
         ValueError: another number of weights than of features.
@@ -54,6 +58,8 @@ class FeatureDistance(nn.Module):
         components: int = 0,
         hybrid_with: str = "density",
         weights: Sequence[float] = (),
+        outliers: str = "",
+        outlier_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if weights and len(weights) != len(shapes):
@@ -69,6 +75,7 @@ class FeatureDistance(nn.Module):
         self.levels = nn.ModuleDict(
             {name: TiedGaussians(means, shape.channels) for name, shape in shapes.items()}
         )
+        self.outliers = OutlierHead(outliers, shapes, outlier_weight) if outliers else None
         # Moments over the training set's labelled pixels: of each level's log-distance, and of what "hybrid"
         # takes from the classifier, so that a score can add what has different units.
         self.register_buffer("log_mean", torch.zeros(len(shapes)))
@@ -122,9 +129,7 @@ class FeatureDistance(nn.Module):
 
     def log_distance(self, name: str, feature: Tensor) -> Tensor:
         """feature: (B, F, h, w) of the level ``name`` -> (B, h, w) float32 log squared distances."""
-        batch, channels, height, width = feature.shape
-        pixels = feature.permute(0, 2, 3, 1).reshape(-1, channels)
-        return self._log_distance(name, pixels).view(batch, height, width)
+        return _by_pixels(lambda pixels: self._log_distance(name, pixels), feature)
 
     def forward(self, pyramid: dict[str, Tensor], embedding: Tensor | None) -> Tensor:
         """pyramid: {name: (B, F, h, w)}; embedding: (B, D, h, w) -> (B, 1, h', w') float32 at the finest
@@ -134,14 +139,42 @@ class FeatureDistance(nn.Module):
             UnfittedMixtureError: before they are fitted.
         """
         self.require_fitted()
+
+        def standard(name: str, feature: Tensor) -> Tensor:
+            index = self.names.index(name)
+            found = (self.log_distance(name, feature) - self.log_mean[index]) / self.log_std[index]
+            return self.weights[index] * found
+
+        return self._summed(standard, pyramid, embedding)
+
+    def outlier_ratio(self, pyramid: dict[str, Tensor], embedding: Tensor | None) -> Tensor:
+        """Arguments and shape as :meth:`forward`; the log-ratios of :class:`OutlierHead`, summed over the
+        levels, in nats. Raises UnfittedMixtureError before they are fitted.
+        """
+        head = self.outliers
+        if head is None or not head.is_fitted:
+            raise UnfittedMixtureError(
+                "MODEL.OUTLIER: fit it with train_net.py --fit-outliers MODEL.WEIGHTS FILE"
+            )
+
+        def ratio(name: str, feature: Tensor) -> Tensor:
+            return _by_pixels(lambda x: head.ratio(name, x, self.levels[name]), feature)
+
+        return self._summed(ratio, pyramid, embedding)
+
+    def _summed(
+        self, map_of: Callable[[str, Tensor], Tensor], pyramid: dict[str, Tensor], embedding: Tensor | None
+    ) -> Tensor:
         features = features_by_name(self.names, pyramid, embedding)
         size = features[self.finest].shape[-2:]
-        total = 0
-        for index, (name, feature) in enumerate(features.items()):
-            standard = (self.log_distance(name, feature) - self.log_mean[index]) / self.log_std[index]
-            standard = self.weights[index] * standard[:, None]
-            total = total + F.interpolate(standard, size=size, mode="bilinear", align_corners=False)
-        return total
+        maps = (map_of(name, feature)[:, None] for name, feature in features.items())
+        return sum(F.interpolate(part, size=size, mode="bilinear", align_corners=False) for part in maps)
+
+
+def _by_pixels(function: Callable[[Tensor], Tensor], feature: Tensor) -> Tensor:
+    """A function from (N, F) to (N,), of every pixel of a feature: (B, F, h, w) -> (B, h, w)."""
+    batch, channels, height, width = feature.shape
+    return function(feature.permute(0, 2, 3, 1).reshape(-1, channels)).view(batch, height, width)
 
 
 def features_by_name(
@@ -163,6 +196,10 @@ def build_feature_distance(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> Featur
             f"({', '.join(shapes)}), found {', '.join(unknown)}"
         )
     if not names:
+        if cfg.MODEL.OUTLIER.NAME:
+            raise ValueError(
+                "MODEL.OUTLIER.NAME: expected features in MODEL.FEATURE_DISTANCE.FEATURES, found none"
+            )
         return None
     return FeatureDistance(
         {name: shapes[name] for name in names},
@@ -170,6 +207,8 @@ def build_feature_distance(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> Featur
         components=keys.COMPONENTS,
         hybrid_with=keys.HYBRID_WITH,
         weights=keys.WEIGHTS,
+        outliers=cfg.MODEL.OUTLIER.NAME,
+        outlier_weight=cfg.MODEL.OUTLIER.WEIGHT,
     )
 
 

@@ -23,6 +23,8 @@ from .inference import FEATURES, Look
 
 # Values of one map set in a strip of rows: 16 MB in float32, which a processor's cache still serves well.
 STRIP_VALUES = 1 << 22
+# Maps that may have another resolution than the logits.
+COARSE = ("feature_distance", "outlier_ratio")
 
 
 def restore(
@@ -60,18 +62,20 @@ def restore(
         if scored:
             scores.append(_rows(scored, lambda maps: maps, rows, output_size, direct=True))
             continue
-        fields = {name: restored(name) for name in ("log_density", "feature_distance")}
+        fields = {name: restored(name) for name in ("log_density", *COARSE)}
         scores.append(score(replace(first, logits=logits, **fields)))
     return sem_seg, torch.cat(scores, dim=1)
 
 
 def aligned(outputs: PixelOutputs) -> PixelOutputs:
-    """With the distances at the resolution of the logits: a tile's may have another one."""
-    distance, size = outputs.feature_distance, outputs.logits.shape[-2:]
-    if distance is None or distance.shape[-2:] == size:
-        return outputs
-    resized = F.interpolate(distance[None, None], size=size, mode="bilinear", align_corners=False)
-    return replace(outputs, feature_distance=resized[0, 0])
+    """With the maps of :data:`COARSE` at the resolution of the logits: a tile's may have another one."""
+    size, resized = outputs.logits.shape[-2:], {}
+    for name in COARSE:
+        found = getattr(outputs, name)
+        if found is not None and found.shape[-2:] != size:
+            found = F.interpolate(found[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+        resized[name] = found
+    return replace(outputs, **resized)
 
 
 def strips(channels: int, size: tuple[int, int]) -> Iterator[range]:

@@ -17,6 +17,7 @@ OWN_SCORE = {"gmm": "gmm_density", "prototype": "prototype_distance"}
 ON_LOGITS = ("msp", "max_logit", "energy", "entropy")
 OF_MASKS = ("mask_void", "rba", "maskomaly")
 ON_DISTANCES = ("hybrid", "feature_distance")
+ON_OUTLIERS = ("exposed_distance", "likelihood_ratio")
 
 
 def score_names(cfg: CfgNode) -> list[str]:
@@ -25,11 +26,12 @@ def score_names(cfg: CfgNode) -> list[str]:
         return list(cfg.TEST.SCORES)
     if cfg.MODEL.META_ARCHITECTURE == "MaskAnomalySegmentor":
         return [*OF_MASKS, *ON_LOGITS]
+    exposed = ON_OUTLIERS if cfg.MODEL.OUTLIER.NAME else ()
     if cfg.MODEL.CLASSIFIER.NAME == "none":
-        return ["feature_distance"]
+        return [*exposed, "feature_distance"]
     own = OWN_SCORE.get(cfg.MODEL.CLASSIFIER.NAME)
     distances = ON_DISTANCES if cfg.MODEL.FEATURE_DISTANCE.FEATURES else ()
-    return [*([own] if own else []), *ON_LOGITS, *distances]
+    return [*([own] if own else []), *ON_LOGITS, *distances, *exposed]
 
 
 class Scoring:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from gmm_anomaly.config import with_rules
 from gmm_anomaly.gmm import GaussianMixtureBank
-from gmm_anomaly.scores import FEATURE_DISTANCE, LOG_DENSITY, LOGITS, MAX_LOGIT_MOMENTS, PixelOutputs
+from gmm_anomaly.scores import FEATURE_DISTANCE as DISTANCE
+from gmm_anomaly.scores import LOG_DENSITY, LOGITS, MAX_LOGIT_MOMENTS, OUTLIER_RATIO, PixelOutputs
 from gmm_anomaly.values import check_sections
 
 from .backbones import build_backbone
@@ -38,7 +39,7 @@ from .feature_distance import (
 from .inference import InferenceMode
 from .losses import IGNORE_LABEL
 from .max_logit_moments import MaxLogitMoments
-from .restoration import restore
+from .restoration import COARSE, restore
 from .scoring import Scoring
 
 
@@ -156,8 +157,9 @@ class AnomalySegmentor(nn.Module):
         given = {
             LOGITS: True,
             LOG_DENSITY: classifier.generative,
-            FEATURE_DISTANCE: distance is not None,
+            DISTANCE: distance is not None,
             MAX_LOGIT_MOMENTS: moments is not None,
+            OUTLIER_RATIO: distance is not None and distance.outliers is not None,
         }
         return {
             "backbone": backbone,
@@ -267,7 +269,7 @@ class AnomalySegmentor(nn.Module):
 
     def score_inputs(self, images: Tensor) -> PixelOutputs:
         """images: (B, 3, H, W) normalised and padded -> all that scores read, without the embedding:
-        ``feature_distance`` is (B, h', w') and may have another resolution than the logits.
+        ``feature_distance`` and ``outlier_ratio``, (B, h', w'), may have another resolution than the logits.
 
         Raises:
             UnfittedMixtureError: mixtures or distances that were never fitted.
@@ -279,6 +281,9 @@ class AnomalySegmentor(nn.Module):
             known["feature_distance"] = distance(pyramid, outputs.embedding)[:, 0]
             known["hybrid_with"] = distance.hybrid_with
             known["hybrid_moments"] = distance.hybrid_moments
+            if distance.outliers is not None:
+                known["outlier_ratio"] = distance.outlier_ratio(pyramid, outputs.embedding)[:, 0]
+                known["outlier_moments"] = distance.outliers.moments
         if moments is not None:
             known["max_logit_moments"] = (moments.mean, moments.std)
         return replace(outputs, embedding=None, **known)
@@ -287,14 +292,9 @@ class AnomalySegmentor(nn.Module):
         """Outputs of normalised images (3, H, W), and the one size that they were padded to."""
         padded = self.padded(images).tensor
         outputs = self.score_inputs(padded)
-        density, distance = outputs.log_density, outputs.feature_distance
+        maps = {name: getattr(outputs, name) for name in ("logits", "log_density", *COARSE)}
         tiles = [
-            replace(
-                outputs,
-                logits=outputs.logits[index].contiguous(),
-                log_density=None if density is None else density[index].contiguous(),
-                feature_distance=None if distance is None else distance[index],
-            )
+            replace(outputs, **{name: m if m is None else m[index].contiguous() for name, m in maps.items()})
             for index in range(len(images))
         ]
         return tiles, (padded.shape[-2], padded.shape[-1])

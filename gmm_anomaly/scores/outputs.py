@@ -13,6 +13,7 @@ LOG_DENSITY = "log_density"
 MASKS = "masks"
 FEATURE_DISTANCE = "feature_distance"
 MAX_LOGIT_MOMENTS = "max_logit_moments"
+OUTLIER_RATIO = "outlier_ratio"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class PixelOutputs:
             is no density always the energy).
         hybrid_moments: mean and standard deviation of that over labelled training pixels, where
             ``feature_distance`` is.
+        outlier_ratio: (..., H, W) float32, where the model has seen outliers: their log-density less the
+            largest of what is known, in nats, summed over the levels of ``feature_distance``.
+        outlier_moments: its mean and standard deviation over what is known, where it is, and the weight that
+            the score "exposed_distance" gives it.
         max_logit_moments: (C,) mean and (C,) standard deviation of the largest logit of the training pixels
             predicted as each class, where the model has measured them.
         masks: the masks and their classes, of one image, where the model is a mask model.
@@ -58,6 +63,8 @@ class PixelOutputs:
     feature_distance: Tensor | None = None
     hybrid_with: str = "density"
     hybrid_moments: tuple[Tensor, Tensor] | None = None
+    outlier_ratio: Tensor | None = None
+    outlier_moments: tuple[Tensor, Tensor, float] | None = None
     max_logit_moments: tuple[Tensor, Tensor] | None = None
     masks: MaskOutputs | None = None
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
+from torch.nn import functional as F
 
-from .outputs import FEATURE_DISTANCE, LOG_DENSITY, MAX_LOGIT_MOMENTS, PixelOutputs
+from .outputs import FEATURE_DISTANCE, LOG_DENSITY, MAX_LOGIT_MOMENTS, OUTLIER_RATIO, PixelOutputs
 from .registry import register_score
 
 # Logits are 10 * cosine in PAnS.
@@ -114,3 +115,31 @@ def hybrid_part(outputs: PixelOutputs) -> Tensor:
     if outputs.log_density is None or outputs.hybrid_with == "energy":
         return energy(outputs)
     return gmm_density(outputs)
+
+
+@register_score("likelihood_ratio", needs=OUTLIER_RATIO)
+def likelihood_ratio(outputs: PixelOutputs) -> Tensor:
+    """Log-density of outliers less the largest log-density of what is known, in nats (UEM, IJCV 2025)."""
+    assert outputs.outlier_ratio is not None
+    return outputs.outlier_ratio
+
+
+@register_score("outlier_posterior", needs=OUTLIER_RATIO)
+def outlier_posterior(outputs: PixelOutputs) -> Tensor:
+    """Probability of an outlier, were it as likely as what is known: the sigmoid of ``likelihood_ratio``."""
+    return likelihood_ratio(outputs).sigmoid()
+
+
+@register_score("dense_hybrid", needs=OUTLIER_RATIO)
+def dense_hybrid(outputs: PixelOutputs) -> Tensor:
+    """``log P(outlier | x) - log sum_c exp z_c`` (DenseHybrid; Grcic et al., ECCV 2022)."""
+    return F.logsigmoid(likelihood_ratio(outputs)) + energy(outputs)
+
+
+@register_score("exposed_distance", needs=OUTLIER_RATIO)
+def exposed_distance(outputs: PixelOutputs) -> Tensor:
+    """``feature_distance`` plus ``MODEL.OUTLIER.WEIGHT`` times ``likelihood_ratio``, standardised on what is
+    known: pasted objects teach which directions matter, and not how far a real one lies."""
+    assert outputs.outlier_moments is not None
+    mean, std, weight = outputs.outlier_moments
+    return feature_distance(outputs) + weight * (likelihood_ratio(outputs) - mean) / std

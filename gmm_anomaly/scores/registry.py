@@ -7,7 +7,15 @@ from collections.abc import Callable, Collection, Sequence
 from fvcore.common.registry import Registry
 from torch import Tensor
 
-from .outputs import FEATURE_DISTANCE, LOG_DENSITY, LOGITS, MASKS, MAX_LOGIT_MOMENTS, PixelOutputs
+from .outputs import (
+    FEATURE_DISTANCE,
+    LOG_DENSITY,
+    LOGITS,
+    MASKS,
+    MAX_LOGIT_MOMENTS,
+    OUTLIER_RATIO,
+    PixelOutputs,
+)
 
 Score = Callable[[PixelOutputs], Tensor]
 
@@ -31,6 +39,10 @@ _SOURCES = {
         "moments of the largest logit, which this model did not measure on the training set",
         'a pixel classifier (MODEL.META_ARCHITECTURE "AnomalySegmentor") built with it in TEST.SCORES',
     ),
+    OUTLIER_RATIO: (
+        "a density of outliers, which this model does not have",
+        "a config with MODEL.OUTLIER.NAME",
+    ),
     MASKS: (
         "masks with classes, which this model does not have",
         'a mask model (MODEL.META_ARCHITECTURE "MaskAnomalySegmentor")',
@@ -43,7 +55,7 @@ def register_score(name: str, *, needs: str = LOGITS) -> Callable[[Score], Score
 
     Args:
         needs: the kind of outputs it works on: ``LOGITS``, ``LOG_DENSITY``,
-            ``FEATURE_DISTANCE``, ``MAX_LOGIT_MOMENTS`` or ``MASKS``.
+            ``FEATURE_DISTANCE``, ``MAX_LOGIT_MOMENTS``, ``OUTLIER_RATIO`` or ``MASKS``.
     """
 
     def register(function: Score) -> Score:
@@ -66,7 +78,7 @@ def get_scores(names: Sequence[str], *, given: Collection[str]) -> dict[str, Sco
     Args:
         names: as in ``TEST.SCORES``.
         given: the kinds of outputs that the model gives: of ``LOGITS``, ``LOG_DENSITY``,
-            ``FEATURE_DISTANCE``, ``MAX_LOGIT_MOMENTS`` and ``MASKS``.
+            ``FEATURE_DISTANCE``, ``MAX_LOGIT_MOMENTS``, ``OUTLIER_RATIO`` and ``MASKS``.
 
     Raises:
         ValueError: no name, an unknown name, or a score that needs outputs the model does not give.

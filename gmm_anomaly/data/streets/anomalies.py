@@ -4,12 +4,13 @@ A shape is drawn in greys, which a pattern then colours; no known object wears o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
 
-from .canvas import ANOMALY_LABEL, Camera, Canvas, Frame, Thing
+from .canvas import ANOMALY_LABEL, Camera, Canvas, Frame, Light, Thing
 from .street import Street
 
 # Where a pattern has its second colour, 0..1. a, b: place along and across, in repeats; coarse, fine: noise.
@@ -83,12 +84,61 @@ _SHAPES: tuple[tuple[Callable[[Canvas, np.random.Generator], None], float, tuple
 )
 
 
+class Look:
+    """What an unknown object looks like: a shape, and the pattern and colours that it wears.
+
+    Args:
+        draw: of the shape, into a box of height 1. patterns: names of those that it may wear.
+    """
+
+    def __init__(
+        self, rng: np.random.Generator, draw: Callable[[Canvas, np.random.Generator], None], patterns: str
+    ) -> None:
+        self.draw, self.pattern = draw, str(rng.choice(patterns.split()))
+        self.period, self.turn = rng.uniform(0.16, 0.5), rng.uniform(0, np.pi)
+        self.seed = int(rng.integers(2**31))
+        # Natural (browns, greys) or painted, and another one that is darker.
+        natural = rng.uniform((1.0, 0.7, 0.4), (1.0, 0.95, 0.85)) * rng.uniform(0.35, 0.95)
+        painted = rng.uniform(0.15, 1.0, 3)
+        first, second = (natural, natural) if rng.random() < 0.5 else (painted, painted[::-1])
+        self.colours = np.float32([first, second * rng.uniform(0.2, 0.6)])
+
+    def draw_on(self, canvas: Canvas, height: float) -> None:
+        """canvas: in which the shape's box stands; height: of that box in pixels of the picture."""
+        self.draw(canvas, np.random.default_rng(self.seed))
+        rgba = canvas.rgba
+        period = max(self.period * height, 2.0)
+        y, x = np.ogrid[: rgba.shape[0], : rgba.shape[1]]
+        cos, sin = np.cos(self.turn) / period, np.sin(self.turn) / period
+        coarse, fine = canvas.noise("blotch", period / 12), canvas.noise("leaf", period / 15)
+        mix = _PATTERNS[self.pattern](x * cos + y * sin, y * cos - x * sin, coarse, fine)
+        pattern = self.colours[0] + np.clip(mix, 0, 1)[..., None] * (self.colours[1] - self.colours[0])
+        # Darker towards the outline, as if it bulged.
+        width = max(3, int(height * 0.12) | 1)
+        pattern *= 0.65 + cv2.blur(rgba[..., 3], (width, width))[..., None] * np.float32(0.38 / 255)
+        rgba[..., :3] = np.minimum(rgba[..., :3] * pattern, rgba[..., 3:])
+
+
+def draw_unknown(rng: np.random.Generator, height: float) -> np.ndarray:
+    """One of the unknown objects alone, ``height`` pixels high: (h, w, 4) uint8 RGBA, not premultiplied."""
+    draw, aspect, _, patterns = _SHAPES[rng.integers(len(_SHAPES))]
+    mirror, look = int(rng.choice([-1, 1])), Look(rng, draw, patterns)
+    rows, columns = (math.ceil(length) + 8 for length in (height, height * aspect))
+    frame = Frame(Camera(rng, rows, columns), Light(rng))
+    box = (-aspect / 2, -0.01, aspect / 2, 1.02)
+    canvas = Canvas(frame, box, (columns / 2, rows - 4), (mirror * height, -height))
+    look.draw_on(canvas, height)
+    alpha = np.maximum(canvas.rgba[..., 3:], 1)
+    canvas.rgba[..., :3] = np.minimum(canvas.rgba[..., :3] * np.float32(255) / alpha, 255)
+    return canvas.rgba
+
+
 class Anomaly(Thing):
     """Heights in pixels are drawn first (log-uniform), so that small and large ones are equally likely; the
     depth follows from the height in metres."""
 
     def __init__(self, rng: np.random.Generator, camera: Camera, street: Street, main: bool) -> None:
-        self.draw, aspect, (low, high), patterns = _SHAPES[rng.integers(len(_SHAPES))]
+        draw, aspect, (low, high), patterns = _SHAPES[rng.integers(len(_SHAPES))]
         height = np.exp(rng.uniform(np.log(low), np.log(high)))
         least, most = np.log((0.16, 0.4) if main else (0.06, 0.28))
         rows = camera.height * np.exp(rng.uniform(least, most)) / np.sqrt(max(aspect, 1.0))
@@ -103,14 +153,8 @@ class Anomaly(Thing):
             left, right = max(left, street.left), min(right, street.right)
         x = rng.uniform(left, right) if left < right else (left + right) / 2
         super().__init__(x, z, half, height)
-        self.mirror, self.pattern = int(rng.choice([-1, 1])), str(rng.choice(patterns.split()))
-        self.period, self.turn = rng.uniform(0.16, 0.5), rng.uniform(0, np.pi)
-        self.seed = int(rng.integers(2**31))
-        # Natural (browns, greys) or painted, and another one that is darker.
-        natural = rng.uniform((1.0, 0.7, 0.4), (1.0, 0.95, 0.85)) * rng.uniform(0.35, 0.95)
-        painted = rng.uniform(0.15, 1.0, 3)
-        first, second = (natural, natural) if rng.random() < 0.5 else (painted, painted[::-1])
-        self.colours = np.float32([first, second * rng.uniform(0.2, 0.6)])
+        self.mirror = int(rng.choice([-1, 1]))
+        self.look = Look(rng, draw, patterns)
 
     def cast(self, frame: Frame) -> None:
         for side in np.linspace(-0.6, 0.6, 3) * self.half:
@@ -119,19 +163,7 @@ class Anomaly(Thing):
     def paint(self, frame: Frame, sunlit: float) -> None:
         aspect = self.half / self.height
         canvas = frame.stand(self.x, self.z, self.height, (-aspect, -0.01, aspect, 1.02), self.mirror)
-        self.draw(canvas, np.random.default_rng(self.seed))
-        rgba = canvas.rgba
-        size = self.height * frame.camera.focal / self.z  # of the shape, in pixels
-        period = max(self.period * size, 2.0)
-        y, x = np.ogrid[: rgba.shape[0], : rgba.shape[1]]
-        cos, sin = np.cos(self.turn) / period, np.sin(self.turn) / period
-        coarse, fine = canvas.noise("blotch", period / 12), canvas.noise("leaf", period / 15)
-        mix = _PATTERNS[self.pattern](x * cos + y * sin, y * cos - x * sin, coarse, fine)
-        pattern = self.colours[0] + np.clip(mix, 0, 1)[..., None] * (self.colours[1] - self.colours[0])
-        # Darker towards the outline, as if it bulged.
-        width = max(3, int(size * 0.12) | 1)
-        pattern *= 0.65 + cv2.blur(rgba[..., 3], (width, width))[..., None] * np.float32(0.38 / 255)
-        rgba[..., :3] = np.minimum(rgba[..., :3] * pattern, rgba[..., 3:])
+        self.look.draw_on(canvas, self.height * frame.camera.focal / self.z)
         canvas.paste(ANOMALY_LABEL, self.z, sunlit)
 
 
