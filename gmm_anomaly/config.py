@@ -199,15 +199,13 @@ def add_gmm_anomaly_config(cfg: CN) -> None:
     # DATASETS.TEST, or of the training set if there is none.
     cfg.MODEL.GMM.HEALTH_PERIOD = 500
     # With an empty memory rare classes would starve: k-means for the first components, misclassified pixels
-    # enter a component's memory until it holds 400 features, the LayerNorm over classes starts with weight 3.
+    # enter a component's memory until it holds 400 features, the LayerNorm over classes starts with weight 3,
+    # the momentum of the means grows from 0.5 to MOMENTUM_MEAN over half of the schedule.
     # False: only correctly classified pixels are stored, random first means, constant momentum, weight 1, no
     # guide, as in the paper, but with a memory that starts empty; see RULES.
     cfg.MODEL.GMM.WARM_START = True
     # A class's mixture is initialised once this many of its features were seen.
     cfg.MODEL.GMM.WARM_START_FEATURES = 300
-    # Momentum of the means at the first iteration; it reaches MOMENTUM_MEAN when half of the schedule is over
-    # (1 - momentum falls geometrically).
-    cfg.MODEL.GMM.WARM_START_MOMENTUM = 0.5
     # Weight of the loss of a softmax classifier on the same pixel features, which is used in training only,
     # for the whole of it; not read without WARM_START.
     cfg.MODEL.GMM.GUIDE_WEIGHT = 1.0
@@ -223,10 +221,6 @@ def add_gmm_anomaly_config(cfg: CN) -> None:
     # First iteration with the loss, and iterations over which its weight then grows linearly.
     contrast.START = 1500
     contrast.RAMP = 5000
-    # Temperature of the InfoNCE.
-    contrast.TEMPERATURE = 0.1
-    # Factor of the standard deviations in the draws; 1 lies far outside the classes, 0 draws the means.
-    contrast.NOISE_SCALE = 0.5
     # A class takes part once its memories are full to this share.
     contrast.MIN_FILL = 0.5
 
@@ -259,8 +253,6 @@ def add_gmm_anomaly_config(cfg: CN) -> None:
     # "likelihood_ratio", "outlier_posterior", "dense_hybrid" and "exposed_distance".
     cfg.MODEL.OUTLIER = CN()
     cfg.MODEL.OUTLIER.NAME = ""
-    # Of the ratio's standard deviations in "exposed_distance", which adds them to the distance.
-    cfg.MODEL.OUTLIER.WEIGHT = 0.3
 
     cfg.INPUT.OUTLIERS = CN()
     # The objects: "rendered" (unknown ones of the rendered streets and shapes cut out of the image itself,

@@ -169,9 +169,12 @@ def test_a_run_goes_on_without_the_features_of_its_memory(uninterrupted, tmp_pat
         assert torch.equal(found[f"classifier.bank.{name}"], expected[f"classifier.bank.{name}"]), name
     count = "classifier.bank.memory.count"
     assert (found[count] >= middle[count]).all() and (found[count] > middle[count]).any()
+    # Classes that start later do so by k-means of features that are nearly the same: its optimum may not be.
+    started = middle["classifier.bank.started"]
+    assert started.any()
     means = torch.cosine_similarity(
-        found["classifier.bank.means"], expected["classifier.bank.means"], dim=-1
-    )[expected["classifier.bank.fitted"]]
+        found["classifier.bank.means"][started], expected["classifier.bank.means"][started], dim=-1
+    )
     assert means.min() > 0.95 and not torch.equal(means, torch.ones_like(means))
 
 

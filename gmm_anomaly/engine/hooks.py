@@ -32,6 +32,7 @@ STEPS = 1
 EM_LOG_PERIOD = 20
 # Share of the schedule over which a warm start's momentum goes to the bank's own.
 RAMP = 0.5
+WARM_START_MOMENTUM = 0.5
 BEST = "model_best"
 # Beginnings of the names of metrics that are better when they are smaller; of all others more is better.
 SMALLER_IS_BETTER = ("FPR", "ECE", "loss")
@@ -91,7 +92,7 @@ class EMHook(HookBase):
         return cls(
             bank,
             interval=keys.UPDATE_INTERVAL,
-            start_momentum=keys.WARM_START_MOMENTUM if keys.WARM_START else None,
+            start_momentum=WARM_START_MOMENTUM if keys.WARM_START else None,
         )
 
     def before_train(self) -> None:

@@ -40,8 +40,7 @@ class FeatureDistance(nn.Module):
         hybrid_with: what of the classifier the score "hybrid" adds: its "density", where it has one, or the
             "energy" of its logits.
         weights: of the levels in the sum; empty: 1 each.
-        outliers, outlier_weight: name of an :class:`OutlierHead` on the same levels, "" being none, and the
-            weight that the score "exposed_distance" gives it.
+        outliers: name of an :class:`OutlierHead` on the same levels, "" being none.
 
     Raises:
         ValueError: another number of weights than of features.
@@ -59,7 +58,6 @@ class FeatureDistance(nn.Module):
         hybrid_with: str = "density",
         weights: Sequence[float] = (),
         outliers: str = "",
-        outlier_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if weights and len(weights) != len(shapes):
@@ -75,7 +73,7 @@ class FeatureDistance(nn.Module):
         self.levels = nn.ModuleDict(
             {name: TiedGaussians(means, shape.channels) for name, shape in shapes.items()}
         )
-        self.outliers = OutlierHead(outliers, shapes, outlier_weight) if outliers else None
+        self.outliers = OutlierHead(outliers, shapes) if outliers else None
         # Moments over the training set's labelled pixels: of each level's log-distance, and of what "hybrid"
         # takes from the classifier, so that a score can add what has different units.
         self.register_buffer("log_mean", torch.zeros(len(shapes)))
@@ -208,7 +206,6 @@ def build_feature_distance(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> Featur
         hybrid_with=keys.HYBRID_WITH,
         weights=keys.WEIGHTS,
         outliers=cfg.MODEL.OUTLIER.NAME,
-        outlier_weight=cfg.MODEL.OUTLIER.WEIGHT,
     )
 
 

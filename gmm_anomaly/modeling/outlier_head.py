@@ -16,6 +16,8 @@ HEADS = ("gmm", "linear")
 COMPONENTS = 20
 # Of the logistic regression: weight of the squared norm, and steps of L-BFGS.
 PENALTY, STEPS = 0.03, 40
+# Of the ratio's standard deviations, added to the distance in the score "exposed_distance".
+EXPOSURE = 0.3
 
 
 class LogisticRegression(nn.Module):
@@ -68,7 +70,6 @@ class OutlierHead(nn.Module):
         name: "gmm": Gaussians with one covariance for the outliers as for what is known; "linear": logistic
             regression of one against the other, which estimates the ratio without either.
         shapes: of each level, by name.
-        weight: of the ratio in the score "exposed_distance".
 
     Raises:
         ValueError: another name.
@@ -77,7 +78,7 @@ class OutlierHead(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, shapes: Mapping[str, ShapeSpec], weight: float = 0.0) -> None:
+    def __init__(self, name: str, shapes: Mapping[str, ShapeSpec]) -> None:
         super().__init__()
         if name not in HEADS:
             raise ValueError(f'MODEL.OUTLIER.NAME: expected "gmm", "linear" or "" (none), found {name!r}')
@@ -87,7 +88,6 @@ class OutlierHead(nn.Module):
                 for level, n in ((level, shape.channels) for level, shape in shapes.items())
             }
         )
-        self.weight = weight
         # Over known cells.
         self.register_buffer("mean", torch.zeros(len(shapes)))
         self.register_buffer("std", torch.zeros(len(shapes)))
@@ -99,7 +99,7 @@ class OutlierHead(nn.Module):
     @property
     def moments(self) -> tuple[Tensor, Tensor, float]:
         """Mean, and sum of the levels' standard deviations, of the ratio over what is known; its weight."""
-        return self.mean.sum(), self.std.sum(), self.weight
+        return self.mean.sum(), self.std.sum(), EXPOSURE
 
     @torch.no_grad()
     def fit(

@@ -138,7 +138,7 @@ def dense_hybrid(outputs: PixelOutputs) -> Tensor:
 
 @register_score("exposed_distance", needs=OUTLIER_RATIO)
 def exposed_distance(outputs: PixelOutputs) -> Tensor:
-    """``feature_distance`` plus ``MODEL.OUTLIER.WEIGHT`` times ``likelihood_ratio``, standardised on what is
+    """``feature_distance`` plus 0.3 times ``likelihood_ratio``, standardised on what is
     known: pasted objects teach which directions matter, and not how far a real one lies."""
     assert outputs.outlier_moments is not None
     mean, std, weight = outputs.outlier_moments

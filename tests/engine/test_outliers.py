@@ -64,9 +64,7 @@ def fitted():
     for label, features in enumerate(known):
         classes.add(features, torch.full((60,), label))
     gaussians.fit(classes)
-    heads = {
-        name: OutlierHead(name, {"level": ShapeSpec(channels=5)}, weight=0.5) for name in ("gmm", "linear")
-    }
+    heads = {name: OutlierHead(name, {"level": ShapeSpec(channels=5)}) for name in ("gmm", "linear")}
     for head in heads.values():
         head.fit(
             {"level": gaussians}, {"level": statistics(outliers)}, {"level": statistics(known.flatten(0, 1))}
