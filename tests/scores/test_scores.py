@@ -46,7 +46,8 @@ ORACLES = {
 def test_every_registered_score_has_an_oracle():
     # Those of mask models have theirs in test_mask_scores.py, that on moments in test_sml.py, those on
     # distances below.
-    elsewhere = {"maskomaly", "rba", "mask_void", "feature_distance", "hybrid", "sml"}
+    elsewhere = {"maskomaly", "rba", "mask_void", "sml", "feature_distance", "hybrid"}
+    elsewhere |= {"likelihood_ratio", "outlier_posterior", "dense_hybrid", "exposed_distance"}
     assert set(known_scores()) == set(ORACLES) | elsewhere
 
 
@@ -86,3 +87,15 @@ def test_wrong_names_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             get_scores(names, given=given)
+    given = replace(
+        outputs,
+        outlier_ratio=torch.tensor([[2.0]]),
+        outlier_moments=(torch.tensor(1.0), torch.tensor(4.0), 0.3),
+    )
+    for name, expected in {
+        "likelihood_ratio": 2,
+        "outlier_posterior": 1 / (1 + math.exp(-2)),
+        "dense_hybrid": -math.log(1 + math.exp(-2)) - math.log(4),
+        "exposed_distance": 1.5 + 0.3 * (2 - 1) / 4,
+    }.items():
+        assert float(SCORE_REGISTRY.get(name)(given)) == pytest.approx(expected), name
