@@ -75,18 +75,6 @@ def test_scores_on_distances_by_hand():
     assert float(scores["hybrid"](outputs)) == pytest.approx((10 - 2) / 4 + 1.5)
     for other in (replace(outputs, hybrid_with="energy"), replace(outputs, log_density=None)):
         assert float(scores["hybrid"](other)) == pytest.approx((-math.log(4) - 2) / 4 + 1.5)
-
-
-def test_wrong_names_are_named():
-    for names, given, message in (
-        (["msp", "mps"], {LOGITS}, r"TEST\.SCORES: unknown score 'mps'; known are .*energy.*msp"),
-        (["gmm_density"], {LOGITS}, r"'gmm_density' needs class densities.*MODEL\.CLASSIFIER\.NAME"),
-        (["hybrid"], {LOGITS, LOG_DENSITY}, "MODEL.FEATURE_DISTANCE.FEATURES"),
-        (["sml"], {LOGITS}, "'sml' needs moments of the largest logit"),
-        ([], {LOGITS}, "at least one"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            get_scores(names, given=given)
     given = replace(
         outputs,
         outlier_ratio=torch.tensor([[2.0]]),
@@ -99,3 +87,15 @@ def test_wrong_names_are_named():
         "exposed_distance": 1.5 + 0.3 * (2 - 1) / 4,
     }.items():
         assert float(SCORE_REGISTRY.get(name)(given)) == pytest.approx(expected), name
+
+
+def test_wrong_names_are_named():
+    for names, given, message in (
+        (["msp", "mps"], {LOGITS}, r"TEST\.SCORES: unknown score 'mps'; known are .*energy.*msp"),
+        (["gmm_density"], {LOGITS}, r"'gmm_density' needs class densities.*MODEL\.CLASSIFIER\.NAME"),
+        (["hybrid"], {LOGITS, LOG_DENSITY}, "MODEL.FEATURE_DISTANCE.FEATURES"),
+        (["sml"], {LOGITS}, "'sml' needs moments of the largest logit"),
+        ([], {LOGITS}, "at least one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            get_scores(names, given=given)
