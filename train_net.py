@@ -44,8 +44,8 @@ from gmm_anomaly.engine.launch import config_overrides, held_log, launch  # noqa
 from gmm_anomaly.engine.output_dir import locked, set_up, write_config  # noqa: E402
 from gmm_anomaly.engine.trained_model import with_run_weights  # noqa: E402
 from gmm_anomaly.modeling.backbones.weights import trust_pickles  # noqa: E402
+from gmm_anomaly.options import add_fits, add_register, add_trust  # noqa: E402
 from gmm_anomaly.repository_files import find_config  # noqa: E402
-from gmm_anomaly.verbs import add_fits, add_register, add_trust  # noqa: E402
 
 
 def parser() -> ArgumentParser:

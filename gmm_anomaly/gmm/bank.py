@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -77,7 +78,6 @@ class GaussianMixtureBank(GaussianMixtures):
             "momentum_mean": (momentum_mean, 0, 1),
             "momentum_scale": (momentum_scale, 0, 1),
             "variance_floor (MODEL.GMM.VARIANCE_FLOOR)": (variance_floor, LEAST_VARIANCE, math.inf),
-            "warm_start_features": (warm_start_features, 0, math.inf),
         }
         for name, (value, least, most) in limits.items():
             if not least <= value <= most:
@@ -100,7 +100,6 @@ class GaussianMixtureBank(GaussianMixtures):
 
         # Classes whose components may take features, as they need not wait for a warm start.
         self.register_buffer("started", torch.full((num_classes,), warm_start_features == 0))
-        # Classes recorded since the last update, or those of the newest batch.
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
         self.memory = FeatureMemory(
             num_classes * num_components, memory_size, dim, dtype=memory_dtype, save_ring=save_memory
@@ -111,9 +110,7 @@ class GaussianMixtureBank(GaussianMixtures):
         self.warm_start = None
         if warm_start_features:
             self.warm_start = WarmStartBuffer(num_classes, warm_start_features, dim)
-        # Classes that wait for it, and the last commit's answer which of them are ready.
         self._waiting = num_classes if warm_start_features else 0
-        self._ready: tuple[Tensor, Tensor, torch.cuda.Event | None] | None = None
         self.em_attached = False  # whether a hook (EMHook) will commit what is recorded
         self._recorded: list[tuple[Tensor, Tensor, Tensor]] = []
         self.register_load_state_dict_post_hook(GaussianMixtureBank._after_loading)
@@ -165,7 +162,9 @@ class GaussianMixtureBank(GaussianMixtures):
 
     def _count_waiting(self) -> None:
         """After whatever sets ``started``, but for a start itself."""
-        self._waiting, self._ready = int((~self.started).sum()), None
+        self._waiting = int((~self.started).sum())
+        if self.warm_start is not None:
+            self.warm_start.forget_answer()
 
     @torch.no_grad()
     def record(self, features: Tensor, labels: Tensor, assignment: Tensor, correct: Tensor) -> None:
@@ -221,7 +220,10 @@ class GaussianMixtureBank(GaussianMixtures):
                 self.warm_start.add_batch(features, waiting, self.samples_per_update * self.num_components)
         self._recorded.clear()
         if self.warm_start is not None and self._waiting:
-            self._start_ready_classes(self.warm_start, least)
+            classes = self.warm_start.due(~self.started, least)
+            if len(classes):
+                self.initialise(classes, *self.warm_start.take(classes))
+                self._waiting -= len(classes)
 
     @torch.no_grad()
     def update(
@@ -254,43 +256,9 @@ class GaussianMixtureBank(GaussianMixtures):
         self.scales.copy_(torch.where(moved[..., None], scales, self.scales))
         self.fitted |= moved
 
-    def _start_ready_classes(self, buffer: WarmStartBuffer, least: int | None) -> None:
-        """How many are ready, the host learns from a GPU one commit later, without waiting; on the CPU, and
-        where a training ends (``least``), at once."""
-        late = self._answers_late and least is None
-        if not late:
-            self._ready = self._find_ready(buffer, least)
-        if self._ready is not None:
-            ready, count, known = self._ready
-            if known is not None:
-                known.synchronize()
-            if number := int(count):
-                classes = (~ready).byte().argsort(stable=True)[:number]
-                self.initialise(classes, *buffer.take(classes))
-                self._waiting -= number
-        self._ready = self._find_ready(buffer, least) if late else None
-
-    @property
-    def _answers_late(self) -> bool:
-        return self.started.is_cuda
-
-    def _find_ready(
-        self, buffer: WarmStartBuffer, least: int | None
-    ) -> tuple[Tensor, Tensor, torch.cuda.Event | None]:
-        """(C,) bool ready classes; their number, on its way to the host; when it is there."""
-        ready = buffer.ready(~self.started, least)
-        count = ready.sum().to("cpu", non_blocking=True)
-        if not ready.is_cuda:
-            return ready, count, None
-        known = torch.cuda.Event()
-        known.record()
-        return ready, count, known
-
     @torch.no_grad()
     def initialise(self, classes: Tensor, features: Tensor, valid: Tensor | None = None) -> None:
-        """Start components from features by spherical k-means, and put these into their memories.
-
-        Collective over the ranks, never waits for a GPU.
+        """Start components from features by spherical k-means, and put these into their memories; collective.
 
         Args:
             classes: (R,) int64.
@@ -300,29 +268,20 @@ class GaussianMixtureBank(GaussianMixtures):
         unit = F.normalize(features.float(), dim=-1)
         centres, assignment = spherical_kmeans(unit, self.num_components, valid=valid)
         collectives.broadcast_from_first(centres)
-        component = torch.arange(self.num_components, device=classes.device)
         place = torch.arange(len(classes), device=classes.device)[:, None] * self.num_components + assignment
         if valid is not None:
             place = torch.where(valid, place, -1)
-        rings = (classes[:, None] * self.num_components + component).flatten()
-        self.memory.replace(rings, unit.flatten(0, 1), place.flatten())
+        rings = classes[:, None] * self.num_components + torch.arange(self.num_components, device=unit.device)
+        self.memory.replace(rings.flatten(), unit.flatten(0, 1), place.flatten())
         count, direction, variance = (values[classes] for values in self._stored())
         self.means[classes] = torch.where((count > 0)[..., None], direction.float(), centres)
         self.scales[classes] = (variance + self.variance_floor).sqrt().float()
         self.fitted[classes] = True
         self.started[classes] = True
 
-    def _stored(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(C, M) counts; (C, M, D) float64 directions of the memory's sums, and the biased mean squared
-        deviations from them, not from the mean (GMMSeg, Eq. 9, as released), without any floor."""
-        count = self.memory.count.view(self.means.shape[:2])
-        n = count.clamp(min=1)[..., None].double()
-        mean, mean_square = (
-            total.view(self.means.shape) / n for total in (self.memory.total, self.memory.total_square)
-        )
-        direction = F.normalize(mean, dim=-1)
-        variance = (mean_square - 2 * direction * mean + direction.square()).clamp(min=0)
-        return count, direction, variance
+    def _stored(self) -> Iterator[Tensor]:
+        """(C, M) counts, (C, M, D) directions and variances of what the memory holds."""
+        return (value.unflatten(0, self.means.shape[:2]) for value in self.memory.moments())
 
     @torch.no_grad()
     def broadcast(self) -> None:

@@ -85,6 +85,7 @@ class WarmStartBuffer(nn.Module):
 
     features: Tensor
     count: Tensor
+    _answer: tuple[Tensor, Tensor, torch.cuda.Event | None] | None
 
     def __init__(self, num_classes: int, capacity: int, dim: int) -> None:
         super().__init__()
@@ -92,6 +93,7 @@ class WarmStartBuffer(nn.Module):
         # One slot more than the capacity takes what does not fit.
         self.register_buffer("features", torch.zeros(num_classes, capacity + 1, dim))
         self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64))
+        self.forget_answer()
 
     @torch.no_grad()
     def add_batch(self, features: Tensor, labels: Tensor, samples: int) -> None:
@@ -107,10 +109,47 @@ class WarmStartBuffer(nn.Module):
         self.count.copy_((self.count + valid.sum(1)).clamp(max=self.capacity))
 
     @torch.no_grad()
-    def ready(self, waiting: Tensor, least: int | None = None) -> Tensor:
-        """(C,) bool: classes of which the ranks together have ``least`` features, by default the capacity.
-        waiting: (C,) bool, those that may be, the same on every rank."""
-        return waiting & (collectives.sum_over_ranks(self.count.clone()) >= (least or self.capacity))
+    def due(self, waiting: Tensor, least: int | None = None) -> Tensor:
+        """Classes to start now: those of which the ranks together have enough features.
+
+        How many these are, the host learns from a GPU one call later, without waiting for it; on the CPU, and
+        where a training ends (``least``), at once.
+
+        Args:
+            waiting: (C,) bool, those that may start, the same on every rank.
+            least: features that are enough; None: the capacity.
+
+        Returns:
+            (R,) int64, ascending; their features are for :meth:`take`.
+        """
+        late = self._answers_late and least is None
+        answer = self._answer if late else self._ask(waiting, least)
+        classes = torch.zeros(0, dtype=torch.int64, device=waiting.device)
+        if answer is not None:
+            ready, count, arrived = answer
+            if arrived is not None:
+                arrived.synchronize()
+            classes = (~ready).byte().argsort(stable=True)[: int(count)]
+        self._answer = self._ask(waiting.index_fill(0, classes, False), None) if late else None
+        return classes
+
+    @property
+    def _answers_late(self) -> bool:
+        return self.count.is_cuda
+
+    def _ask(self, waiting: Tensor, least: int | None) -> tuple[Tensor, Tensor, torch.cuda.Event | None]:
+        """(C,) bool, which are ready; their number, on its way to the host; when it is there."""
+        ready = waiting & (collectives.sum_over_ranks(self.count.clone()) >= (least or self.capacity))
+        count = ready.sum().to("cpu", non_blocking=True)
+        if not ready.is_cuda:
+            return ready, count, None
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return ready, count, arrived
+
+    def forget_answer(self) -> None:
+        """After a load, or whatever else sets counts from outside."""
+        self._answer = None
 
     @torch.no_grad()
     def take(self, classes: Tensor) -> tuple[Tensor, Tensor]:

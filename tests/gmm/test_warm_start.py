@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gmm_anomaly.gmm import GaussianMixtureBank, spherical_kmeans
+from gmm_anomaly.gmm.warm_start import WarmStartBuffer
 
 COMPONENTS, DIM = 3, 8
 
@@ -169,7 +170,7 @@ class Waits(TorchDispatchMode):
 
 
 def test_on_a_gpu_a_class_starts_one_commit_later_and_nothing_waits(monkeypatch):
-    monkeypatch.setattr(GaussianMixtureBank, "_answers_late", True)
+    monkeypatch.setattr(WarmStartBuffer, "_answers_late", True)
     bank, features = make_bank(2, wanted=30), clustered(40, COMPONENTS, seed=60)
     labels, waits = torch.zeros(40, dtype=torch.int64), []
     for step in range(4):
