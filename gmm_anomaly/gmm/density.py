@@ -107,19 +107,18 @@ def fused_class_log_density_of(*arguments: Any) -> Tensor:
     """:func:`class_log_density_of` through torch.compile, which joins what surrounds the product; as it is,
     with a warning, where nothing can be compiled (no Triton, no compiler)."""
     global _fused
+    if _fused is None:  # only now, for the compiler takes seconds to import
+        _fused = torch.compile(class_log_density_of, dynamic=True)  # one graph for chunks of any size
     try:
         return _fused(*arguments)
     except torch._dynamo.exc.TorchDynamoException as error:
-        if _fused is class_log_density_of:
-            raise
         reason = " ".join(str(error).split())[:200]
         logger.warning("the class densities run uncompiled, about twice as slow: %s", reason)
         _fused = class_log_density_of
         return class_log_density_of(*arguments)
 
 
-# Compiled by its first call; chunks of any number of pixels share a graph.
-_fused: Callable[..., Tensor] = torch.compile(class_log_density_of, dynamic=True)
+_fused: Callable[..., Tensor] | None = None
 
 
 def component_log_prob(
