@@ -219,7 +219,10 @@ def _verify(file: Path, checksum: str) -> None:
     if not wanted:
         say(f"{file}: no checksum is publicly known; its sha256 is {found}")
     elif found != wanted:
-        raise ValueError(f"{file}: expected {algorithm} {wanted}, found {found}; remove it and load it again")
+        raise ValueError(
+            f"{file}: expected {algorithm} {wanted}, found {found}; remove it if it is still there, and load "
+            "it again"
+        )
 
 
 def unpack(archive: Path, root: Path, tops: set[str]) -> None:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from gmm_anomaly.data import SegmentationMapper
 from gmm_anomaly.data.build import train_records
 from gmm_anomaly.data.mapper import test_augmentations
+from gmm_anomaly.data.outliers import get_source
 from gmm_anomaly.data.pairing import Record
 from gmm_anomaly.data.reading import image_size
 from gmm_anomaly.gmm.collectives import sum_over_ranks
@@ -223,6 +224,8 @@ class FeatureDistanceHook(HookBase):
     def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
         self.cfg = cfg
         self.model = model
+        if cfg.MODEL.OUTLIER.NAME:
+            get_source(cfg.INPUT.OUTLIERS.SOURCE)  # what is wrong with it is told before the training
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from gmm_anomaly.compat import keep_freed_memory
 from gmm_anomaly.data.mapper import test_augmentations
+from gmm_anomaly.data.outliers import get_source
 from gmm_anomaly.data.pairing import IMAGE_EXTENSIONS, visible_files
 from gmm_anomaly.data.reading import read_image
 
@@ -80,6 +81,7 @@ def fit_detector(
         )
     model = build_model(cfg).eval()
     if cfg.MODEL.OUTLIER.NAME:
+        get_source(cfg.INPUT.OUTLIERS.SOURCE)  # what is wrong with it is told before frames are seen
         # They are seen twice.
         frames = list(frames)
     fit_distances(model, _items(cfg, frames, [] if left_out is None else left_out), CELLS_PER_FRAME)

@@ -257,22 +257,20 @@ class GaussianMixtureBank(GaussianMixtures):
         self.fitted |= moved
 
     @torch.no_grad()
-    def initialise(self, classes: Tensor, features: Tensor, valid: Tensor | None = None) -> None:
+    def initialise(self, classes: Tensor, features: Tensor, valid: Tensor) -> None:
         """Start components from features by spherical k-means, and put these into their memories; collective.
 
         Args:
             classes: (R,) int64.
             features: (R, n, D) floating point, those of each class, the same on every rank; n >= 1.
-            valid: (R, n) bool, the features that there are, in front; None: all.
+            valid: (R, n) bool, the features that there are, in front.
         """
         unit = F.normalize(features.float(), dim=-1)
         centres, assignment = spherical_kmeans(unit, self.num_components, valid=valid)
         collectives.broadcast_from_first(centres)
         place = torch.arange(len(classes), device=classes.device)[:, None] * self.num_components + assignment
-        if valid is not None:
-            place = torch.where(valid, place, -1)
         rings = classes[:, None] * self.num_components + torch.arange(self.num_components, device=unit.device)
-        self.memory.replace(rings.flatten(), unit.flatten(0, 1), place.flatten())
+        self.memory.replace(rings.flatten(), unit.flatten(0, 1), torch.where(valid, place, -1).flatten())
         count, direction, variance = (values[classes] for values in self._stored())
         self.means[classes] = torch.where((count > 0)[..., None], direction.float(), centres)
         self.scales[classes] = (variance + self.variance_floor).sqrt().float()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .collectives import gather_stack, sum_over_ranks
-from .mixtures import UnfittedMixtureError
+from .mixtures import KeptUntilChanged, UnfittedMixtureError
 
 # Added to the covariance's diagonal, as a share of its mean: keeps directions without variance invertible.
 SHRINKAGE = 1e-2
@@ -96,10 +96,11 @@ class TiedGaussians(nn.Module):
         self.register_buffer("whitening", torch.zeros(dim, dim))
         self.register_buffer("whitened_means", torch.zeros(num_classes, dim))
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
+        self._kept = KeptUntilChanged()
 
     @property
     def is_fitted(self) -> bool:
-        return bool(self.seen.any())
+        return self._kept((self.seen,), lambda: bool(self.seen.any()))
 
     @torch.no_grad()
     def fit(self, statistics: TiedGaussianStatistics) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmm_anomaly.gmm import TiedGaussians, TiedGaussianStatistics, UnfittedMixtureError
+from gmm_anomaly.gmm.mixtures import KeptUntilChanged
 
 from .outlier_head import OutlierHead
 
@@ -81,10 +82,12 @@ class FeatureDistance(nn.Module):
         # Under a name of its own, so that moments of the density are missing, and not taken for the energy's.
         self.register_buffer(f"{hybrid_with}_mean", torch.zeros(()))
         self.register_buffer(f"{hybrid_with}_std", torch.zeros(()))
+        self._kept = KeptUntilChanged()
 
     @property
     def is_fitted(self) -> bool:
-        return bool((self.log_std > 0).all() and self.hybrid_moments[1] > 0)
+        stds = self.log_std, self.hybrid_moments[1]
+        return self._kept(stds, lambda: all(bool((std > 0).all()) for std in stds))
 
     @property
     def hybrid_moments(self) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmm_anomaly.gmm import TiedGaussians, TiedGaussianStatistics
+from gmm_anomaly.gmm.mixtures import KeptUntilChanged
 
 HEADS = ("gmm", "linear")
 # Gaussians of the outliers; 1 to 200 gave the same on three validation sets.
@@ -91,10 +92,11 @@ class OutlierHead(nn.Module):
         # Over known cells.
         self.register_buffer("mean", torch.zeros(len(shapes)))
         self.register_buffer("std", torch.zeros(len(shapes)))
+        self._kept = KeptUntilChanged()
 
     @property
     def is_fitted(self) -> bool:
-        return bool((self.std > 0).all())
+        return self._kept((self.std,), lambda: bool((self.std > 0).all()))
 
     @property
     def moments(self) -> tuple[Tensor, Tensor, float]:

@@ -138,8 +138,8 @@ def dense_hybrid(outputs: PixelOutputs) -> Tensor:
 
 @register_score("exposed_distance", needs=OUTLIER_RATIO)
 def exposed_distance(outputs: PixelOutputs) -> Tensor:
-    """``feature_distance`` plus 0.3 times ``likelihood_ratio``, standardised on what is
-    known: pasted objects teach which directions matter, and not how far a real one lies."""
+    """``feature_distance`` plus 0.3 times ``likelihood_ratio``, standardised on what is known: pasted objects
+    teach which directions matter, and not how far a real one lies."""
     assert outputs.outlier_moments is not None
     mean, std, weight = outputs.outlier_moments
     return feature_distance(outputs) + weight * (likelihood_ratio(outputs) - mean) / std

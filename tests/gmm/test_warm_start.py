@@ -110,7 +110,7 @@ def test_a_class_starts_once_it_has_seen_enough_whatever_was_predicted(slots):
     fresh = make_bank(2, wanted=0, memory_size=slots)
     # The buffer ends at the number that was asked for. The EM step after the start is Eq. 9's, at rest.
     features = torch.cat(seen)[:300]
-    fresh.initialise(torch.tensor([0]), features[None])
+    fresh.initialise(torch.tensor([0]), features[None], torch.ones(1, 300, dtype=torch.bool))
     assert_started_from(fresh, 0, features)
     for name in ("memory.count", "memory.total", "memory.total_square", "means", "scales"):
         torch.testing.assert_close(bank.get_buffer(name)[0], fresh.get_buffer(name)[0], rtol=0, atol=1e-6)
@@ -124,7 +124,7 @@ def test_a_start_replaces_what_the_class_held_and_correct_pixels_enter_afterward
     bank.update()
     before = {name: buffer.clone() for name, buffer in bank.named_buffers()}
     features = clustered(60, COMPONENTS, seed=16)
-    bank.initialise(torch.tensor([0]), 3 * features[None])
+    bank.initialise(torch.tensor([0]), 3 * features[None], torch.ones(1, 60, dtype=torch.bool))
     assert_started_from(bank, 0, features)
     assert torch.equal(bank.means[1], before["means"][1]) and torch.equal(bank.scales[1], before["scales"][1])
     for name in ("count", "pointer", "total", "total_square"):
