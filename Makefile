@@ -52,7 +52,7 @@ check-python:
 	    echo "  Install Python 3.11, or name another interpreter: make setup PYTHON=/path/to/python3" >&2; exit 1; }
 
 setup: check-python  ## make the environment: pinned packages, Detectron2, this project (seconds when nothing changed)
-	@$(SETUP)
+	@$(SETUP) --extras demo
 
 demo: check-python  ## set-up, score PHOTOS, fit a detector and train a GMM on synthetic streets, evaluate
 	@$(SETUP) --extras demo
