@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.config_file and args.verb in BUNDLED_VERBS and "MODEL.WEIGHTS" not in args.opts:
             args.config_file = args.weights = BUNDLED
         if not args.config_file:
-            parsers[args.verb].error("give --config-file, or --weights with a config inside")
+            inside = ", or --weights with a config inside" if hasattr(args, "weights") else ""
+            parsers[args.verb].error(f"give --config-file{inside}")
         try:
             args.config_file = str(find_config(args.config_file))
         except FileNotFoundError as error:
