@@ -14,7 +14,7 @@ BESIDE = [*sorted(ROOT.glob("configs/**/*.yaml")), ROOT / "train_net.py"]
 
 
 class BuildWithRepository(build_py):
-    """Copies them to gmm_anomaly/repository, where gmm_anomaly.repository_files looks for them."""
+    """Copies them to gmm_anomaly/repository, where gmm_anomaly.compat looks for them."""
 
     def run(self) -> None:
         super().run()

@@ -22,7 +22,7 @@ from detectron2.engine import default_argument_parser  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
-from gmm_anomaly.compat import keep_freed_memory  # noqa: E402
+from gmm_anomaly.compat import find_config, keep_freed_memory  # noqa: E402
 from gmm_anomaly.data.build import present  # noqa: E402
 from gmm_anomaly.engine import (  # noqa: E402
     Checkpointer,
@@ -38,14 +38,18 @@ from gmm_anomaly.engine import (  # noqa: E402
     with_weights,
 )
 from gmm_anomaly.engine.checkpoint import TAG  # noqa: E402
-from gmm_anomaly.engine.config import ConfigError, read_config  # noqa: E402
+from gmm_anomaly.engine.config import ConfigError, config_overrides, read_config  # noqa: E402
 from gmm_anomaly.engine.evaluation import build_evaluator, verify_expected_results  # noqa: E402
-from gmm_anomaly.engine.launch import config_overrides, held_log, launch  # noqa: E402
-from gmm_anomaly.engine.output_dir import locked, set_up, write_config  # noqa: E402
-from gmm_anomaly.engine.trained_model import with_run_weights  # noqa: E402
+from gmm_anomaly.engine.launch import launch  # noqa: E402
+from gmm_anomaly.engine.output_dir import (  # noqa: E402
+    held_log,
+    locked,
+    set_up,
+    with_run_weights,
+    write_config,
+)
 from gmm_anomaly.modeling.backbones.weights import trust_pickles  # noqa: E402
 from gmm_anomaly.options import add_fits, add_register, add_trust  # noqa: E402
-from gmm_anomaly.repository_files import find_config  # noqa: E402
 
 
 def parser() -> ArgumentParser:

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from . import __version__, compat
-from .repository_files import BUNDLED, ROOT, find_config
+from .compat import BUNDLED, ROOT, find_config
 from .verbs import VERBS
 
 # `run(args)` of the module does the work and returns the exit status; None is 0.

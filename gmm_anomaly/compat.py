@@ -1,4 +1,5 @@
-"""What differs between the ways to install Detectron2, between its versions, and between C libraries.
+"""What differs between installations: where this project's configs and scripts lie (beside the package in a
+checkout, inside it in a wheel), how Detectron2 was installed and in which version, and C libraries.
 
 Nothing here imports Detectron2 until a function is called.
 """
@@ -12,6 +13,8 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,10 +27,41 @@ INSTALL_ADVICE = (
     "--no-build-isolation git+https://github.com/facebookresearch/detectron2`"
 )
 
+_PACKAGE = Path(__file__).resolve().parent
+# A wheel carries them inside the package (setup.py).
+ROOT = _PACKAGE / "repository" if (_PACKAGE / "repository").is_dir() else _PACKAGE.parent
+
+# The model that comes along: what --weights and MODEL.WEIGHTS call it, and its file, with its config inside.
+BUNDLED = "bundled"
+BUNDLED_FILE = _PACKAGE / "bundled" / "road.pth"
+
 # Numbers of mallopt's parameters in glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_INT = 2**31 - 1
 OWN_BLOCKS_FROM = 2**30
+
+
+def find_config(config: str | os.PathLike[str]) -> Path:
+    """The file of a config: a path as it is, one below the repository, with or without "configs/", a name
+    that only one file there has ("mask2former_swin_t"), or "bundled": that of the model that comes along.
+
+    Raises:
+        FileNotFoundError: it is in none of these places.
+    """
+    if config == BUNDLED:
+        return BUNDLED_FILE
+    for path in (Path(config).expanduser(), ROOT / config, ROOT / "configs" / config):
+        if path.is_file():
+            return path
+    folder = ROOT / "configs"
+    named = [path for path in folder.glob("*/*.yaml") if path.stem == os.fspath(config)]
+    if len(named) == 1:
+        return named[0]
+    known = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("*/*.yaml"))]
+    given = Path(config).as_posix().removeprefix("configs/")
+    nearest = get_close_matches(given, known, n=1)
+    meant = f"; did you mean {nearest[0]}?" if nearest else ""
+    raise FileNotFoundError(f"--config-file: no file {os.fspath(config)}, here or in {ROOT}{meant}")
 
 
 def require_detectron2() -> None:

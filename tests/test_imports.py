@@ -22,11 +22,10 @@ ALLOWED: dict[str, set[str]] = {
     "modeling": MODELS | {"config", "values"},
     "data": {"metrics", "compat", "config", "values"},
     "evaluation": MODELS | {"modeling", "data", "visualization"},
-    "engine": MODELS
-    | {"modeling", "data", "evaluation", "config", "values", "visualization", "repository_files"},
+    "engine": MODELS | {"modeling", "data", "evaluation", "config", "values", "visualization"},
     "export": {*PURE, "modeling", "data", "evaluation", "engine", "predict", "compat"} - {"metrics"},
     "report": {"gmm", "metrics", "visualization"},
-    "predict": {"metrics", "data", "evaluation", "engine", "compat", "visualization", "repository_files"},
+    "predict": {"metrics", "data", "evaluation", "engine", "compat", "visualization"},
 }
 
 # Verbs of the evaluation run a model: one file reaches back to the engine, when it is called.

@@ -13,7 +13,9 @@ import torch
 
 import train_net
 from gmm_anomaly.engine import launch as launching
-from gmm_anomaly.engine.launch import config_overrides, held_log, launch
+from gmm_anomaly.engine.config import config_overrides
+from gmm_anomaly.engine.launch import launch
+from gmm_anomaly.engine.output_dir import held_log
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "synthetic" / "effnetlite0_deeplabv3plus_gmm.yaml"

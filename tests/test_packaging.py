@@ -159,7 +159,7 @@ def test_the_installed_configs_and_train_net(installed, tmp_path):
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr[-2000:]
     assert "train_net.py: error: there is no config key SEEDS; did you mean SEED?" in done.stderr
     code = (
-        "from gmm_anomaly.repository_files import ROOT, find_config\n"
+        "from gmm_anomaly.compat import ROOT, find_config\n"
         f"print(find_config('{DEMO}'), (ROOT / 'train_net.py').is_file())\n"
         "find_config('synthetic/effnetlite0.yaml')"
     )

@@ -26,8 +26,8 @@ from gmm_anomaly.values import check_sections
 
 from .checking import label_counts, warn_of_labels
 from .mapper import SegmentationMapper
-from .pairing import MissingDataError, Record, has_label
-from .reading import ANOMALY, CLOSED_SET, LabelRule
+from .pairing import MissingDataError, Record
+from .reading import ANOMALY, CLOSED_SET, LabelRule, has_label
 from .registration import get_records, require_known
 from .stream import ClassBalancedSampler, TrainingStream
 

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from .downloads import Archive, archives_of, download, say
-from .pairing import MissingDataError, Record, has_label
-from .reading import ANOMALY, IGNORE_LABEL, LabelRule, read_image, read_label
+from .pairing import MissingDataError, Record
+from .reading import ANOMALY, IGNORE_LABEL, LabelRule, has_label, read_image, read_label
 from .registration import load_records, registered_specs
 
 PRESENT = "present"

@@ -150,11 +150,6 @@ def make_record(key: str, image: Path, label: Path | None) -> Record:
     return record
 
 
-def has_label(record: Mapping[str, Any]) -> bool:
-    """Whether the label of a record can be read: it names a file, or is rendered."""
-    return "sem_seg_file_name" in record or "render" in record
-
-
 def _named(paths: list[Path], kind: str) -> str:
     shown = ", ".join([*map(str, paths[:3]), *(["..."] if len(paths) > 3 else [])])
     return f"{len(paths)} {kind}{'s' if len(paths) > 1 else ''} ({shown})"

@@ -79,6 +79,11 @@ def _is_16_bits(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or image.mode == "I"
 
 
+def has_label(record: Mapping[str, Any]) -> bool:
+    """Whether the label of a record can be read: it names a file, or is rendered."""
+    return "sem_seg_file_name" in record or "render" in record
+
+
 def read_image(record: Mapping[str, Any], format: str) -> np.ndarray:
     """Image of a record as ``upright_rgb`` has it.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,13 +16,11 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from gmm_anomaly.compat import add_upstream_keys
+from gmm_anomaly.compat import BUNDLED, BUNDLED_FILE, add_upstream_keys, find_config
 from gmm_anomaly.config import RELEASED, add_gmm_anomaly_config, with_rules
 from gmm_anomaly.data import check_num_classes, configure_synthetic
-from gmm_anomaly.modeling.norm import usable_norm
-from gmm_anomaly.modeling.registry import CLASSIFIER_REGISTRY, look_up
+from gmm_anomaly.modeling.registry import CLASSIFIER_REGISTRY, look_up, usable_norm
 from gmm_anomaly.modeling.scoring import score_names
-from gmm_anomaly.repository_files import BUNDLED, BUNDLED_FILE, find_config
 from gmm_anomaly.scores import (
     FEATURE_DISTANCE,
     LOG_DENSITY,
@@ -69,13 +68,18 @@ class ConfigError(ValueError):
     """A config file or a ``KEY VALUE`` pair that no machine could use: the command was given wrongly."""
 
 
+def config_overrides(args: Namespace) -> list[str]:
+    """The command line's ``KEY VALUE`` pairs; ``--num-gpus 0`` is a pair that comes first."""
+    return [*(["MODEL.DEVICE", "cpu"] if args.num_gpus == 0 else []), *args.opts]
+
+
 def read_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNode:
     """All keys, with the values of a file (with its ``_BASE_`` chain) and of ``KEY VALUE`` overrides.
 
     Files are read as data: tags that call Python are refused, not run.
 
     Args:
-        config_file: as :func:`~gmm_anomaly.repository_files.find_config` takes it, or the file of a model
+        config_file: as :func:`~gmm_anomaly.compat.find_config` takes it, or the file of a model
             that holds its config; "": the bundled model's if ``MODEL.WEIGHTS`` is "bundled", else the
             defaults.
 
@@ -164,15 +168,6 @@ def _warn_of_unread(values: Mapping[str, Any], typed: Sequence[Any]) -> None:
             named.append(f"{key} ({why})")
     if named:
         logger.warning("Keys that have no effect here: %s", ", ".join(named))
-
-
-def with_weights(cfg: CfgNode, path: str | Path) -> CfgNode:
-    """A frozen copy of a config, with ``MODEL.WEIGHTS`` the file that its model has."""
-    found = cfg.clone()
-    found.defrost()
-    found.MODEL.WEIGHTS = str(path)
-    found.freeze()
-    return found
 
 
 def _check(cfg: CfgNode) -> None:

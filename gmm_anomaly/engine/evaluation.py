@@ -17,6 +17,7 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gmm_anomaly.data import build_test_loader
 from gmm_anomaly.data.build import present
@@ -24,7 +25,7 @@ from gmm_anomaly.data.registration import require_known
 from gmm_anomaly.evaluation import AnomalyEvaluator, ClosedSetEvaluator, format_results, write_results
 from gmm_anomaly.evaluation.records import EVALUATOR_TYPES
 from gmm_anomaly.evaluation.results import ANOMALY, CLOSED_SET, METRICS
-from gmm_anomaly.modeling.norm import share_statistics
+from gmm_anomaly.gmm.collectives import broadcast_from_first
 from gmm_anomaly.modeling.scoring import score_names
 from gmm_anomaly.postprocess import chain_name, get_postprocesses
 
@@ -129,6 +130,18 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     raise ValueError(
         f'{dataset_name}: expected evaluator_type "closed_set", "sem_seg" or "anomaly", found {kind!r}'
     )
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Give the batch norms of every rank the running statistics of rank 0, which its checkpoints have.
+
+    Those that are not synchronised drift apart in training, and each rank would evaluate another model.
+    Collective: every rank must call.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            for buffer in module.buffers(recurse=False):
+                broadcast_from_first(buffer)
 
 
 @torch.no_grad()

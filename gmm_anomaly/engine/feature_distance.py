@@ -28,9 +28,10 @@ from gmm_anomaly.gmm.collectives import sum_over_ranks
 from gmm_anomaly.modeling.feature_distance import features_by_name
 from gmm_anomaly.modeling.inference import transformed
 from gmm_anomaly.modeling.losses import IGNORE_LABEL, resized_labels
-from gmm_anomaly.modeling.norm import share_statistics
 from gmm_anomaly.scores import PixelOutputs
 from gmm_anomaly.scores.pixels import hybrid_part
+
+from .evaluation import share_statistics
 
 
 class LabelledImages(Dataset[dict[str, Any]]):

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, component_log_prob, own_class_log_prob
 from gmm_anomaly.gmm.collectives import sum_over_ranks
 
+from .belonging import with_weights
 from .checkpoint import Checkpointer
-from .config import with_weights
 from .evaluation import evaluate
 from .feature_distance import LabelledImages, fit_feature_distance
 from .health_hook import health_hooks, labelled_embedding

@@ -14,8 +14,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from gmm_anomaly.data.pairing import has_label
-from gmm_anomaly.data.reading import CLOSED_SET
+from gmm_anomaly.data.reading import CLOSED_SET, has_label
 from gmm_anomaly.data.registration import get_records
 from gmm_anomaly.evaluation.files import distinct_colors
 from gmm_anomaly.gmm.health import pixel_health

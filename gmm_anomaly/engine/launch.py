@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from logging.handlers import MemoryHandler
 from types import FrameType
 
 import torch
@@ -20,15 +18,10 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from gmm_anomaly.gmm.collectives import sum_over_ranks, world_size
 
-from .config import read_config
+from .config import config_overrides, read_config
 
 Job = Callable[[Namespace], object]
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def config_overrides(args: Namespace) -> list[str]:
-    """The command line's ``KEY VALUE`` pairs; ``--num-gpus 0`` is a pair that comes first."""
-    return [*(["MODEL.DEVICE", "cpu"] if args.num_gpus == 0 else []), *args.opts]
 
 
 def launch(job: Job, args: Namespace) -> None:
@@ -117,21 +110,6 @@ def _check_device(device: str, here: int, everywhere: int, *, asked: bool) -> No
             "or train on the CPU (--num-gpus 0 for one process, MODEL.DEVICE cpu at the end of the command "
             "for as many as you like)"
         )
-
-
-@contextmanager
-def held_log(name: str) -> Iterator[None]:
-    """Hold back what is logged under ``name`` inside, and pass it on at the end: a config is read before its
-    ``OUTPUT_DIR`` is known, and its lines belong into the log in there."""
-    logger = logging.getLogger(name)
-    holder = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
-    logger.addHandler(holder)
-    try:
-        yield
-    finally:
-        logger.removeHandler(holder)
-        for record_ in holder.buffer:
-            logger.handle(record_)
 
 
 # Ctrl-C and a cluster's SIGTERM: a training ends with a checkpoint.

@@ -10,16 +10,21 @@ import platform
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
+from torch import nn
 
 from gmm_anomaly.data.atomic import replacing
 
-from .checkpoint import HISTORY, TAG
+from .belonging import with_weights
+from .checkpoint import HISTORY, TAG, Checkpointer
+from .config import read_config
 from .loggers import RUN_FILE
 
 logger = logging.getLogger(__name__)
@@ -30,6 +35,21 @@ SAID = (
     "metrics.json", "events.out.tfevents.*", "results.json", "curves", "visualizations", "model_best.json",
     RUN_FILE, TAG, HISTORY,
 )  # fmt: skip
+
+
+@contextmanager
+def held_log(name: str) -> Iterator[None]:
+    """Hold back what is logged under ``name`` inside, and pass it on at the end: a config is read before its
+    ``OUTPUT_DIR`` is known, and its lines belong into the log in there."""
+    logger = logging.getLogger(name)
+    holder = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
+    logger.addHandler(holder)
+    try:
+        yield
+    finally:
+        logger.removeHandler(holder)
+        for record_ in holder.buffer:
+            logger.handle(record_)
 
 
 @contextmanager
@@ -81,6 +101,40 @@ def write_config(cfg: CfgNode) -> None:
     if comm.is_main_process():
         with replacing(Path(cfg.OUTPUT_DIR) / CONFIG) as temporary:
             temporary.write_text(cfg.dump())
+
+
+def with_run_weights(cfg: CfgNode, config_file: str, overrides: Sequence[Any]) -> CfgNode:
+    """The config of a command that makes use of a trained model: what a run started from never stands in for
+    what it made.
+
+    Args:
+        cfg: of ``config_file``. overrides: ``KEY VALUE`` pairs of the command.
+
+    Returns:
+        A config with ``MODEL.WEIGHTS`` as it is, if that is among the overrides or in the folder of the
+        config; for a run's config.yaml otherwise that run's last checkpoint that is whole.
+
+    Raises:
+        ValueError: the run in ``OUTPUT_DIR`` started from these weights, so that they may not be meant.
+    """
+    if "MODEL.WEIGHTS" in overrides[::2]:
+        return cfg
+    folder, file, output = Path(config_file).parent, Path(cfg.MODEL.WEIGHTS), Path(cfg.OUTPUT_DIR)
+    if Path(config_file).name == CONFIG and (folder / TAG).is_file():
+        if file.is_file() and file.resolve().parent == folder.resolve():
+            return cfg
+        last = Checkpointer(nn.Identity(), str(folder)).get_checkpoint_file()
+        if cfg.MODEL.WEIGHTS:
+            logger.warning("MODEL.WEIGHTS %s is what a run started from; its last checkpoint is used", file)
+        return with_weights(cfg, last)
+    if cfg.MODEL.WEIGHTS and (output / TAG).is_file() and (output / CONFIG).is_file():
+        if read_config(str(output / CONFIG)).MODEL.WEIGHTS == cfg.MODEL.WEIGHTS:
+            raise ValueError(
+                f"MODEL.WEIGHTS: the run in {output} (OUTPUT_DIR) started from {file}; add the weights that "
+                f"are meant to the command: MODEL.WEIGHTS {output / (output / TAG).read_text().strip()}, or "
+                f"MODEL.WEIGHTS {file}"
+            )
+    return cfg
 
 
 def set_aside(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,76 +16,19 @@ from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.modeling.scoring import score_names
 from gmm_anomaly.postprocess import chain_name
 
-from .belonging import BELONGS_TO, belongings
-from .checkpoint import DISTANCES, GUIDE, TAG, Checkpointer
-from .config import read_config, with_weights
+from .belonging import BELONGS_TO, belongings, inference_config, with_weights
+from .checkpoint import DISTANCES, GUIDE, Checkpointer
 from .weights import load_weight_file, own_state
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"
 MIXTURES, MEANS = "classifier.bank.", "classifier.bank.means"
 SOFTMAX, SOFTMAX_WEIGHT, SOFTMAX_BIAS = (f"classifier.predictor.{part}" for part in ("", "weight", "bias"))
-
-
-def inference_config(cfg: CfgNode) -> CfgNode:
-    """The config with which a model is built that gets complete weights and is not trained.
-
-    Without pretrained weights, which need not be there then, and without the feature memory: at the paper's
-    sizes it is gigabytes (6.1 GB with 150 classes of 5 components), and only EM reads it.
-
-    Args:
-        cfg: of the training; stays as it is.
-
-    Returns:
-        A frozen config. A checkpoint of the training loads into its model.
-    """
-    light = cfg.clone()
-    light.defrost()
-    light.MODEL.BACKBONE.WEIGHTS = ""
-    light.MODEL.GMM.MEMORY_SIZE = light.MODEL.GMM.SAMPLES_PER_UPDATE
-    light.MODEL.GMM.SAVE_MEMORY = False
-    light.freeze()
-    return light
 
 
 def first_score(cfg: CfgNode) -> str:
     """The score to predict with where none is named: the config's first, with its post-processes."""
     return chain_name(score_names(cfg)[0], cfg.TEST.POSTPROCESS)
-
-
-def with_run_weights(cfg: CfgNode, config_file: str, overrides: Sequence[Any]) -> CfgNode:
-    """The config of a command that makes use of a trained model: what a run started from never stands in for
-    what it made.
-
-    Args:
-        cfg: of ``config_file``. overrides: ``KEY VALUE`` pairs of the command.
-
-    Returns:
-        A config with ``MODEL.WEIGHTS`` as it is, if that is among the overrides or in the folder of the
-        config; for a run's config.yaml otherwise that run's last checkpoint that is whole.
-
-    Raises:
-        ValueError: the run in ``OUTPUT_DIR`` started from these weights, so that they may not be meant.
-    """
-    if "MODEL.WEIGHTS" in overrides[::2]:
-        return cfg
-    folder, file, output = Path(config_file).parent, Path(cfg.MODEL.WEIGHTS), Path(cfg.OUTPUT_DIR)
-    if Path(config_file).name == CONFIG and (folder / TAG).is_file():
-        if file.is_file() and file.resolve().parent == folder.resolve():
-            return cfg
-        last = Checkpointer(nn.Identity(), str(folder)).get_checkpoint_file()
-        if cfg.MODEL.WEIGHTS:
-            logger.warning("MODEL.WEIGHTS %s is what a run started from; its last checkpoint is used", file)
-        return with_weights(cfg, last)
-    if cfg.MODEL.WEIGHTS and (output / TAG).is_file() and (output / CONFIG).is_file():
-        if read_config(str(output / CONFIG)).MODEL.WEIGHTS == cfg.MODEL.WEIGHTS:
-            raise ValueError(
-                f"MODEL.WEIGHTS: the run in {output} (OUTPUT_DIR) started from {file}; add the weights that "
-                f"are meant to the command: MODEL.WEIGHTS {output / (output / TAG).read_text().strip()}, or "
-                f"MODEL.WEIGHTS {file}"
-            )
-    return cfg
 
 
 def save_model(

@@ -28,8 +28,8 @@ from gmm_anomaly.compat import wrap_distributed
 from gmm_anomaly.data import build_test_loader, build_train_loader
 from gmm_anomaly.data.build import lost_workers_explained, run_seed
 
+from .belonging import with_weights
 from .checkpoint import Checkpointer
-from .config import with_weights
 from .evaluation import evaluate, verify_expected_results
 from .feature_distance import FeatureDistanceHook
 from .health_hook import health_hooks

@@ -12,7 +12,7 @@ from torch import nn
 def model_config(args: argparse.Namespace, overrides: Sequence[str] = ()) -> CfgNode:
     """The config that a command's arguments ask for; ``overrides`` come last."""
     from gmm_anomaly.engine import build_config
-    from gmm_anomaly.engine.trained_model import with_run_weights
+    from gmm_anomaly.engine.output_dir import with_run_weights
 
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
     pairs = [*args.opts, *weights, *overrides]

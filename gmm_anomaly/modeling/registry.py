@@ -1,10 +1,14 @@
-"""Registries of decoders and classifiers, and look-ups that name what is known."""
+"""What names in a config stand for: registries of decoders and classifiers, and norm layers."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from detectron2.utils.logger import log_first_n
 from fvcore.common.registry import Registry
+
+from gmm_anomaly.gmm.collectives import world_size
 
 DECODER_REGISTRY: Registry = Registry("DECODER")
 DECODER_REGISTRY.__doc__ = """
@@ -25,3 +29,21 @@ def look_up(registry: Registry, name: str, key: str) -> Any:
         known = ", ".join(sorted(entry for entry, _ in registry))
         raise ValueError(f"{key}: unknown name {name!r}; known are {known}")
     return registry.get(name)
+
+
+def usable_norm(name: str, device: str) -> str:
+    """``name``, or "BN" where "SyncBN" cannot work; one line in the log says so.
+
+    Synchronised batch norm exists on GPUs only, and has nothing to do in a run of one process. Ask once the
+    process group stands.
+    """
+    if name != "SyncBN":
+        return name
+    if not device.startswith("cuda"):
+        why = f"SyncBN needs GPUs; on {device} BN is used instead, with statistics of each process's own"
+    elif world_size() == 1:
+        why = "SyncBN needs several processes; in this one BN is used instead"
+    else:
+        return name
+    log_first_n(logging.WARNING, why, key="message")
+    return "BN"

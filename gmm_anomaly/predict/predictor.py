@@ -15,17 +15,17 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from torch import nn
 
-from gmm_anomaly.compat import quiet
+from gmm_anomaly.compat import BUNDLED, find_config, quiet
 from gmm_anomaly.data.build import closed_set
 from gmm_anomaly.data.mapper import test_augmentations
 from gmm_anomaly.data.reading import CLOSED_SET, IGNORE_LABEL, read_image, read_label
 from gmm_anomaly.data.registration import get_records
-from gmm_anomaly.engine.belonging import belongings
+from gmm_anomaly.engine.belonging import belongings, inference_config
 from gmm_anomaly.engine.checkpoint import Checkpointer
 from gmm_anomaly.engine.config import build_config, read_config
-from gmm_anomaly.engine.trained_model import first_score, inference_config, with_run_weights
+from gmm_anomaly.engine.output_dir import with_run_weights
+from gmm_anomaly.engine.trained_model import first_score
 from gmm_anomaly.evaluation.files import distinct_colors, file_digest
-from gmm_anomaly.repository_files import BUNDLED, find_config
 
 from .inputs import AnyImage, as_rgb
 from .result import MIN_AREA, Prediction

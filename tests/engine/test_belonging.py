@@ -12,7 +12,7 @@ from torch import nn
 from gmm_anomaly.data import register_segmentation_dataset
 from gmm_anomaly.engine import Checkpointer, build_config
 from gmm_anomaly.engine.belonging import BELONGS_TO, belongings
-from gmm_anomaly.engine.trained_model import with_run_weights
+from gmm_anomaly.engine.output_dir import with_run_weights
 from gmm_anomaly.predict.threshold import Threshold
 
 

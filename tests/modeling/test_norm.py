@@ -7,12 +7,14 @@ import logging
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from detectron2.utils.logger import _LOG_COUNTER
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from gmm_anomaly.engine import build_config
-from gmm_anomaly.modeling import build_backbone, norm
+from gmm_anomaly.engine import build_config, evaluation
+from gmm_anomaly.modeling import build_backbone, registry
 from gmm_anomaly.modeling.decoders import build_decoder
-from gmm_anomaly.modeling.norm import share_statistics, usable_norm
+from gmm_anomaly.modeling.registry import usable_norm
 
 SYNC = ["MODEL.DECODER.NORM", "SyncBN", "MODEL.DEVICE"]
 
@@ -20,22 +22,20 @@ SYNC = ["MODEL.DECODER.NORM", "SyncBN", "MODEL.DEVICE"]
 @pytest.fixture(autouse=True)
 def lines(monkeypatch):
     """What is said in this test."""
-    norm._log_once.cache_clear()
+    _LOG_COUNTER.clear()
     said = []
-    monkeypatch.setattr(logging.getLogger(norm.__name__), "warning", said.append)
+    monkeypatch.setattr(logging.getLogger(registry.__name__), "log", lambda level, text: said.append(text))
     return said
 
 
 @pytest.fixture
 def two_processes(monkeypatch):
-    monkeypatch.setattr(norm, "world_size", lambda: 2)
+    monkeypatch.setattr(registry, "world_size", lambda: 2)
 
 
 def norms(module):
     """Numbers of synchronised batch norms and of others."""
-    found = [
-        isinstance(part, nn.SyncBatchNorm) for part in module.modules() if isinstance(part, norm._BatchNorm)
-    ]
+    found = [isinstance(part, nn.SyncBatchNorm) for part in module.modules() if isinstance(part, _BatchNorm)]
     return sum(found), len(found) - sum(found)
 
 
@@ -47,7 +47,7 @@ def test_gpus_and_several_processes_have_it(two_processes, lines):
 
 def test_cpu_and_single_processes_do_not_and_one_line_says_so(monkeypatch, lines):
     assert [usable_norm("SyncBN", "cuda") for _ in range(3)] == ["BN"] * 3
-    monkeypatch.setattr(norm, "world_size", lambda: 2)
+    monkeypatch.setattr(registry, "world_size", lambda: 2)
     assert [usable_norm("SyncBN", "cpu") for _ in range(3)] == ["BN"] * 3
     single, cpu = lines
     assert "SyncBN needs several processes" in single and "SyncBN needs GPUs; on cpu BN" in cpu
@@ -86,8 +86,8 @@ def test_statistics_of_the_first_rank_are_shared_and_nothing_else(monkeypatch):
         nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Sequential(nn.SyncBatchNorm(3), nn.GroupNorm(1, 3))
     )
     sent = []
-    monkeypatch.setattr(norm, "broadcast_from_first", sent.append)
-    share_statistics(model)
+    monkeypatch.setattr(evaluation, "broadcast_from_first", sent.append)
+    evaluation.share_statistics(model)
     expected = [buffer for part in (model[1], model[2][0]) for buffer in part.buffers()]
     assert len(sent) == len(expected) == 6
     assert all(one is other for one, other in zip(sent, expected, strict=True))

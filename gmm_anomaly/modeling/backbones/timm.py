@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
-from ..norm import usable_norm
+from ..registry import usable_norm
 from .base import FreezableBackbone, Part
 
 # Any image size, and shifted windows in every second block of the last stage too: at the 224 pixels of

@@ -24,8 +24,7 @@ from ..losses import (
     pixel_cross_entropy,
     resized_labels,
 )
-from ..norm import usable_norm
-from ..registry import CLASSIFIER_REGISTRY
+from ..registry import CLASSIFIER_REGISTRY, usable_norm
 from .softmax import PixelClassifier, SoftmaxClassifier
 
 logger = logging.getLogger(__name__)

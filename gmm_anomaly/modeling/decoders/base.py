@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..classifiers.prototype import CosinePrototypes
 from ..losses import pixel_cross_entropy
-from ..norm import usable_norm
+from ..registry import DECODER_REGISTRY, look_up, usable_norm
 from .blocks import conv_norm_relu, convolve_parts
 
 
@@ -193,3 +193,18 @@ class Decoder(nn.Module):
     def decode(self, *features: Tensor) -> Tensor:
         """features: (B, F, h, w), from high to low resolution -> (B, out_channels, h, w) at out_stride."""
         raise NotImplementedError
+
+
+def build_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> Decoder:
+    """The decoder that ``MODEL.DECODER.NAME`` names, on a backbone's ``output_shape()``.
+
+    Raises:
+        ValueError: an unknown name, or keys that do not fit it.
+    """
+    keys = cfg.MODEL.DECODER
+    try:
+        return look_up(DECODER_REGISTRY, keys.NAME, "MODEL.DECODER.NAME")(cfg, input_shape)
+    except ValueError as error:
+        if "num_groups" in str(error):
+            raise ValueError(f"MODEL.DECODER.NORM: {keys.NAME} cannot have {keys.NORM!r}: {error}") from error
+        raise
