@@ -231,6 +231,7 @@ class LabelRule:
         """Check ``label_map`` and add the ignore label 255 where it is not mapped."""
         if not 0 < num_classes < _REFUSED:
             raise ValueError(f"{dataset}: expected 1 to {_REFUSED - 1} classes, found {num_classes}")
+        pairs = {IGNORE_LABEL: IGNORE_LABEL}
         for raw, target in label_map.items():
             if not isinstance(raw, int | np.integer) or not 0 <= raw <= 255:
                 raise ValueError(
@@ -243,7 +244,7 @@ class LabelRule:
                     f"{dataset}: label_map maps {raw} to {target!r}; expected 0 .. {num_classes - 1} or "
                     f"{IGNORE_LABEL}"
                 )
-        pairs = {IGNORE_LABEL: IGNORE_LABEL} | {int(raw): int(target) for raw, target in label_map.items()}
+            pairs[int(raw)] = int(target)
         return cls(dataset, tuple(sorted(pairs.items())), num_classes)
 
     def apply(self, raw: np.ndarray, where: str) -> np.ndarray:
@@ -259,9 +260,9 @@ class LabelRule:
         Raises:
             ValueError: a value that is not allowed; says which, where and how many pixels.
         """
-        values = [value for value, _ in self.mapping]
+        values, targets = map(list, zip(*self.mapping, strict=True))
         table = np.full(256, _REFUSED, np.uint8)
-        table[values] = [target for _, target in self.mapping]
+        table[values] = targets
         mapped = cv2.LUT(raw, table)
         if (mapped == _REFUSED).any():
             counts = np.bincount(raw.ravel(), minlength=256)

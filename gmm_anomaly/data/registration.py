@@ -6,6 +6,7 @@ import difflib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,14 @@ class DatasetSpec:
 
     def metadata(self) -> dict[str, Any]:
         """What Detectron2's ``MetadataCatalog`` says of the data set."""
-        kept = ("evaluator_type", "expected_count", "protocol", "component_track")
-        values: dict[str, Any] = {key: getattr(self, key) for key in kept}
-        values["ignore_label"] = IGNORE_LABEL
-        values["label_map"] = None if self.label_map is None else dict(self.label_map)
+        values: dict[str, Any] = {
+            "evaluator_type": self.evaluator_type,
+            "expected_count": self.expected_count,
+            "protocol": self.protocol,
+            "component_track": self.component_track,
+            "ignore_label": IGNORE_LABEL,
+            "label_map": None if self.label_map is None else dict(self.label_map),
+        }
         if self.classes:
             values["stuff_classes"] = list(self.classes)
         if self.colors is not None:
@@ -97,16 +102,17 @@ def register(spec: DatasetSpec, *, overwrite: bool = False) -> None:
     if spec.name in MetadataCatalog:
         MetadataCatalog.remove(spec.name)
     _SPECS[spec.name] = spec
-    DatasetCatalog.register(spec.name, lambda: load_records(spec))
+    DatasetCatalog.register(spec.name, partial(load_records, spec))
     MetadataCatalog.get(spec.name).set(**spec.metadata())
 
 
 def _check_classes(spec: DatasetSpec) -> None:
     classes, colors = spec.classes, spec.colors
-    if not all(isinstance(name, str) and name and name == name.strip() for name in classes):
-        raise ValueError(f"{spec.name}: classes: expected names, without blanks around, found {[*classes]!r}")
-    if twice := sorted({name for name in classes if classes.count(name) > 1}):
-        raise ValueError(f"{spec.name}: classes: expected each name once, found {', '.join(twice)} again")
+    for name in classes:
+        if not isinstance(name, str) or not name or name != name.strip():
+            raise ValueError(f"{spec.name}: classes: expected names, without blanks around, found {name!r}")
+        if classes.count(name) > 1:
+            raise ValueError(f"{spec.name}: classes: expected each name once, found {name} again")
     if len(classes) != len(classes if colors is None else colors):
         raise ValueError(f"{spec.name}: {len(classes)} classes, but {len(colors or ())} colors")
     for color in colors or ():

@@ -43,48 +43,45 @@ class StreetSplit:
 
     def records(self, cache_dir: str = "") -> list[Record]:
         """The catalog's records: of files in a folder under ``cache_dir``, else what the renderer needs."""
-        folder, records = Path(self.name), []
         if cache_dir:
             size = f"{self.num_images}x{self.height}x{self.width}"
             name = f"{self.name}_{size}_seed{self.seed}_v{RENDERER_VERSION}"
-            folder = cache_split(self, Path(cache_dir).expanduser().absolute() / name)
+            return cache_split(self, Path(cache_dir).expanduser().absolute() / name)
+        records: list[Record] = []
         for index in range(self.num_images):
-            record: Record = {"image_id": f"{index:06d}"}
-            if cache_dir:
-                image, label = (folder / kind / f"{index:06d}.png" for kind in ("images", "labels"))
-                record |= {"file_name": str(image), "sem_seg_file_name": str(label)}
-            else:
-                render = {key: getattr(self, key) for key in ("seed", "height", "width", "anomalies")}
-                record |= {"file_name": str(folder / f"{index:06d}"), "render": render | {"index": index}}
-            records.append(record)
+            name = f"{index:06d}"
+            render = {key: getattr(self, key) for key in ("seed", "height", "width", "anomalies")}
+            file = str(Path(self.name) / name)
+            records.append({"image_id": name, "file_name": file, "render": render | {"index": index}})
         return records
 
 
-def cache_split(split: StreetSplit, folder: str | Path) -> Path:
+def cache_split(split: StreetSplit, folder: Path) -> list[Record]:
     """Write a split as ``images/000000.png`` (RGB), ``labels/000000.png`` (8-bit class indices), ... and
-    ``split.json``; a second call renders what is missing. Returns the folder.
+    ``split.json``; a second call renders what is missing. Returns the records of the files.
 
     Raises:
         ValueError: the folder holds another split, or one of another version of the renderer.
     """
-    folder = Path(folder)
     record, wanted = folder / "split.json", asdict(split) | {"renderer_version": RENDERER_VERSION}
     found = json.loads(record.read_text()) if record.exists() else wanted
     if found != wanted:
         raise ValueError(f"{record}: expected {wanted}, found {found}. Delete the folder or choose another")
     with replacing(record) as partial:
         partial.write_text(json.dumps(wanted, indent=2) + "\n")
-    missing = []
+    missing, records = [], []
     for index in range(split.num_images):
-        files = [folder / kind / f"{index:06d}.png" for kind in ("images", "labels")]
-        if not all(file.exists() for file in files):
-            missing.append((index, files))
-    for index, files in tqdm(missing, f"rendering {split.name}", disable=not missing):
-        image, label = split[index]
-        for file, array in zip(files, (image[..., ::-1], label), strict=True):
+        name = f"{index:06d}"
+        image, label = folder / "images" / f"{name}.png", folder / "labels" / f"{name}.png"
+        if not (image.exists() and label.exists()):
+            missing.append((index, image, label))
+        records.append({"image_id": name, "file_name": str(image), "sem_seg_file_name": str(label)})
+    for index, *files in tqdm(missing, f"rendering {split.name}", disable=not missing):
+        picture, classes = split[index]
+        for file, array in zip(files, (picture[..., ::-1], classes), strict=True):
             with replacing(file) as partial:
                 partial.write_bytes(cv2.imencode(".png", array)[1].tobytes())
-    return folder
+    return records
 
 
 def configure_synthetic(cfg: CfgNode) -> None:
@@ -109,7 +106,8 @@ def configure_synthetic(cfg: CfgNode) -> None:
 
         kind: dict[str, Any] = {"classes": CLASSES, "colors": PALETTE}
         if split.anomalies:
-            known = tuple((value, 0) for value in range(len(CLASSES)))
-            kind = {"label_map": (*known, (ANOMALY_LABEL, 1), (IGNORE_LABEL, IGNORE_LABEL))}
+            known = dict.fromkeys(range(len(CLASSES)), 0)
+            label_map = known | {ANOMALY_LABEL: 1, IGNORE_LABEL: IGNORE_LABEL}
+            kind = {"label_map": tuple(label_map.items())}
         evaluated = ANOMALY if split.anomalies else CLOSED_SET
         register(DatasetSpec(name, evaluated, layout, None, expected_count=number, **kind), overwrite=True)
