@@ -97,17 +97,16 @@ class ClosedSetEvaluator(RecordEvaluator):
         if confusion is None or calibration is None:
             return None
         found, calibrated = confusion.compute(), calibration.compute()
-        fractions = {
-            "mIoU": found["mIoU"],
-            "fwIoU": found["fwIoU"],
-            "mACC": found["mAcc"],
-            "pACC": found["aAcc"],
-            "ECE": calibrated["ECE"],
+        percent = {
+            "mIoU": 100 * found["mIoU"],
+            "fwIoU": 100 * found["fwIoU"],
+            "mACC": 100 * found["mAcc"],
+            "pACC": 100 * found["aAcc"],
+            "ECE": 100 * calibrated["ECE"],
         }
         for key, values in (("IoU", found["IoU"]), ("ACC", found["Acc"])):
-            fractions |= {
-                f"{key}-{name}": value for name, value in zip(self.class_names, values, strict=True)
-            }
+            for name, value in zip(self.class_names, values, strict=True):
+                percent[f"{key}-{name}"] = 100 * value
         details = {
             "class_names": self.class_names,
             "convention": found["convention"],
@@ -117,7 +116,7 @@ class ClosedSetEvaluator(RecordEvaluator):
             "note": found["note"],
             "reliability_curve": calibration.curve(),
         }
-        return {CLOSED_SET: TaskResult({key: 100 * value for key, value in fractions.items()}, details)}
+        return {CLOSED_SET: TaskResult(percent, details)}
 
 
 def predict_classes(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -139,9 +138,8 @@ def predict_classes(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
         largest = part.amax(dim=0)
         predictions.append(_first_equal(part, largest))
         confidences.append((part - largest).exp_().sum(dim=0).reciprocal_())
-    return tuple(
-        torch.cat(found).reshape(height, width).cpu().numpy() for found in (predictions, confidences)
-    )
+    prediction, confidence = torch.cat(predictions), torch.cat(confidences)
+    return prediction.view(height, width).cpu().numpy(), confidence.view(height, width).cpu().numpy()
 
 
 def _first_equal(logits: Tensor, largest: Tensor) -> Tensor:

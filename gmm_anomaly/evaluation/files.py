@@ -180,7 +180,8 @@ def closed_set_overlay(
     """Draw image, ground truth and predicted classes of a record into ``output_dir/visualizations``."""
     image, label = records.image(index), records.label(index)
     colors = records.metadata.get("stuff_colors") or distinct_colors(len(records.metadata.stuff_classes))
-    truth, predicted = (overlay(image, colorize_labels(part, colors), 0.75) for part in (label, prediction))
+    truth = overlay(image, colorize_labels(label, colors), 0.75)
+    predicted = overlay(image, colorize_labels(prediction, colors), 0.75)
     _save(records, index, [image, truth, predicted], ["ground truth (void dark)", "prediction"], output_dir)
 
 

@@ -15,7 +15,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from gmm_anomaly.data.checking import warn_of_labels
-from gmm_anomaly.data.reading import ANOMALY, CLOSED_SET, read_image, read_label
+from gmm_anomaly.data.reading import ANOMALY, CLOSED_SET, has_label, read_image, read_label
 from gmm_anomaly.data.registration import get_records
 
 logger = logging.getLogger(__name__)
@@ -50,21 +50,18 @@ class EvaluatedRecords:
             raise ValueError(
                 f"{dataset_name}: this evaluator needs a data set of evaluator_type {kind!r}, found {found!r}"
             )
-        if not self.records:
-            raise ValueError(
-                f"{dataset_name}: the data set has no image; gmm-anomaly datasets says what is missing"
-            )
-        # A label names a file, or is rendered.
-        withheld = [one for one in self.records if "sem_seg_file_name" not in one and "render" not in one]
+        withheld = len(self.records) - sum(map(has_label, self.records))
         if withheld:
             raise ValueError(
-                f"{dataset_name}: the labels of {len(withheld)} of {len(self.records)} images are withheld "
+                f"{dataset_name}: the labels of {withheld} of {len(self.records)} images are withheld "
                 "by the benchmark, so it cannot be evaluated here. Evaluate its validation split, or write a "
                 "submission for it with gmm-anomaly submit"
             )
         self._ids = _image_ids(self.records)
-        self._by_id = {image_id: index for index, image_id in enumerate(self._ids)}
-        self._by_file = {str(record["file_name"]): index for index, record in enumerate(self.records)}
+        self._by_id: dict[str, int] = {}
+        self._by_file: dict[str, int] = {}
+        for index, record in enumerate(self.records):
+            self._by_id[self._ids[index]] = self._by_file[str(record["file_name"])] = index
         if len(self._by_id) != len(self.records):
             raise ValueError(
                 f"{dataset_name}: image_id must be unique, found {len(self._by_id)} different ones in "
@@ -187,8 +184,10 @@ class RecordEvaluator(DatasetEvaluator):
                 pad their shards; both would falsify the numbers.
         """
         records = self.records
-        counts = Counter(index for shard in self._share(sorted(self._seen)) for index in shard)
-        repeated = sorted(index for index, count in counts.items() if count > 1)
+        counts: Counter[int] = Counter()
+        for shard in self._share(sorted(self._seen)):
+            counts.update(shard)
+        repeated = [index for index, count in sorted(counts.items()) if count > 1]
         if repeated:
             raise ValueError(
                 f"{records.name}: {len(repeated)} images were evaluated by more than one process, the first "

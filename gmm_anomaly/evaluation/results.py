@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -88,7 +89,7 @@ def format_results(results: Results) -> str:
     Args:
         results: {data set: what its evaluator returned}.
     """
-    rows: dict[str, list[list[str]]] = {kind: [] for kind in _TABLES}
+    rows: defaultdict[str, list[list[str]]] = defaultdict(list)
     tables = []
     for name, tasks in results.items():
         for task, found in tasks.items():
@@ -111,7 +112,7 @@ def format_results(results: Results) -> str:
         if " ~" in table:
             table += "\n~ certified interval in results.json (<metric>_low, <metric>_high)"
         tables.insert(0 if kind == CLOSED_SET else len(tables), table)
-    return "\n\n".join(table for table in tables if table)
+    return "\n\n".join(filter(None, tables))
 
 
 def write_results(results: Results, output_dir: str | Path, **context: Any) -> Path:
@@ -138,27 +139,26 @@ def results_document(results: Results, **context: Any) -> dict[str, Any]:
     versions = {"gmm_anomaly": gmm_anomaly.__version__, "python": platform.python_version()}
     for module in ("torch", "numpy", "cv2", "detectron2"):
         versions[module] = str(getattr(import_module(module), "__version__", "unknown"))
-    datasets = {name: _nested(tasks) for name, tasks in results.items()}
+    datasets: dict[str, Any] = {}
+    for name, tasks in results.items():
+        nested = datasets[name] = {}
+        for task, result in tasks.items():
+            kind, *rest = task.split("/", 2)
+            content = {**result, **result.details}
+            if rest:
+                rule, score = rest
+                rule_name = "protocol" if kind == ANOMALY else "track"
+                nested.setdefault(kind, {})[score] = {rule_name: rule} | content
+            else:
+                nested[task] = content
     return {**context, "datasets": datasets, "units": UNITS, "versions": versions}
-
-
-def _nested(tasks: Mapping[str, TaskResult]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for task, result in tasks.items():
-        kind, *rest = task.split("/", 2)
-        content = {**result, **result.details}
-        if rest:
-            rule, score = rest
-            rule_name = "protocol" if kind == ANOMALY else "track"
-            nested.setdefault(kind, {})[score] = {rule_name: rule} | content
-        else:
-            nested[task] = content
-    return nested
 
 
 def _class_table(name: str, numbers: Mapping[str, float]) -> str:
     classes = [key.removeprefix("IoU-") for key in numbers if key.startswith("IoU-")]
-    rows = [[key, *(_number(numbers.get(f"{kind}-{key}"), 2) for kind in ("IoU", "ACC"))] for key in classes]
+    rows = [
+        [key, _number(numbers.get(f"IoU-{key}"), 2), _number(numbers.get(f"ACC-{key}"), 2)] for key in classes
+    ]
     # Many classes stand side by side, read column by column.
     height = min(len(rows), _ROWS_PER_COLUMN)
     blocks = -(-len(rows) // _ROWS_PER_COLUMN)
