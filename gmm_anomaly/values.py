@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
-from itertools import pairwise
 from operator import getitem
 from typing import Any
 
@@ -30,16 +29,8 @@ def _names(values: Any) -> bool:
     return all(isinstance(value, str) and value for value in values)
 
 
-def _different_names(values: Any) -> bool:
-    return _names(values) and len(set(values)) == len(values)
-
-
-def _ascend(values: Any) -> bool:
-    return all(low < high for low, high in pairwise(values))
-
-
 def _is_range(values: Any) -> bool:
-    return _numbers(lambda x: x > 0, 2)(values) and values[0] <= values[1]
+    return len(values) == 2 and all(map(_is_number, values)) and 0 < values[0] <= values[1]
 
 
 def _one_of(*known: str) -> tuple[str, Test]:
@@ -118,10 +109,11 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     ("whole numbers from 0", _numbers(lambda x: x >= 0, whole=True), (
         "MODEL.MASK2FORMER: ANOMALY_QUERIES ROAD_QUERIES",
     )),
-    ("whole numbers from 0 that ascend", lambda v: _numbers(lambda x: x >= 0, whole=True)(v) and _ascend(v),
+    ("whole numbers from 0 that ascend",
+     lambda v: _numbers(lambda x: x >= 0, whole=True)(v) and [*v] == sorted({*v}),
      ("MODEL.TIMM: OUT_INDICES", "SOLVER: STEPS")),
     ("names", _names, ("DATASETS: TRAIN", "TEST: POSTPROCESS")),
-    ("names, each once", _different_names, (
+    ("names, each once", lambda v: _names(v) and len({*v}) == len(v), (
         "DATASETS: TEST", "MODEL.DECODER: IN_FEATURES", "MODEL.FEATURE_DISTANCE: FEATURES",
         "MODEL.FPN: IN_FEATURES", "TEST: SCORES",
     )),
@@ -228,7 +220,7 @@ def check_sections(cfg: CfgNode, *sections: str) -> None:
     for key, expected, test in rules():
         if key.startswith(sections):
             value = reduce(getitem, key.split("."), cfg)
-            _require(key, expected, _holds(test, value), value)
+            _check(key, expected, test, value)
 
 
 def check_values(values: Mapping[str, Any]) -> None:
@@ -244,7 +236,8 @@ def check_values(values: Mapping[str, Any]) -> None:
         if isinstance(value, float) and not math.isfinite(value) and key not in _MAY_BE_INFINITE:
             raise ValueError(f"{key}: expected a finite number, found {value!r}")
     for key, expected, test in rules():
-        _require(key, expected, key not in values or _holds(test, values[key]), values.get(key))
+        if key in values:
+            _check(key, expected, test, values[key])
     batch, processes = values["SOLVER.IMS_PER_BATCH"], values["SOLVER.REFERENCE_WORLD_SIZE"]
     together = [
         ("INPUT.CROP.TYPE", "'absolute'",
@@ -258,19 +251,17 @@ def check_values(values: Mapping[str, Any]) -> None:
          values["MODEL.DECODER.NORM"] != "GN" or values["MODEL.DECODER.CHANNELS"] % 32 == 0),
     ]  # fmt: skip
     for key, expected, holds in together:
-        _require(key, expected, holds, values[key])
+        if not holds:
+            raise ValueError(f"{key}: expected {expected}, found {values[key]!r}")
 
 
-def _holds(test: Test, value: Any) -> bool:
+def _check(key: str, expected: str, test: Test, value: Any) -> None:
     try:
-        return bool(test(value))
+        holds = test(value)
     except (TypeError, RuntimeError):  # of another type; no device of torch's
-        return False
-
-
-def _require(key: str, expected: str, holds: bool, found: Any) -> None:
+        holds = False
     if not holds:
-        raise ValueError(f"{key}: expected {expected}, found {found!r}")
+        raise ValueError(f"{key}: expected {expected}, found {value!r}")
 
 
 def unread(key: str, values: Mapping[str, Any]) -> str:

@@ -30,7 +30,8 @@ FINAL = "_final"
 CLASS_TENSORS = ("classifier.bank.means", "classifier.predictor.weight")
 # What only further training needs.
 GUIDE = "classifier.guide."
-TRAINING_STATE = ("classifier.bank.memory.", "classifier.bank.warm_start.", GUIDE)
+STORED = ("classifier.bank.memory.", "classifier.bank.warm_start.")
+WAITING, WAITING_COUNT = "classifier.bank.warm_start.features", "classifier.bank.warm_start.count"
 # Stored features, which last checkpoints go without: they are many, and nothing but training reads them.
 RING = ("memory.ring", "memory.slot_state")
 # What is fitted to a network after its training.
@@ -198,7 +199,7 @@ class Checkpointer(DetectionCheckpointer):
         needs, and those whose names begin with ``unneeded``; ``adapted`` changes its state dict before."""
         # A guide that gives the logits of an inference is no training state.
         speaks = getattr(getattr(self.model, "classifier", None), "logits_from", None) == "softmax"
-        self._dispensable = (*(part for part in TRAINING_STATE if not (speaks and part == GUIDE)), *unneeded)
+        self._dispensable = (*STORED, *(() if speaks else (GUIDE,)), *unneeded)
         self._adapted = adapted
         try:
             return self.load(path, checkpointables=[])
@@ -233,9 +234,8 @@ class Checkpointer(DetectionCheckpointer):
         stored, strict = checkpoint.get(BELONGS_TO), self._resumes or self._dispensable is not None
         other = require_same(stored, self.belongs_to, f"weights {self._source}", strict=strict)
         # Of another size it is collected anew.
-        waiting, count = (f"classifier.bank.warm_start.{part}" for part in ("features", "count"))
-        if waiting in state and waiting in own and own[waiting].shape != state[waiting].shape:
-            del state[waiting], state[count]
+        if WAITING in state and WAITING in own and own[WAITING].shape != state[WAITING].shape:
+            del state[WAITING], state[WAITING_COUNT]
         for name in list(state):
             unneeded = self._dispensable is not None and name.startswith(self._dispensable)
             # Distances that were fitted before may be of other features than those that will be.

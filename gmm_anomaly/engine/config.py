@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from gmm_anomaly.compat import BUNDLED, BUNDLED_FILE, add_upstream_keys, find_config
-from gmm_anomaly.config import RELEASED, add_gmm_anomaly_config, with_rules
+from gmm_anomaly.config import RELEASED, add_gmm_anomaly_config
 from gmm_anomaly.data import check_num_classes, configure_synthetic
 from gmm_anomaly.modeling.registry import CLASSIFIER_REGISTRY, look_up, usable_norm
 from gmm_anomaly.modeling.scoring import score_names
@@ -91,7 +91,7 @@ def read_config(config_file: str = "", overrides: Sequence[Any] = ()) -> CfgNode
     if cfg.MODEL.GMM.RULES == "released":
         # From its values on, so that a key that asks for a default of ours contradicts it too.
         cfg = _merged(config_file, overrides, RELEASED)
-        found = dict(_items(cfg))
+        found = _items(cfg)
         for key, value in RELEASED.items():
             if found[key] != value:
                 raise ConfigError(
@@ -114,12 +114,12 @@ def _merged(config_file: str, overrides: Sequence[Any], defaults: Mapping[str, A
     if not config_file and ("MODEL.WEIGHTS", BUNDLED) in given:
         config_file = BUNDLED
     if config_file:
-        _merge_file(cfg, find_config(config_file), ())
+        _merge_file(cfg, find_config(config_file).resolve(), ())
     for key, value in given:
         _merge_value(cfg, key, value)
     for key in PATHS:
         section, _, name = key.rpartition(".")
-        node = dict(_items(cfg))[section] if section else cfg
+        node = _items(cfg)[section] if section else cfg
         node[name] = os.path.expanduser(node[name])
     if cfg.MODEL.WEIGHTS == BUNDLED:
         cfg.MODEL.WEIGHTS = str(BUNDLED_FILE)
@@ -157,9 +157,10 @@ def _warn_of_unread(values: Mapping[str, Any], typed: Sequence[Any]) -> None:
     """Name keys that were set and have no effect: of Detectron2's keys any, of the project's own those of the
     command line, for config files share them with twins that read them."""
     upstream, defaults, named = key_values(get_cfg()), key_values(read_config()), []
-    # Tuples in tuples are lists in a file.
-    plain = {key: json.dumps(value) for key, value in defaults.items()}
-    for key in [key for key, value in values.items() if json.dumps(value) != plain.get(key)]:
+    for key, value in values.items():
+        # Tuples in tuples are lists in a file.
+        if key in defaults and json.dumps(value) == json.dumps(defaults[key]):
+            continue
         why = unread(key, values) if key in upstream or key in typed else ""
         # The installed Detectron2 may be older than the key, see `add_upstream_keys`.
         if key.startswith(IGNORED) or key == "FLOAT32_PRECISION" and key not in upstream:
@@ -171,7 +172,6 @@ def _warn_of_unread(values: Mapping[str, Any], typed: Sequence[Any]) -> None:
 
 
 def _check(cfg: CfgNode) -> None:
-    with_rules(cfg)
     architecture = look_up(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     if architecture.__module__.startswith("detectron2."):
         raise ValueError(
@@ -204,7 +204,7 @@ def _merge_file(cfg: CfgNode, file: Path, inheriting: tuple[Path, ...]) -> None:
     chain = f"--config-file: the _BASE_ chain of {(*inheriting, file)[0]}"
     if not file.is_file():
         raise FileNotFoundError(f"{chain} names {file}, which is not there")
-    if file.resolve() in [other.resolve() for other in inheriting]:
+    if file in inheriting:
         raise ConfigError(f"{chain} never ends: {file} is in it twice")
     try:
         text = _inside(file) if file.suffix == ".pth" else file.read_text(encoding="utf-8")
@@ -225,7 +225,7 @@ def _merge_file(cfg: CfgNode, file: Path, inheriting: tuple[Path, ...]) -> None:
     except ConfigError as error:
         raise ConfigError(f"--config-file: {file}: {error}") from None
     for base in bases:
-        _merge_file(cfg, file.parent / Path(base).expanduser(), (*inheriting, file))
+        _merge_file(cfg, (file.parent / Path(base).expanduser()).resolve(), (*inheriting, file))
     try:
         _merge(cfg, given)
     except ConfigError as error:
@@ -249,7 +249,7 @@ def _inside(file: Path) -> str:
 
 
 def _merge(cfg: CfgNode, given: Mapping[Any, Any], prefix: str = "") -> None:
-    keys = dict(_items(cfg))
+    keys = _items(cfg)
     for name, value in given.items():
         key = f"{prefix}{name}"
         known = keys.get(key)
@@ -264,7 +264,7 @@ def _merge(cfg: CfgNode, given: Mapping[Any, Any], prefix: str = "") -> None:
 
 
 def _merge_value(cfg: CfgNode, key: str, value: Any) -> None:
-    keys = dict(_items(cfg))
+    keys = _items(cfg)
     if key not in keys:
         nearest = get_close_matches(key, keys, n=1)
         meant = f"; did you mean {nearest[0]}?" if nearest else ""
@@ -280,14 +280,16 @@ def _merge_value(cfg: CfgNode, key: str, value: Any) -> None:
         ) from error
 
 
-def _items(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _items(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
     """All keys, sections too, by their dotted names."""
+    found: dict[str, Any] = {}
     for name, value in cfg.items():
-        yield f"{prefix}{name}", value
+        found[f"{prefix}{name}"] = value
         if isinstance(value, CfgNode):
-            yield from _items(value, f"{prefix}{name}.")
+            found |= _items(value, f"{prefix}{name}.")
+    return found
 
 
 def key_values(cfg: CfgNode) -> dict[str, Any]:
     """The values of all keys, by their dotted names."""
-    return {key: value for key, value in _items(cfg) if not isinstance(value, CfgNode)}
+    return {key: value for key, value in _items(cfg).items() if not isinstance(value, CfgNode)}

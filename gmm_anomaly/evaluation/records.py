@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,8 +102,10 @@ class EvaluatedRecords:
 
 def _image_ids(records: Sequence[Record]) -> list[str]:
     """Ids of the records; where they have none, the paths of their files below the folder they share."""
-    if all("image_id" in record for record in records):
+    try:
         return [str(record["image_id"]) for record in records]
+    except KeyError:
+        pass
     files = [Path(record["file_name"]).with_suffix("") for record in records]
     shared = os.path.commonpath([path.parent for path in files])
     return [path.relative_to(shared).as_posix().replace("/", "__") for path in files]
@@ -184,21 +185,22 @@ class RecordEvaluator(DatasetEvaluator):
                 pad their shards; both would falsify the numbers.
         """
         records = self.records
-        counts: Counter[int] = Counter()
-        for shard in self._share(sorted(self._seen)):
-            counts.update(shard)
-        repeated = [index for index, count in sorted(counts.items()) if count > 1]
+        seen: set[int] = set()
+        repeated: set[int] = set()
+        for shard in self._share(self._seen):
+            repeated |= seen & shard
+            seen |= shard
         if repeated:
             raise ValueError(
                 f"{records.name}: {len(repeated)} images were evaluated by more than one process, the first "
-                f"is {records.image_id(repeated[0])!r}; use a sampler that does not repeat images "
+                f"is {records.image_id(min(repeated))!r}; use a sampler that does not repeat images "
                 "(detectron2.data.samplers.InferenceSampler)"
             )
-        if not counts:
+        if not seen:
             raise ValueError(f"{records.name}: no image was evaluated; the loader gave none")
-        missing = [index for index in range(len(records)) if index not in counts]
+        missing = set(range(len(records))) - seen
         if missing and self.is_main:
             logger.warning(
                 "%s: only %d of %d images were evaluated; the first that is missing is %r",
-                *(records.name, len(counts), len(records), records.image_id(missing[0])),
+                *(records.name, len(seen), len(records), records.image_id(min(missing))),
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,12 +68,12 @@ class FeatureDistance(nn.Module):
             )
         self.by_class, self.hybrid_with = components == 0, hybrid_with
         self.names = list(shapes)
-        self.weights = [float(weight) for weight in weights] or [1.0] * len(shapes)
+        self.weights = list(weights) or [1.0] * len(shapes)
         self.finest = min(shapes, key=lambda name: shapes[name].stride)
         means = num_classes if self.by_class else components
-        self.levels = nn.ModuleDict(
-            {name: TiedGaussians(means, shape.channels) for name, shape in shapes.items()}
-        )
+        self.levels = nn.ModuleDict()
+        for name, shape in shapes.items():
+            self.levels[name] = TiedGaussians(means, shape.channels)
         self.outliers = OutlierHead(outliers, shapes) if outliers else None
         # Moments over the training set's labelled pixels: of each level's log-distance, and of what "hybrid"
         # takes from the classifier, so that a score can add what has different units.
@@ -87,7 +87,7 @@ class FeatureDistance(nn.Module):
     @property
     def is_fitted(self) -> bool:
         stds = self.log_std, self.hybrid_moments[1]
-        return self._kept(stds, lambda: all(bool((std > 0).all()) for std in stds))
+        return self._kept(stds, lambda: bool((stds[0] > 0).all() & (stds[1] > 0)))
 
     @property
     def hybrid_moments(self) -> tuple[Tensor, Tensor]:
@@ -128,10 +128,6 @@ class FeatureDistance(nn.Module):
     def _log_distance(self, name: str, pixels: Tensor) -> Tensor:
         return self.levels[name].squared_distance(pixels).clamp(min=SMALLEST).log()
 
-    def log_distance(self, name: str, feature: Tensor) -> Tensor:
-        """feature: (B, F, h, w) of the level ``name`` -> (B, h, w) float32 log squared distances."""
-        return _by_pixels(lambda pixels: self._log_distance(name, pixels), feature)
-
     def forward(self, pyramid: dict[str, Tensor], embedding: Tensor | None) -> Tensor:
         """pyramid: {name: (B, F, h, w)}; embedding: (B, D, h, w) -> (B, 1, h', w') float32 at the finest
         level's resolution, in standard deviations, higher = farther.
@@ -140,13 +136,11 @@ class FeatureDistance(nn.Module):
             UnfittedMixtureError: before they are fitted.
         """
         self.require_fitted()
-
-        def standard(name: str, feature: Tensor) -> Tensor:
-            index = self.names.index(name)
-            found = (self.log_distance(name, feature) - self.log_mean[index]) / self.log_std[index]
-            return self.weights[index] * found
-
-        return self._summed(standard, pyramid, embedding)
+        features, found = features_by_name(self.names, pyramid, embedding), []
+        for index, (name, feature) in enumerate(features.items()):
+            distance = self._log_distance(name, _pixels(feature))
+            found.append(self.weights[index] * ((distance - self.log_mean[index]) / self.log_std[index]))
+        return self._summed(found, features)
 
     def outlier_ratio(self, pyramid: dict[str, Tensor], embedding: Tensor | None) -> Tensor:
         """Arguments and shape as :meth:`forward`; the log-ratios of :class:`OutlierHead`, summed over the
@@ -157,25 +151,24 @@ class FeatureDistance(nn.Module):
             raise UnfittedMixtureError(
                 "MODEL.OUTLIER: fit it with train_net.py --fit-outliers MODEL.WEIGHTS FILE"
             )
+        features, found = features_by_name(self.names, pyramid, embedding), []
+        for name, feature in features.items():
+            found.append(head.ratio(name, _pixels(feature), self.levels[name]))
+        return self._summed(found, features)
 
-        def ratio(name: str, feature: Tensor) -> Tensor:
-            return _by_pixels(lambda x: head.ratio(name, x, self.levels[name]), feature)
-
-        return self._summed(ratio, pyramid, embedding)
-
-    def _summed(
-        self, map_of: Callable[[str, Tensor], Tensor], pyramid: dict[str, Tensor], embedding: Tensor | None
-    ) -> Tensor:
-        features = features_by_name(self.names, pyramid, embedding)
-        size = features[self.finest].shape[-2:]
-        maps = (map_of(name, feature)[:, None] for name, feature in features.items())
-        return sum(F.interpolate(part, size=size, mode="bilinear", align_corners=False) for part in maps)
+    def _summed(self, found: Sequence[Tensor], features: Mapping[str, Tensor]) -> Tensor:
+        """found: (B * h * w,), a number for each pixel of a feature -> (B, 1, h', w'), the sum of features at
+        the resolution of the finest."""
+        size, total = features[self.finest].shape[-2:], 0
+        for numbers, feature in zip(found, features.values(), strict=True):
+            part = numbers.view(feature.shape[0], 1, *feature.shape[-2:])
+            total = total + F.interpolate(part, size=size, mode="bilinear", align_corners=False)
+        return total
 
 
-def _by_pixels(function: Callable[[Tensor], Tensor], feature: Tensor) -> Tensor:
-    """A function from (N, F) to (N,), of every pixel of a feature: (B, F, h, w) -> (B, h, w)."""
-    batch, channels, height, width = feature.shape
-    return function(feature.permute(0, 2, 3, 1).reshape(-1, channels)).view(batch, height, width)
+def _pixels(feature: Tensor) -> Tensor:
+    """feature: (B, F, h, w) -> (B * h * w, F)."""
+    return feature.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def features_by_name(
@@ -189,21 +182,22 @@ def build_feature_distance(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> Featur
     """The module that ``MODEL.FEATURE_DISTANCE`` asks for, from the model's features of these names and
     shapes; None for an empty list of ``FEATURES``."""
     keys = cfg.MODEL.FEATURE_DISTANCE
-    names: Sequence[str] = keys.FEATURES
-    unknown = [name for name in names if name not in shapes]
-    if unknown:
-        raise ValueError(
-            "MODEL.FEATURE_DISTANCE.FEATURES: expected some of the model's features "
-            f"({', '.join(shapes)}), found {', '.join(unknown)}"
-        )
-    if not names:
+    levels: dict[str, ShapeSpec] = {}
+    for name in keys.FEATURES:
+        if name not in shapes:
+            raise ValueError(
+                "MODEL.FEATURE_DISTANCE.FEATURES: expected some of the model's features "
+                f"({', '.join(shapes)}), found {name}"
+            )
+        levels[name] = shapes[name]
+    if not levels:
         if cfg.MODEL.OUTLIER.NAME:
             raise ValueError(
                 "MODEL.OUTLIER.NAME: expected features in MODEL.FEATURE_DISTANCE.FEATURES, found none"
             )
         return None
     return FeatureDistance(
-        {name: shapes[name] for name in names},
+        levels,
         cfg.MODEL.CLASSIFIER.NUM_CLASSES,
         components=keys.COMPONENTS,
         hybrid_with=keys.HYBRID_WITH,

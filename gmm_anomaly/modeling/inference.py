@@ -112,7 +112,7 @@ class InferenceMode:
         found: list[list[Look]] = [[] for _ in images]
         for scale, mirrored in product(self.scales, (False, True)[: 1 + self.flip]):
             views = [transformed(image, scale, mirrored) for image in images]
-            grids = [self.windows(_size(view)) for view in views]
+            grids = [self.windows(view.shape[-2:]) for view in views]
             if self.window is None and all(len(grid) == 1 for grid in grids):
                 tiles, padded = network(views)
                 seen = [([tile], padded) for tile in tiles]
@@ -122,7 +122,7 @@ class InferenceMode:
                     each = [network([window.cut(view)]) for window in grid]
                     seen.append(([tile for (tile,), _ in each], each[0][1]))
             for looks, view, grid, (tiles, padded) in zip(found, views, grids, seen, strict=True):
-                looks.append(Look(_size(view), grid, padded, mirrored, tiles))
+                looks.append(Look(view.shape[-2:], grid, padded, mirrored, tiles))
         return found
 
 
@@ -150,7 +150,7 @@ def window_grid(size: tuple[int, int], window: tuple[int, int], stride: tuple[in
 def transformed(image: Tensor, scale: float, mirrored: bool = False) -> Tensor:
     """image: (3, H, W), resized bilinearly by a factor, and mirrored."""
     if scale != 1:
-        size = scaled_size(_size(image), scale)
+        size = scaled_size(image.shape[-2:], scale)
         image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
     return image.flip(-1) if mirrored else image
 
@@ -159,7 +159,3 @@ def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     """Height and width after resizing by a factor: rounded, and at least one pixel."""
     height, width = (max(1, int(length * scale + 0.5)) for length in size)
     return height, width
-
-
-def _size(image: Tensor) -> tuple[int, int]:
-    return image.shape[-2], image.shape[-1]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,25 +44,23 @@ def restore(
         (C, height, width) logits; (S, height, width) scores.
     """
     first: PixelOutputs = looks[0].tiles[0]
-    scored = [
-        look._replace(tiles=[score(aligned(tile)) for tile in look.tiles])
-        for look in (looks if score_on == FEATURES else ())
-    ]
     sem_seg = first.logits.new_empty(len(first.logits), *output_size)
-    scores = []
+    scores: list[Tensor] = []
+    # Of each look and tile.
+    scored: list[list[Tensor]] = []
+    if score_on == FEATURES:
+        scored = [[score(aligned(tile)) for tile in look.tiles] for look in looks]
+    maps: dict[str, list[list[Tensor]]] = {}
+    for name in ("logits",) if scored else ("logits", "log_density", *COARSE):
+        if getattr(first, name) is not None:
+            maps[name] = [[getattr(tile, name) for tile in look.tiles] for look in looks]
     for rows in strips(len(first.logits), output_size):
-
-        def restored(field: str, rows: range = rows) -> Tensor | None:
-            if getattr(first, field) is None:
-                return None
-            return _rows(looks, lambda tile: getattr(tile, field), rows, output_size)
-
-        sem_seg[:, rows.start : rows.stop] = logits = restored("logits")
+        found = {name: _rows(looks, parts, rows, output_size) for name, parts in maps.items()}
+        sem_seg[:, rows.start : rows.stop] = found["logits"]
         if scored:
-            scores.append(_rows(scored, lambda maps: maps, rows, output_size, direct=True))
-            continue
-        fields = {name: restored(name) for name in ("log_density", *COARSE)}
-        scores.append(score(replace(first, logits=logits, **fields)))
+            scores.append(_rows(looks, scored, rows, output_size, direct=True))
+        else:
+            scores.append(score(replace(first, **found)))
     return sem_seg, torch.cat(scores, dim=1)
 
 
@@ -88,21 +85,20 @@ def strips(channels: int, size: tuple[int, int]) -> Iterator[range]:
 
 def _rows(
     looks: Sequence[Look],
-    maps_of: Callable[[Any], Tensor],
+    maps: Sequence[Sequence[Tensor]],
     rows: range,
     output_size: tuple[int, int],
     *,
     direct: bool = False,
 ) -> Tensor:
-    """Maps (..., h, w) of every tile -> (..., len(rows), width), the mean over the looks.
+    """Maps (..., h, w) of every look and tile -> (..., len(rows), width), the mean over the looks.
 
     Class evidence goes over the look's own size, as in MMSegmentation. With ``direct``, scores of a look that
     is whole and not padded are enlarged to the output in one step, as in PAnS.
     """
     total: Tensor | None = None
-    for look in looks:
-        maps = [maps_of(tile) for tile in look.tiles]
-        parts = [part.view(-1, *part.shape[-2:]) for part in maps]
+    for look, tiles in zip(looks, maps, strict=True):
+        parts = [tile.view(-1, *tile.shape[-2:]) for tile in tiles]
         if direct and len(parts) == 1 and look.padded == look.size:
             part = parts[0].flip(-1) if look.mirrored else parts[0]
             part = interpolate_rows(part, output_size, rows)
@@ -115,7 +111,7 @@ def _rows(
         total = part if total is None else total + part
     assert total is not None
     total = total / len(looks) if len(looks) > 1 else total
-    return total if maps[0].dim() == 3 else total[0]
+    return total if maps[0][0].dim() == 3 else total[0]
 
 
 def _merged_rows(look: Look, tiles: list[Tensor], rows: range) -> Tensor:
@@ -164,7 +160,7 @@ def interpolate_rows(
         strip = maps[:, rows.start - first : rows.stop - first]
     else:
         below, above, weight = _neighbours(rows, source_height, size[0])
-        lower, upper = ((index - first).to(maps.device) for index in (below, above))
+        lower, upper = (below - first).to(maps.device), (above - first).to(maps.device)
         strip = torch.lerp(maps[:, lower], maps[:, upper], weight.to(maps)[:, None])
     if strip.shape[2] == size[1]:
         return strip

@@ -88,10 +88,9 @@ class Scoring:
             FloatingPointError: a score that is NaN or infinite, as the rule says.
         """
         image = f"image {item.get('image_id', item.get('file_name', 'without a name'))!r}"
-        scores = {
-            name: self._finite(score, f"{image}: the score {name!r}")
-            for name, score in zip(self.scores, maps, strict=True)
-        }
+        scores: dict[str, Tensor] = {}
+        for name, score in zip(self.scores, maps, strict=True):
+            scores[name] = self._finite(score, f"{image}: the score {name!r}")
         plain = list(scores.items())
         if self.chains:
             prediction, seen = sem_seg.argmax(dim=0), item["image"].to(sem_seg.device)

@@ -43,14 +43,16 @@ def get_postprocesses(names: Sequence[str], *, key: str = "TEST.POSTPROCESS") ->
     Raises:
         ValueError: an unknown name, or one given twice.
     """
+    found: dict[str, PostProcess] = {}
     for name in names:
         if name not in POSTPROCESS_REGISTRY:
             raise ValueError(
                 f"{key}: unknown post-process {name!r}; known are {', '.join(known_postprocesses())}"
             )
-    if len(set(names)) < len(names):
-        raise ValueError(f"{key}: expected each post-process at most once, found {', '.join(names)}")
-    return {name: POSTPROCESS_REGISTRY.get(name) for name in names}
+        if name in found:
+            raise ValueError(f"{key}: expected each post-process at most once, found {', '.join(names)}")
+        found[name] = POSTPROCESS_REGISTRY.get(name)
+    return found
 
 
 def chain_name(score: str, postprocesses: Sequence[str]) -> str:

@@ -85,6 +85,7 @@ def get_scores(names: Sequence[str], *, given: Collection[str]) -> dict[str, Sco
     """
     if not names:
         raise ValueError(f"TEST.SCORES: expected at least one of {', '.join(known_scores())}; found none")
+    found: dict[str, Score] = {}
     for name in names:
         if name not in SCORE_REGISTRY:
             raise ValueError(f"TEST.SCORES: unknown score {name!r}; known are {', '.join(known_scores())}")
@@ -92,4 +93,5 @@ def get_scores(names: Sequence[str], *, given: Collection[str]) -> dict[str, Sco
             what, source = _SOURCES[_NEEDS[name]]
             usable = ", ".join(known for known in known_scores() if _NEEDS[known] in given)
             raise ValueError(f"TEST.SCORES: {name!r} needs {what}; use {source} or score by {usable}")
-    return {name: SCORE_REGISTRY.get(name) for name in names}
+        found[name] = SCORE_REGISTRY.get(name)
+    return found

@@ -89,12 +89,11 @@ class TimmBackbone(FreezableBackbone):
             # timm's own, which knows its batch norms with an activation.
             self.model = timm.layers.convert_sync_batchnorm(self.model)
         self.name, self.hub = name, f"timm:{name}"
-        self._names = [f"level{index}" for index in out_indices]
-        channels, strides = self.model.feature_info.channels(), self.model.feature_info.reduction()
-        self._shapes = {
-            level: ShapeSpec(channels=c, stride=s)
-            for level, c, s in zip(self._names, channels, strides, strict=True)
-        }
+        info = self.model.feature_info
+        self._shapes: dict[str, ShapeSpec] = {}
+        for index, channels, stride in zip(out_indices, info.channels(), info.reduction(), strict=True):
+            self._shapes[f"level{index}"] = ShapeSpec(channels=channels, stride=stride)
+        self._names = list(self._shapes)
         self.output_norms: nn.ModuleDict | None = None
         if name.startswith(NORM_FREE_STAGES):
             self.output_norms = nn.ModuleDict(
@@ -109,16 +108,16 @@ class TimmBackbone(FreezableBackbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """x: (B, 3, H, W) normalised images -> {level: (B, F, H / stride, W / stride)}, rounded up, of
         ConvNeXt down."""
-        features = dict(zip(self._names, self.model(x), strict=True))
-        return {level: self._finished(level, features[level]) for level in self._shapes}
-
-    def _finished(self, level: str, feature: Tensor) -> Tensor:
-        """Normed where that is wanted, and NCHW."""
-        if self.output_norms is not None:
-            feature = self.output_norms[level](feature if self._nhwc else feature.permute(0, 2, 3, 1))
-        elif not self._nhwc:
-            return feature
-        return feature.permute(0, 3, 1, 2).contiguous()
+        outputs = {}
+        for level, feature in zip(self._names, self.model(x), strict=True):
+            if level not in self._shapes:
+                continue
+            if self.output_norms is not None:
+                feature = self.output_norms[level](feature if self._nhwc else feature.permute(0, 2, 3, 1))
+            if self.output_norms is not None or self._nhwc:
+                feature = feature.permute(0, 3, 1, 2).contiguous()
+            outputs[level] = feature
+        return outputs
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return self._shapes

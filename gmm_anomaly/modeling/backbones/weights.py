@@ -91,13 +91,15 @@ def state_dicts(loaded: Any, path: str = "") -> list[tuple[str, dict[str, Any]]]
     copies come last, otherwise the one with the most tensors first."""
     if not isinstance(loaded, dict):
         return []
-    tensors = {
-        INSIDE.sub("", name): value
-        for name, value in loaded.items()
-        if isinstance(name, str) and isinstance(value, Tensor | np.ndarray)
-    }
-    inside = [state_dicts(value, f"{path}/{name}".lstrip("/")) for name, value in loaded.items()]
-    found = [*([(path, tensors)] if tensors else []), *(one for entries in inside for one in entries)]
+    tensors: dict[str, Any] = {}
+    found = [(path, tensors)]
+    for name, value in loaded.items():
+        if isinstance(name, str) and isinstance(value, Tensor | np.ndarray):
+            tensors[INSIDE.sub("", name)] = value
+        else:
+            found += state_dicts(value, f"{path}/{name}".lstrip("/"))
+    if not tensors:
+        del found[0]
     return sorted(found, key=lambda one: (bool(AVERAGED.search(one[0])), -len(one[1])))
 
 
