@@ -223,10 +223,14 @@ def closed_set(cfg: CfgNode) -> Metadata | None:
 def class_difference(first: Sequence[str], second: Sequence[str]) -> str | None:
     """In what two lists of classes differ, "order" or "names", or None: spelling does not count (capitals,
     spaces, hyphens, underscores)."""
-    plain = [[re.sub(r"[\s_-]+", " ", name).casefold() for name in names] for names in (first, second)]
-    if plain[0] == plain[1]:
+    one, other = list(map(_plain, first)), list(map(_plain, second))
+    if one == other:
         return None
-    return "order" if sorted(plain[0]) == sorted(plain[1]) else "names"
+    return "order" if sorted(one) == sorted(other) else "names"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).casefold()
 
 
 def check_num_classes(cfg: CfgNode) -> None:

@@ -146,17 +146,22 @@ def own_state(loaded: Any, own: Collection[str], source: str) -> dict[str, Any] 
     for path, state in state_dicts(loaded):
         prefixes: Counter[str] = Counter()
         for name in state:
-            parts = name.split(".")
-            ends = (place for place in range(len(parts)) if ".".join(parts[place:]) in own)
-            prefixes.update(".".join([*parts[:place], ""]) for place in ends)
+            front, rest = "", name
+            while rest:
+                if rest in own:
+                    prefixes[front] += 1
+                part, dot, rest = rest.partition(".")
+                front += part + dot
         # A plain name before a wrapped one, an averaged copy last.
         ordered = sorted(prefixes, key=lambda prefix: (bool(AVERAGED.search(prefix)), len(prefix)))
         fits += [(prefixes[prefix], path, prefix, state) for prefix in ordered]
     if not fits:
         return None
-    most, path, prefix, state = max(fits, key=lambda fit: fit[0])
-    taken, *others = ("/".join(filter(None, (p, f"{q}*"))) for n, p, q, _ in fits if n == most)
-    if path not in ("", "model") or prefix not in ("", "module.") or others:
+    most = max(number for number, *_ in fits)
+    best = [fit for fit in fits if fit[0] == most]
+    _, path, prefix, state = best[0]
+    if path not in ("", "model") or prefix not in ("", "module.") or len(best) > 1:
+        taken, *others = ("/".join(filter(None, (p, f"{q}*"))) for _, p, q, _ in best)
         beside = f"; those of {', '.join(others)} are not used" if others else ""
         logger.warning("MODEL.WEIGHTS: the tensors of %s in %s are taken%s", taken, source, beside)
     return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
