@@ -10,9 +10,7 @@ from gmm_anomaly import visualization
 from gmm_anomaly.visualization import (
     CAPTION_BACKGROUND,
     SEPARATOR,
-    colorize_labels,
     heat_map,
-    overlay,
     plot_embedding,
     robust_range,
     side_by_side,
@@ -21,13 +19,6 @@ from gmm_anomaly.visualization import (
 
 def luminance(rgb: np.ndarray) -> np.ndarray:
     return rgb.astype(float) @ [0.2126, 0.7152, 0.0722]
-
-
-def test_labels_get_their_colours():
-    label = np.array([[0, 1, 2], [255, 3, -1]])
-    painted = colorize_labels(label, [(1, 2, 3), (40, 50, 60), (7, 8, 9)])
-    assert painted.dtype == np.uint8
-    assert painted.tolist() == [[[1, 2, 3], [40, 50, 60], [7, 8, 9]], [[0, 0, 0]] * 3]
 
 
 def test_heat_map_brightens_with_the_score():
@@ -50,12 +41,6 @@ def test_robust_range_is_made_of_percentiles_of_the_finite_scores():
     score = np.concatenate([np.arange(1001.0), [np.inf, -np.inf, np.nan]])
     assert robust_range(score) == pytest.approx((10.0, 998.0))
     assert robust_range(np.array([np.nan])) == (0.0, 0.0)
-
-
-def test_overlay_blends():
-    image, color = np.full((1, 2, 3), 100, np.uint8), np.full((1, 2, 3), 201, np.uint8)
-    assert overlay(image, color, 0.25).tolist() == [[[125, 125, 125]] * 2]
-    assert overlay(image, color, np.array([[0.0, 1.0]])).tolist() == [[[100] * 3, [201] * 3]]
 
 
 def test_side_by_side_keeps_the_panels_and_writes_captions():

@@ -47,15 +47,6 @@ def test_a_stream_can_begin_at_any_batch_with_any_workers(closed, sampler, worke
     assert_same(itertools.islice(loader, 5), whole[7:])
 
 
-def test_ranks_have_together_what_one_process_has(closed, monkeypatch):
-    closed.SOLVER.IMS_PER_BATCH = 4
-    whole = batches(closed, 3)
-    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    for rank in range(2):
-        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
-        assert_same(batches(closed, 3), [batch[rank::2] for batch in whole])
-
-
 def test_seed_fixes_images_and_augmentation_and_every_image_is_augmented_anew(closed):
     found = batches(closed, 20)
     # An epoch has every image of all sets.

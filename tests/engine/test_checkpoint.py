@@ -49,15 +49,6 @@ def test_round_trip_without_pickles(tmp_path):
     assert other.classifier.bank.is_fitted
 
 
-def test_a_model_is_evaluated_under_other_sizes_of_what_only_training_needs(tmp_path):
-    model = Model()
-    model.classifier.bank.fitted[1] = True
-    other = Model(memory=20, warm_start=9)
-    Checkpointer(other).load_for_evaluation(save(model, tmp_path))
-    assert torch.equal(other.classifier.bank.means, model.classifier.bank.means)
-    assert other.classifier.bank.is_fitted
-
-
 def test_what_does_not_fit_is_refused_by_name(tmp_path):
     path = save(Model(), tmp_path)
     with pytest.raises(ValueError, match="trained with 3 classes, MODEL.CLASSIFIER.NUM_CLASSES is 5"):

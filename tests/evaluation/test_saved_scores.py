@@ -176,15 +176,3 @@ def test_what_a_user_can_get_wrong_is_named(
     assert main(["score", "--scores", str(where), "--dataset", name]) == 1
     error = capsys.readouterr().err
     assert all(message in error for message in messages), error
-
-
-def test_a_file_of_ones_own_may_register_the_data_set(anomaly_tree, scores, tmp_path, registered, capsys):
-    folder, name = save_all(tmp_path / "mine", scores["good"]), registered("own")
-    (tmp_path / "own.py").write_text(
-        "from gmm_anomaly.data import register_anomaly_dataset\n"
-        f"register_anomaly_dataset({name!r}, {str(anomaly_tree.root / 'images')!r}, "
-        f"{str(anomaly_tree.root / 'labels')!r})\n"
-    )
-    arguments = ["--scores", folder, "--dataset", name, "--register", tmp_path / "own.py"]
-    assert main(["score", *map(str, arguments)]) == 0
-    assert name in capsys.readouterr().out
