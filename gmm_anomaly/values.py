@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from functools import reduce
+from functools import partial, reduce
 from operator import getitem
 from typing import Any
 
@@ -18,11 +18,9 @@ def _is_number(value: Any, whole: bool = False) -> bool:
     return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
 
 
-def _numbers(test: Test, count: int | None = None, *, whole: bool = False) -> Test:
+def _numbers(test: Test, values: Any, count: int | None = None, *, whole: bool = False) -> bool:
     """Whether ``test`` holds for each number of a list, of ``count`` if that is given."""
-    return lambda values: (
-        count in (None, len(values)) and all(_is_number(v, whole) and test(v) for v in values)
-    )
+    return count in (None, len(values)) and all(_is_number(v, whole) and test(v) for v in values)
 
 
 def _names(values: Any) -> bool:
@@ -43,7 +41,7 @@ def _is_device(name: str) -> bool:
 
 
 def _is_expectation(entry: Any) -> bool:
-    return len(entry) == 4 and _names(entry[:2]) and _numbers(math.isfinite)(entry[2:])
+    return len(entry) == 4 and _names(entry[:2]) and _numbers(math.isfinite, entry[2:])
 
 
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
@@ -88,29 +86,29 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     ("1, 2 or 4", (1, 2, 4).__contains__, ("MODEL.RESNETS: RES4_DILATION RES5_DILATION",)),
     ("below 4294967296", lambda x: x < 2**32, (": SEED",)),
     # Lists.
-    ("three finite numbers", _numbers(math.isfinite, 3), ("MODEL: PIXEL_MEAN",)),
-    ("three numbers above 0", _numbers(lambda x: x > 0, 3), ("MODEL: PIXEL_STD",)),
-    ("three whole numbers from 1", _numbers(lambda x: x >= 1, 3, whole=True), (
+    ("three finite numbers", partial(_numbers, math.isfinite, count=3), ("MODEL: PIXEL_MEAN",)),
+    ("three numbers above 0", partial(_numbers, lambda x: x > 0, count=3), ("MODEL: PIXEL_STD",)),
+    ("three whole numbers from 1", partial(_numbers, lambda x: x >= 1, count=3, whole=True), (
         "MODEL.DECODER: ASPP_DILATIONS", "MODEL.RESNETS: RES5_MULTI_GRID",
     )),
-    ("height and width, above 0", _numbers(lambda x: x > 0, 2), ("INPUT.CROP: SIZE",)),
-    ("height and width in pixels, 1 or more", _numbers(lambda x: x >= 1, 2, whole=True), (
+    ("height and width, above 0", partial(_numbers, lambda x: x > 0, count=2), ("INPUT.CROP: SIZE",)),
+    ("height and width in pixels, 1 or more", partial(_numbers, lambda x: x >= 1, count=2, whole=True), (
         "TEST.SLIDING_WINDOW: SIZE STRIDE",
     )),
-    ("one or more numbers above 0", lambda v: len(v) > 0 and _numbers(lambda x: x > 0)(v), (
+    ("one or more numbers above 0", lambda v: len(v) > 0 and _numbers(lambda x: x > 0, v), (
         "TEST.AUG: SCALES",
     )),
     ("0 < low <= high", _is_range, ("INPUT: SCALE_RANGE", "INPUT.OUTLIERS: HEIGHTS")),
-    ("whole numbers, 1 <= fewest <= most", lambda v: _is_range(v) and _numbers(bool, whole=True)(v), (
+    ("whole numbers, 1 <= fewest <= most", lambda v: _is_range(v) and _numbers(bool, v, whole=True), (
         "INPUT.OUTLIERS: OBJECTS",
     )),
     ("[], or a shorter and a longer side", lambda v: not v or _is_range(v), ("INPUT: SCALE_BASE",)),
-    ("numbers above 0", _numbers(lambda x: x > 0), ("MODEL.FEATURE_DISTANCE: WEIGHTS",)),
-    ("whole numbers from 0", _numbers(lambda x: x >= 0, whole=True), (
+    ("numbers above 0", partial(_numbers, lambda x: x > 0), ("MODEL.FEATURE_DISTANCE: WEIGHTS",)),
+    ("whole numbers from 0", partial(_numbers, lambda x: x >= 0, whole=True), (
         "MODEL.MASK2FORMER: ANOMALY_QUERIES ROAD_QUERIES",
     )),
     ("whole numbers from 0 that ascend",
-     lambda v: _numbers(lambda x: x >= 0, whole=True)(v) and [*v] == sorted({*v}),
+     lambda v: _numbers(lambda x: x >= 0, v, whole=True) and [*v] == sorted({*v}),
      ("MODEL.TIMM: OUT_INDICES", "SOLVER: STEPS")),
     ("names", _names, ("DATASETS: TRAIN", "TEST: POSTPROCESS")),
     ("names, each once", lambda v: _names(v) and len({*v}) == len(v), (

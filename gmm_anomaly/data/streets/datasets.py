@@ -26,7 +26,8 @@ NAMES = ("synthetic_street_train", "synthetic_street_val", "synthetic_street_ano
 @dataclass(frozen=True)
 class StreetSplit:
     """``num_images`` streets of one size from ``seed``; ``anomalies`` adds unknown objects. Splits of one
-    data set need seeds of their own: with equal seeds they hold the same streets."""
+    data set need seeds of their own: with equal seeds they hold the same streets. ``cache_dir``: where the
+    files of their records are kept; without it they are rendered whenever they are read."""
 
     name: str
     num_images: int
@@ -34,6 +35,7 @@ class StreetSplit:
     height: int = 256
     width: int = 512
     anomalies: bool = False
+    cache_dir: str = ""
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (H, W, 3) uint8 RGB and label (H, W) uint8 of street ``index``."""
@@ -41,12 +43,13 @@ class StreetSplit:
             raise IndexError(f"{self.name} has {self.num_images} images, index {index} was asked for")
         return render_street(self.seed, index, self.height, self.width, self.anomalies)
 
-    def records(self, cache_dir: str = "") -> list[Record]:
-        """The catalog's records: of files in a folder under ``cache_dir``, else what the renderer needs."""
-        if cache_dir:
+    def records(self, _root: Path | None = None) -> list[Record]:
+        """The catalog's records, as a layout of :class:`DatasetSpec`: of files in a folder under
+        ``cache_dir``, else what the renderer needs."""
+        if self.cache_dir:
             size = f"{self.num_images}x{self.height}x{self.width}"
             name = f"{self.name}_{size}_seed{self.seed}_v{RENDERER_VERSION}"
-            return cache_split(self, Path(cache_dir).expanduser().absolute() / name)
+            return cache_split(self, Path(self.cache_dir).expanduser().absolute() / name)
         records: list[Record] = []
         for index in range(self.num_images):
             name = f"{index:06d}"
@@ -64,6 +67,8 @@ def cache_split(split: StreetSplit, folder: Path) -> list[Record]:
         ValueError: the folder holds another split, or one of another version of the renderer.
     """
     record, wanted = folder / "split.json", asdict(split) | {"renderer_version": RENDERER_VERSION}
+    # The folder may be moved.
+    del wanted["cache_dir"]
     found = json.loads(record.read_text()) if record.exists() else wanted
     if found != wanted:
         raise ValueError(f"{record}: expected {wanted}, found {found}. Delete the folder or choose another")
@@ -96,18 +101,15 @@ def configure_synthetic(cfg: CfgNode) -> None:
         least = {"HEIGHT": MIN_HEIGHT, "WIDTH": MIN_WIDTH, "SEED": 0}.get(key, 1)
         if node[key] < least:
             raise ValueError(f"DATASETS.SYNTHETIC.{key}: expected {least} or more, found {node[key]}")
-    cache_dir = node.CACHE_DIR
     for place, name in enumerate(NAMES):
         number = node[("NUM_TRAIN", "NUM_VAL", "NUM_ANOMALY")[place]]
-        split = StreetSplit(name, number, 3 * node.SEED + place, node.HEIGHT, node.WIDTH, place == 2)
-
-        def layout(root: Path, split: StreetSplit = split) -> list[Record]:
-            return split.records(cache_dir)
-
+        size, seed = (node.HEIGHT, node.WIDTH), 3 * node.SEED + place
+        split = StreetSplit(name, number, seed, *size, anomalies=place == 2, cache_dir=node.CACHE_DIR)
         kind: dict[str, Any] = {"classes": CLASSES, "colors": PALETTE}
         if split.anomalies:
             known = dict.fromkeys(range(len(CLASSES)), 0)
             label_map = known | {ANOMALY_LABEL: 1, IGNORE_LABEL: IGNORE_LABEL}
             kind = {"label_map": tuple(label_map.items())}
         evaluated = ANOMALY if split.anomalies else CLOSED_SET
-        register(DatasetSpec(name, evaluated, layout, None, expected_count=number, **kind), overwrite=True)
+        spec = DatasetSpec(name, evaluated, split.records, None, expected_count=number, **kind)
+        register(spec, overwrite=True)
