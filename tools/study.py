@@ -16,8 +16,9 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -89,8 +90,8 @@ SETS = {
 DEMO = (
     "DATASETS.SYNTHETIC.NUM_TRAIN", "100", "DATASETS.SYNTHETIC.NUM_VAL", "25",
     "DATASETS.SYNTHETIC.NUM_ANOMALY", "30", "DATASETS.SYNTHETIC.CACHE_DIR", "output/demo/frames",
+    "SOLVER.MAX_ITER", "250", "TEST.SCORES", "['hybrid', 'gmm_density', 'msp', 'energy']",
 )  # fmt: skip
-DEMO_TRAINING = ("SOLVER.MAX_ITER", "250", "TEST.SCORES", "['hybrid', 'gmm_density', 'msp', 'energy']")
 
 
 def config_file(config_set: str, name: str) -> Path:
@@ -174,9 +175,9 @@ def untrained(config_set: str, how: str | None, overrides: Sequence[str], run: P
     return ["--eval-only", "--config-file", weights, "MODEL.WEIGHTS", weights, *tests, *streets]
 
 
-def cells(args: argparse.Namespace) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
-    """Decoder, system, group (a seed or a held-out class) and overrides of each run: all systems of one seed
-    before the next."""
+def run_all(args: argparse.Namespace, given: list[str], output: Path) -> list[dict[str, Any]]:
+    """Results of all runs, one dict per run and score: all systems of one seed, or held-out class, before the
+    next."""
     groups: dict[str, tuple[str, ...]] = {f"seed{seed}": ("SEED", str(seed)) for seed in args.seeds}
     if args.held_out:
         groups = {
@@ -184,25 +185,18 @@ def cells(args: argparse.Namespace) -> Iterator[tuple[str, str, str, tuple[str, 
                    "DATASETS.TEST", f"['camvid_val_without_{name}', 'camvid_val_unknown_{name}']")
             for name in HELD_OUT
         }  # fmt: skip
-    for group, pairs in groups.items():
-        for decoder in args.decoders:
-            for system in args.systems:
-                yield decoder, system, group, (*DECODERS[decoder], *pairs)
-
-
-def run_all(args: argparse.Namespace, given: list[str], output: Path) -> list[dict[str, Any]]:
-    """Results of all runs, one dict per run and score."""
     found: list[dict[str, Any]] = []
-    todo = list(cells(args))
+    todo = list(product(groups, args.decoders, args.systems))
     start, made = time.monotonic(), 0
-    for index, (decoder, system, group, overrides) in enumerate(todo):
+    for index, (group, decoder, system) in enumerate(todo):
         left = int((time.monotonic() - start) / made * (len(todo) - index)) if made else None
         eta = "" if left is None else f", ETA {left // 3600}:{left // 60 % 60:02d} h"
         print(f"\n[{index + 1}/{len(todo)}] {decoder}, {system}, {group}{eta}", flush=True)
         began = time.monotonic()
         folder = output / decoder.lower().replace("+", "plus") / group
         config, how = SYSTEMS[system].config, SYSTEMS[system].how
-        run, arguments = folder / (config or system.replace(" ", "_")), [*overrides, *given]
+        run = folder / (config or system.replace(" ", "_"))
+        arguments = [*DECODERS[decoder], *groups[group], *given]
         if config is None:
             arguments = untrained(args.set, how, arguments, run)
         elif how is not None:
@@ -211,12 +205,9 @@ def run_all(args: argparse.Namespace, given: list[str], output: Path) -> list[di
         record = run_once(config and config_file(args.set, config), run, arguments)
         # Runs that were only read say nothing about the time of those to come.
         made += time.monotonic() - began > 5
-        for entry in scores_of(run):
-            found.append(
-                {"decoder": decoder, "system": system, "group": group}
-                | entry
-                | {"seconds": record["seconds"], "run": str(run.relative_to(output))}
-            )
+        cell = {"decoder": decoder, "system": system, "group": group}
+        cost = {"seconds": record["seconds"], "run": str(run.relative_to(output))}
+        found += [cell | entry | cost for entry in scores_of(run)]
         write_json(output / "study.json", {"runs": found})
     return found
 
@@ -287,14 +278,12 @@ def main() -> None:
     name = args.set + "_held_out" * args.held_out
     output = (args.output or ROOT / "output" / name).resolve()
     if demo := args.set == "demo":
-        args.set, overrides = "synthetic", [*DEMO, *DEMO_TRAINING, *overrides]
+        args.set, overrides = "synthetic", [*DEMO, *overrides]
         args.systems = args.systems or ["bundled", "fitted without labels", "GMMSeg"]
-    configs = {name: system.config for name, system in SYSTEMS.items()}
-    there = {
-        name: not config or (ROOT / config_file(args.set, config)).is_file()
-        for name, config in configs.items()
-    }
-    args.systems = args.systems or [name for name in configs if there[name]]
+    if not args.systems:
+        configs = [(name, system.config) for name, system in SYSTEMS.items()]
+        there = [name for name, one in configs if not one or (ROOT / config_file(args.set, one)).is_file()]
+        args.systems = there
     if demo:
         streets = records(args.set, SETS[args.set][1], overrides)
         photos = args.photos or [street["file_name"] for street in streets[:5]]
