@@ -177,7 +177,7 @@ def check_own_names(model: nn.Module, checkpoint: dict[str, Any], source: str) -
         ValueError: none of its names is one of the model, and Detectron2 is not to match them.
     """
     own, names = model.state_dict(), checkpoint["model"]
-    if checkpoint.get("matching_heuristics") or any(name in own for name in names):
+    if checkpoint.get("matching_heuristics") or own.keys() & names.keys():
         return
     raise ValueError(
         f"MODEL.WEIGHTS: nothing in {source} has a place in the {type(model).__name__}, its tensors are "

@@ -113,7 +113,7 @@ class InferenceMode:
         for scale, mirrored in product(self.scales, (False, True)[: 1 + self.flip]):
             views = [transformed(image, scale, mirrored) for image in images]
             grids = [self.windows(view.shape[-2:]) for view in views]
-            if self.window is None and all(len(grid) == 1 for grid in grids):
+            if self.window is None and max(map(len, grids)) == 1:
                 tiles, padded = network(views)
                 seen = [([tile], padded) for tile in tiles]
             else:

@@ -34,10 +34,11 @@ class FreezableBackbone(Backbone):
 
     def freeze(self, freeze_at: int) -> None:
         """Freeze the stem and the first ``freeze_at - 1`` stages; 0 freezes nothing."""
-        parts = self.frozen_parts(freeze_at) if freeze_at else []
-        for part in parts:
+        self._frozen = []
+        for part in self.frozen_parts(freeze_at) if freeze_at else ():
             part.requires_grad_(False)
-        self._frozen = [part for part in parts if isinstance(part, nn.Module)]
+            if isinstance(part, nn.Module):
+                self._frozen.append(part)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> FreezableBackbone:
