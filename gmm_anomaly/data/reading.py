@@ -221,9 +221,8 @@ class LabelRule:
             raise ValueError(
                 f"{metadata.name}: its metadata have no stuff_classes, so its labels cannot be read"
             )
-        identity = {value: value for value in range(count)}
         ignored = {metadata.get("ignore_label", IGNORE_LABEL): IGNORE_LABEL}
-        label_map = metadata.get("label_map") or identity | ignored
+        label_map = metadata.get("label_map") or dict(enumerate(range(count))) | ignored
         return cls.build(metadata.name, label_map, num_classes=count)
 
     @classmethod

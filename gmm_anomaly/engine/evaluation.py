@@ -57,8 +57,9 @@ def check_result_names(cfg: CfgNode) -> None:
     """Raise ValueError for a name in ``TEST.EXPECTED_RESULTS`` or ``TEST.BEST_METRIC`` that no evaluation of
     the config gives."""
     datasets = cfg.DATASETS.TEST
-    named = [("TEST.EXPECTED_RESULTS", f"{task}/{metric}") for task, metric, *_ in cfg.TEST.EXPECTED_RESULTS]
-    named += [("TEST.BEST_METRIC", cfg.TEST.BEST_METRIC)] if cfg.TEST.BEST_METRIC else []
+    named = [("TEST.BEST_METRIC", cfg.TEST.BEST_METRIC)] if cfg.TEST.BEST_METRIC else []
+    for task, metric, *_ in cfg.TEST.EXPECTED_RESULTS:
+        named.append(("TEST.EXPECTED_RESULTS", f"{task}/{metric}"))
     for key, name in named:
         known = [f"{dataset}/{result}" for dataset in datasets for result in _result_names(cfg, dataset)]
         whole = key == "TEST.BEST_METRIC" or name.partition("/")[0] in datasets or len(datasets) != 1
