@@ -84,19 +84,10 @@ class MixtureFitter(TrainerBase):
 
     Args:
         cfg: a frozen config from :func:`fitting_config`.
-
-    Raises:
-        ValueError: ``SOLVER.IMS_PER_BATCH`` is no multiple of the processes.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
-        ranks = comm.get_world_size()
-        if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % ranks:
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH: expected a positive multiple of the {ranks} processes, found "
-                f"{cfg.SOLVER.IMS_PER_BATCH}"
-            )
         self.cfg = cfg
         self.model = build_model(cfg).requires_grad_(False).eval()
         self.bank: GaussianMixtureBank = self.model.bank
