@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ HIDDEN = (".", "@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE", "__MAC
 LABEL_EXTENSIONS = (".png",)
 
 Record = dict[str, Any]
+PairFiles = Callable[[Path, "Path | None"], Iterable["tuple[str | Path, str | Path | None]"]]
 
 
 class MissingDataError(FileNotFoundError):
@@ -196,6 +197,32 @@ class FolderPairs:
             for key in [key for key in files if not re.fullmatch(self.frames, key)]:
                 del files[key]
         return pair(images, labels, every_image_labelled=self.every_image_labelled, short_ids=self.short_ids)
+
+
+@dataclass(frozen=True)
+class OwnFolders:
+    """Images and labels in two folders given as paths, which are looked up where the process then is."""
+
+    label_root: str | None
+    image_suffix: str
+    label_suffix: str
+    pair_files: PairFiles | None
+
+    def __call__(self, root: Path) -> list[Record]:
+        labels = None if self.label_root is None else DataRoot((self.label_root,)).path()
+        if self.pair_files is None:
+            folder = None if labels is None else str(labels)
+            return FolderPairs("", folder, self.image_suffix, self.label_suffix, recursive=True)(root)
+        records = []
+        for image, label in self.pair_files(root, labels):
+            for path in (image, label):
+                if path is not None and not Path(path).is_file():
+                    raise LayoutError(f"pair_files names a file that is not there: {path}")
+            image = Path(image)
+            key = image.relative_to(root) if image.is_relative_to(root) else Path(image.name)
+            name = key.with_suffix("").as_posix()
+            records.append(make_record(name, image, None if label is None else Path(label)))
+        return records
 
 
 def listed_pairs(path: Path) -> list[Record]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
@@ -17,10 +17,8 @@ from detectron2.utils.logger import log_first_n
 
 from gmm_anomaly.metrics import PROTOCOLS
 
-from .pairing import DataRoot, FolderPairs, LayoutError, MissingDataError, Record, make_record
+from .pairing import DataRoot, LayoutError, MissingDataError, OwnFolders, PairFiles, Record
 from .reading import ANOMALY, CLOSED_SET, IGNORE_LABEL, LabelRule
-
-PairFiles = Callable[[Path, "Path | None"], Iterable["tuple[str | Path, str | Path | None]"]]
 
 
 @dataclass(frozen=True)
@@ -182,32 +180,6 @@ def require_known(name: str) -> None:
     )
 
 
-@dataclass(frozen=True)
-class _OwnLayout:
-    """Images and labels in two folders given as paths, which are looked up where the process then is."""
-
-    label_root: str | None
-    image_suffix: str
-    label_suffix: str
-    pair_files: PairFiles | None
-
-    def __call__(self, root: Path) -> list[Record]:
-        labels = None if self.label_root is None else DataRoot((self.label_root,)).path()
-        if self.pair_files is None:
-            folder = None if labels is None else str(labels)
-            return FolderPairs("", folder, self.image_suffix, self.label_suffix, recursive=True)(root)
-        records = []
-        for image, label in self.pair_files(root, labels):
-            for path in (image, label):
-                if path is not None and not Path(path).is_file():
-                    raise LayoutError(f"pair_files names a file that is not there: {path}")
-            image = Path(image)
-            key = image.relative_to(root) if image.is_relative_to(root) else Path(image.name)
-            name = key.with_suffix("").as_posix()
-            records.append(make_record(name, image, None if label is None else Path(label)))
-        return records
-
-
 def register_segmentation_dataset(
     name: str,
     image_root: str | Path,
@@ -300,7 +272,7 @@ def _register_own(
     if not isinstance(label_map, Mapping | None):
         raise ValueError(f"{name}: label_map: expected {{raw value: target}}, found {label_map!r}")
     labels = None if label_root is None else str(label_root)
-    layout = _OwnLayout(labels, image_suffix, label_suffix, pair_files)
+    layout = OwnFolders(labels, image_suffix, label_suffix, pair_files)
     pairs = None if label_map is None else tuple(sorted(label_map.items(), key=str))
     root = DataRoot((str(image_root),))
     register(DatasetSpec(name, kind, layout, root, label_map=pairs, **more), overwrite=overwrite)

@@ -91,16 +91,14 @@ def state_dicts(loaded: Any, path: str = "") -> list[tuple[str, dict[str, Any]]]
     copies come last, otherwise the one with the most tensors first."""
     if not isinstance(loaded, dict):
         return []
-    tensors: dict[str, Any] = {}
-    found = [(path, tensors)]
+    tensors, inside = {}, []
     for name, value in loaded.items():
         if isinstance(name, str) and isinstance(value, Tensor | np.ndarray):
             tensors[INSIDE.sub("", name)] = value
         else:
-            found += state_dicts(value, f"{path}/{name}".lstrip("/"))
-    if not tensors:
-        del found[0]
-    return sorted(found, key=lambda one: (bool(AVERAGED.search(one[0])), -len(one[1])))
+            inside += state_dicts(value, f"{path}/{name}".lstrip("/"))
+    own = [(path, tensors)] if tensors else []
+    return sorted(own + inside, key=lambda one: (bool(AVERAGED.search(one[0])), -len(one[1])))
 
 
 def tensors_of(loaded: Any, source: Path | str, key: str = KEY) -> dict[str, Tensor]:
