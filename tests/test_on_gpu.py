@@ -53,7 +53,7 @@ def test_mixtures_are_those_of_the_cpu():
     banks = {}
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
-        bank = banks[device] = GaussianMixtureBank(4, 3, 16, 200, 10, 0.9, warm_start_features=30).to(device)
+        bank = banks[device] = GaussianMixtureBank(4, 3, 16, 200, 10, 0.9, fill_slots=50).to(device)
         bank.em_attached = True
         generator = torch.Generator().manual_seed(1)
         for _ in range(3 * PLAIN_CALLS):

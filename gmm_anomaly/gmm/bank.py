@@ -195,8 +195,8 @@ class GaussianMixtureBank(GaussianMixtures):
     def _place(
         self, total: Tensor, labels: Tensor, assignment: Tensor, entering: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Sums of features, and what :meth:`record` takes, (N,) each -> labels, C for what is ignored, and the
-        component whose memory a pixel enters, -1 for none."""
+        """Sums of features, and what :meth:`record` takes, (N,) each -> labels, C for what is ignored, and
+        the component whose memory a pixel enters, -1 for none."""
         known = (labels >= 0) & (labels < self.num_classes) & total.isfinite()
         labels = torch.where(known, labels, self.num_classes)
         storable = known & (assignment >= 0) & (assignment < self.num_components)
