@@ -59,14 +59,17 @@ def test_metrics(tmp_path, capsys):
     assert set(label.flat) == {0, 1, 255} and score[label == 1].mean() > score[label == 0].mean()
 
 
-@pytest.mark.parametrize("subject", ["train", "infer"])
+@pytest.mark.parametrize("subject", ["train", "infer", "evaluate"])
 def test_twins(tmp_path, subject):
     options = ["--config-file", CONFIG, "--size", "64", "96", "--batch", "2"]
+    options += ["--frames", "2"] if subject == "evaluate" else []
     found = measured(tmp_path, subject, *options, *TINY, "MODEL.CHANNELS_LAST", "True")
     if subject == "train":
         check_ratio(found, "gmm", "softmax")
         assert min(found["where"].values()) > 0
         assert found["where"]["backbone"] > found["where"]["optimiser"]
+    elif subject == "evaluate":
+        assert found["seconds"].keys() == {"the network", "the evaluator", "end of a data set"}
     else:
         assert set(found["ratios"]) == {f"gmm, on {on} / softmax, on {on}" for on in ("logits", "features")}
 
