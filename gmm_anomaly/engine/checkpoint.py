@@ -18,8 +18,14 @@ from detectron2.config import CfgNode
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.modeling.backbones.weights import load_weight_file, require_trust
 
-from .belonging import BELONGS_TO, belongings, require_same
-from .weights import check_backbone_filled, check_own_names, own_state
+from .belonging import (
+    BELONGS_TO,
+    belongings,
+    check_backbone_filled,
+    check_own_names,
+    own_state,
+    require_same,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +36,7 @@ FINAL = "_final"
 CLASS_TENSORS = ("classifier.bank.means", "classifier.predictor.weight")
 # What only further training needs.
 GUIDE = "classifier.guide."
-STORED = ("classifier.bank.memory.", "classifier.bank.warm_start.")
+TRAINING_STATE = ("classifier.bank.memory.", "classifier.bank.warm_start.")
 WAITING, WAITING_COUNT = "classifier.bank.warm_start.features", "classifier.bank.warm_start.count"
 # Stored features, which last checkpoints go without: they are many, and nothing but training reads them.
 RING = ("memory.ring", "memory.slot_state")
@@ -199,7 +205,7 @@ class Checkpointer(DetectionCheckpointer):
         needs, and those whose names begin with ``unneeded``; ``adapted`` changes its state dict before."""
         # A guide that gives the logits of an inference is no training state.
         speaks = getattr(getattr(self.model, "classifier", None), "logits_from", None) == "softmax"
-        self._dispensable = (*STORED, *(() if speaks else (GUIDE,)), *unneeded)
+        self._dispensable = (*TRAINING_STATE, *(() if speaks else (GUIDE,)), *unneeded)
         self._adapted = adapted
         try:
             return self.load(path, checkpointables=[])

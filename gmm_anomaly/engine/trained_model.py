@@ -13,12 +13,12 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from gmm_anomaly.data.atomic import replacing
+from gmm_anomaly.modeling.backbones.weights import load_weight_file
 from gmm_anomaly.modeling.scoring import score_names
 from gmm_anomaly.postprocess import chain_name
 
-from .belonging import BELONGS_TO, belongings, inference_config, with_weights
+from .belonging import BELONGS_TO, belongings, inference_config, own_state, with_weights
 from .checkpoint import DISTANCES, GUIDE, Checkpointer
-from .weights import load_weight_file, own_state
 
 logger = logging.getLogger(__name__)
 

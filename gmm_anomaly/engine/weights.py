@@ -1,14 +1,13 @@
 """Checkpoints of MMSegmentation, the released GMMSeg's among them, and files of a backbone alone, converted
-to this project's segmentors (``gmm-anomaly convert``), and checks of what is loaded."""
+to this project's segmentors (``gmm-anomaly convert``)."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import re
-from collections import Counter
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -20,12 +19,7 @@ from torch import Tensor, nn
 from gmm_anomaly.data.atomic import replacing
 from gmm_anomaly.modeling import AnomalySegmentor
 from gmm_anomaly.modeling.backbones.weight_names import COUNTER
-from gmm_anomaly.modeling.backbones.weights import (
-    AVERAGED,
-    load_weight_file,
-    state_dicts,
-    tensors_of,
-)
+from gmm_anomaly.modeling.backbones.weights import load_weight_file, tensors_of
 from gmm_anomaly.modeling.classifiers.gmm import GMMClassifier
 
 from .belonging import BELONGS_TO, belongings
@@ -39,11 +33,6 @@ _SPARE = re.compile(
     rf".*\.(relative_position_index|attn_mask|{COUNTER})|decode_head\.(eye_matrix|iteration_counter)"
 )
 _SPARE_IN_GMM = re.compile(r"decode_head\.conv_seg\.(weight|bias)")
-
-# What this project adds to pretrained networks: norms of their outputs, a pyramid.
-ADDED = ("output_norms.", "simfp_")
-# Counters, and statistics that networks without batch norm's (Caffe2's) do not have.
-STATISTICS = (COUNTER, "running_mean", "running_var")
 
 
 class Conversion(NamedTuple):
@@ -130,84 +119,6 @@ def _notes(model: nn.Module, result: Conversion) -> list[str]:
             "--allow-missing classifier.guide."
         )
     return notes
-
-
-def own_state(loaded: Any, own: Collection[str], source: str) -> dict[str, Any] | None:
-    """The state dict in what a file held that fits best: trainers put it into entries, averaged copies beside
-    it, and wrappers something in front of all names. The log says what was taken where that is not plain.
-
-    Args:
-        own: names of the model's tensors. source: the file, for messages.
-
-    Returns:
-        Tensors or arrays by the model's names and whatever else stands there; None if no name fits.
-    """
-    fits: list[tuple[int, str, str, dict[str, Any]]] = []
-    for path, state in state_dicts(loaded):
-        prefixes: Counter[str] = Counter()
-        for name in state:
-            front, rest = "", name
-            while rest:
-                if rest in own:
-                    prefixes[front] += 1
-                part, dot, rest = rest.partition(".")
-                front += part + dot
-        # A plain name before a wrapped one, an averaged copy last.
-        ordered = sorted(prefixes, key=lambda prefix: (bool(AVERAGED.search(prefix)), len(prefix)))
-        fits += [(prefixes[prefix], path, prefix, state) for prefix in ordered]
-    if not fits:
-        return None
-    most = max(number for number, *_ in fits)
-    best = [fit for fit in fits if fit[0] == most]
-    _, path, prefix, state = best[0]
-    if path not in ("", "model") or prefix not in ("", "module.") or len(best) > 1:
-        taken, *others = ("/".join(filter(None, (p, f"{q}*"))) for _, p, q, _ in best)
-        beside = f"; those of {', '.join(others)} are not used" if others else ""
-        logger.warning("MODEL.WEIGHTS: the tensors of %s in %s are taken%s", taken, source, beside)
-    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-
-
-def check_own_names(model: nn.Module, checkpoint: dict[str, Any], source: str) -> None:
-    """Refuse a checkpoint of which nothing would be loaded.
-
-    Args:
-        checkpoint: as Detectron2 reads a file, with an entry "model". source: the file, for messages.
-
-    Raises:
-        ValueError: none of its names is one of the model, and Detectron2 is not to match them.
-    """
-    own, names = model.state_dict(), checkpoint["model"]
-    if checkpoint.get("matching_heuristics") or own.keys() & names.keys():
-        return
-    raise ValueError(
-        f"MODEL.WEIGHTS: nothing in {source} has a place in the {type(model).__name__}, its tensors are "
-        f"called {', '.join([*map(str, names)][:3])}, ... Weights of a backbone alone are "
-        "MODEL.BACKBONE.WEIGHTS; a checkpoint of MMSegmentation is converted by gmm-anomaly convert "
-        f"--config-file CONFIG {source} OUTPUT.pth"
-    )
-
-
-def check_backbone_filled(missing: Sequence[str], source: str) -> None:
-    """Refuse a file that filled the backbone in part.
-
-    Args:
-        missing: the model's names that it did not fill. source: the file, for messages.
-
-    Raises:
-        ValueError: some of them are of a pretrained network's layers.
-    """
-    layers = [
-        name
-        for name in missing
-        if name.startswith("backbone.")
-        and not name.removeprefix("backbone.").startswith(ADDED)
-        and not name.endswith(STATISTICS)
-    ]
-    if layers:
-        raise ValueError(
-            f"MODEL.WEIGHTS: {source} leaves {len(layers)} tensors of the backbone unfilled "
-            f"({', '.join(layers[:3])}{', ...' if len(layers) > 3 else ''}); is it of another network?"
-        )
 
 
 def run(args: argparse.Namespace) -> None:
