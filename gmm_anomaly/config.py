@@ -253,6 +253,9 @@ def add_gmm_anomaly_config(cfg: CN) -> None:
     # "likelihood_ratio", "outlier_posterior", "dense_hybrid" and "exposed_distance".
     cfg.MODEL.OUTLIER = CN()
     cfg.MODEL.OUTLIER.NAME = ""
+    # A loss on pasted objects while a network trains (INPUT.OUTLIERS.SHARE above 0): "rba" (softmax and mask
+    # models; score "rba"), "pebal" (softmax; score "energy") or "" (none).
+    cfg.MODEL.OUTLIER.LOSS = ""
 
     cfg.INPUT.OUTLIERS = CN()
     # The objects: "rendered" (unknown ones of the rendered streets and shapes cut out of the image itself,
