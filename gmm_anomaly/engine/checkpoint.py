@@ -30,7 +30,7 @@ FINAL = "_final"
 CLASS_TENSORS = ("classifier.bank.means", "classifier.predictor.weight")
 # What only further training needs.
 GUIDE = "classifier.guide."
-TRAINING_STATE = ("classifier.bank.memory.", "classifier.bank.warm_start.", GUIDE)
+TRAINING_STATE = ("classifier.bank.memory.", "classifier.bank.warm_start.", "outlier_loss.", GUIDE)
 # Stored features, which last checkpoints go without: they are many, and nothing but training reads them.
 RING = ("memory.ring", "memory.slot_state")
 # What is fitted to a network after its training.
