@@ -259,7 +259,8 @@ def add_gmm_anomaly_config(cfg: CN) -> None:
 
     cfg.INPUT.OUTLIERS = CN()
     # The objects: "rendered" (unknown ones of the rendered streets and shapes cut out of the image itself,
-    # turned and tinted), a folder of RGBA cut-outs, or a .json of COCO annotations beside its images.
+    # turned and tinted), a folder of RGBA cut-outs, or of other photos to cut such shapes out of, or a .json
+    # of COCO annotations beside its images.
     cfg.INPUT.OUTLIERS.SOURCE = "rendered"
     # Share of the training images that get some; their pixels belong to no class. MODEL.OUTLIER is fitted to
     # images that all have some.
