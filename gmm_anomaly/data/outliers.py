@@ -65,8 +65,8 @@ def rendered(rng: np.random.Generator, height: int, image: np.ndarray) -> np.nda
 
 
 class CutOuts:
-    """Objects from files: RGBA images in a folder and below. Of one without alpha, another frame or a texture,
-    pieces are cut out, as :func:`rendered` does of the image itself.
+    """Objects from files: RGBA images in a folder and below. Out of one without alpha, another frame or a
+    texture, pieces are cut, as :func:`rendered` does out of the image itself.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it. ValueError, when used: nothing but transparent.
