@@ -85,7 +85,7 @@ def pebal_losses(logits: Tensor, abstention: Tensor, labels: Tensor, outliers: T
     Returns:
         "loss_abstention" and "loss_energy", scalars; zero, with gradient zero, without an outlier.
     """
-    both = torch.cat([logits, abstention], dim=1)
+    both = torch.cat([logits, abstention], dim=1).contiguous()
     both = F.interpolate(both, labels.shape[-2:], mode="bilinear", align_corners=False)
     known = labels != IGNORE_LABEL
     energy = -both[:, :-1].logsumexp(dim=1)
