@@ -37,6 +37,10 @@ SUBJECTS = {
         "models", "add_arguments",
         "one inference with the gmm classifier against its softmax twin, on logits and on features",
     ),
+    "evaluate": (
+        "evaluation", "add_arguments",
+        "the evaluator of large frames with five scores, beside the network",
+    ),
     "memory": (
         "memory", "add_arguments",
         "resident memory over 2000 training iterations and 500 evaluated frames, and its slope",
@@ -46,7 +50,7 @@ SUBJECTS = {
         "training in several processes here, and the bytes that each of them sends in an iteration",
     ),
 }  # fmt: skip
-ALL = ("density", "em", "metrics", "train", "infer")
+ALL = ("density", "em", "metrics", "train", "infer", "evaluate")
 
 
 def parse(given: list[str]) -> argparse.Namespace:

@@ -15,6 +15,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from gmm_anomaly.gmm import collectives
+from gmm_anomaly.gmm.gpu import to_host
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,11 @@ class TrainLoop(SimpleTrainer):
         device = next(model.parameters()).device.type
         self.autocast = torch.autocast(device, dtype=amp, enabled=amp is not None)
         self.scaler = torch.amp.GradScaler(device, enabled=amp == torch.float16)
+        # A fused optimiser leaves a step out itself, as GradScaler tells it: nobody waits for gradients, and
+        # what they were is read in the next step.
+        self._fused = all(group.get("fused") for group in optimizer.param_groups)
+        self._unread: tuple[int, GradientNorms] | None = None
+        self._taken = True
 
     def run_step(self) -> None:
         start = time.perf_counter()
@@ -79,39 +85,55 @@ class TrainLoop(SimpleTrainer):
         with self.autocast:
             losses = self.model(data)
             total = sum(losses.values())
-        fault = find_fault(total, losses, self._watch)
+        found = PassNumbers(total, losses, self._watch, self.scaler.scale(torch.ones_like(total)))
+        self.optimizer.zero_grad()
+        self.scaler.scale(total).backward()
+        self.after_backward()
+        fault = found.fault()  # read only now: a GPU is busy meanwhile
+        self.finish()
         if fault is None:
-            self.optimizer.zero_grad()
-            self.scaler.scale(total).backward()
-            self.after_backward()
-            fault = self._step(losses)
-        if fault is None:
-            self._skipped_in_a_row = 0
-            self._write_metrics(losses, data_time)
+            fault = self._step(found)
+        self._taken = fault is None
+        if self._taken:
+            self._write_metrics({k: torch.tensor(v) for k, v in found.losses.items()}, data_time)
         else:
-            self._leave_out(f"not finite at iteration {self.iter}: {fault}", norms)
+            for module in self._recorders:
+                module.discard_recorded()
+            for live, kept in zip(self._norms, norms, strict=False):
+                live.copy_(kept)
+            self._leave_out(f"not finite at iteration {self.iter}: {fault}")
         if self.skips:
             get_event_storage().put_scalar("solver/skipped_steps", self.skipped, smoothing_hint=False)
 
-    def _step(self, losses: Mapping[str, Tensor]) -> str | None:
+    def finish(self) -> None:
+        """Account for the last step, whose gradients may not have been looked at yet."""
+        unread, self._unread = self._unread, None
+        if unread is not None and (fault := unread[1].fault()):
+            self._leave_out(f"not finite at iteration {unread[0]}: {fault}")
+        elif self._taken:
+            self._skipped_in_a_row = 0
+
+    def _step(self, found: PassNumbers) -> str | None:
         """The optimiser's step, unless gradients are not finite: then what of them is not."""
         fault = None
-        if not self.scaler.is_enabled() or self.scaler.get_scale() < LEAST_LOSS_SCALE:
-            self.scaler.unscale_(self.optimizer)
-            fault = find_gradient_fault(self.model, losses)
+        # Before clipping, which a fused optimiser would do with scaled ones.
+        self.scaler.unscale_(self.optimizer)
+        if not self.scaler.is_enabled() or found.scale < LEAST_LOSS_SCALE:
+            norms = GradientNorms(self.model, found.losses)
+            if self._fused and not self.scaler.is_enabled():
+                self.optimizer.found_inf = (~norms.finite).float()  # type: ignore[attr-defined]
+                self._unread = self.iter, norms
+            else:
+                fault = norms.fault()
         if fault is None:
             # Leaves a step out itself whose gradients overflowed at the present scale, which then falls.
             self.scaler.step(self.optimizer)
         self.scaler.update()
         return fault
 
-    def _leave_out(self, what: str, norms: list[Tensor]) -> None:
-        for module in self._recorders:
-            module.discard_recorded()
+    def _leave_out(self, what: str) -> None:
         if not self.skips:
             raise FloatingPointError(f"{what}. Training stopped before this step; {CURE}")
-        for live, kept in zip(self._norms, norms, strict=True):
-            live.copy_(kept)
         self.skipped += 1
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= NON_FINITE_LIMIT:
@@ -206,39 +228,75 @@ class FeatureWatch:
         return torch.stack(sums) if sums else torch.zeros(0, device=device)
 
 
-def find_fault(total: Tensor, losses: Mapping[str, Tensor], watch: FeatureWatch) -> str | None:
-    """What of a forward pass is not finite, on any rank, as a clause; None where all is well.
+class PassNumbers:
+    """Losses and sums of features of a forward pass, of every rank, on their way to the host.
 
-    Collective: every rank must call, with the same terms, and all find the same. One transfer to the host.
+    Collective: every rank must make one, with the same terms, and all find the same. One transfer.
 
     Args:
         total: scalar, the sum of the losses. losses: named scalars. watch: that saw the pass.
+        scale: scalar, of the losses.
     """
-    names = ["the loss", *losses, *(f"the features of {part}" for part in watch.parts)]
-    numbers = torch.stack([total, *losses.values()]).detach().float()
-    ranks = collectives.gather_stack(torch.cat([numbers, watch.take(total.device)])).cpu()
-    fault = ~ranks.isfinite().all(dim=1)
-    if not bool(fault.any()):
-        return None
-    first = int(fault.nonzero()[0])
-    wrong = [name for name, fine in zip(names, ranks[first].isfinite().tolist(), strict=True) if not fine]
-    where = f" on {int(fault.sum())} of {len(fault)} ranks, first on rank {first}" if len(fault) > 1 else ""
-    return f"{', '.join(wrong)}{where} ({_values(losses, ranks[first, 1:].tolist())})"
+
+    def __init__(
+        self, total: Tensor, losses: Mapping[str, Tensor], watch: FeatureWatch, scale: Tensor
+    ) -> None:
+        self._names = ["the loss", *losses, *(f"the features of {part}" for part in watch.parts)]
+        self._terms = list(losses)
+        numbers = torch.stack([scale, total, *losses.values()]).detach().float()
+        self._read = to_host(collectives.gather_stack(torch.cat([numbers, watch.take(total.device)])))
+
+    @property
+    def scale(self) -> float:
+        return float(self._read()[0, 0])
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Of this rank."""
+        return self._losses_of(collectives.rank())
+
+    def _losses_of(self, rank: int) -> dict[str, float]:
+        return dict(zip(self._terms, self._read()[rank, 2:].tolist(), strict=False))
+
+    def fault(self) -> str | None:
+        """What is not finite, on any rank, as a clause; None where all is well."""
+        ranks = self._read()[:, 1:]
+        fault = ~ranks.isfinite().all(dim=1)
+        if not bool(fault.any()):
+            return None
+        first = int(fault.nonzero()[0])
+        fine = ranks[first].isfinite().tolist()
+        wrong = [name for name, finite in zip(self._names, fine, strict=True) if not finite]
+        several = f" on {int(fault.sum())} of {len(fault)} ranks, first on rank {first}"
+        where = several if len(fault) > 1 else ""
+        return f"{', '.join(wrong)}{where} ({_values(self._losses_of(first))})"
 
 
-def find_gradient_fault(model: nn.Module, losses: Mapping[str, Tensor]) -> str | None:
-    """As :func:`find_fault`, of the gradients after a backward pass; distributed training has made them equal
-    on all ranks, so that all find the same."""
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    if not gradients:
-        return None
-    finite = torch.stack(torch._foreach_norm(list(gradients.values()))).isfinite().tolist()
-    wrong = [name for name, fine in zip(gradients, finite, strict=True) if not fine]
-    if not wrong:
-        return None
-    values = _values(losses, [float(term.detach()) for term in losses.values()])
-    return f"the gradients of {len(wrong)} of {len(gradients)} parameters, first {wrong[0]} ({values})"
+class GradientNorms:
+    """Norms of the gradients after a backward pass, on their way to the host. Distributed training has made
+    them equal on all ranks, so that all find the same.
+
+    Attributes:
+        finite: () bool, whether all of them are, where the gradients are.
+    """
+
+    def __init__(self, model: nn.Module, losses: Mapping[str, float]) -> None:
+        self._losses = losses
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        self._names = list(gradients)
+        norms = torch._foreach_norm(list(gradients.values())) if gradients else [torch.zeros(())]
+        self.finite = (each := torch.stack(norms).isfinite()).all()
+        self._read = to_host(each)
+
+    def fault(self) -> str | None:
+        """What is not finite, as a clause; None where all is well."""
+        fine = self._read().tolist()
+        wrong = [name for name, finite in zip(self._names, fine, strict=False) if not finite]
+        if not wrong:
+            return None
+        names = f"the gradients of {len(wrong)} of {len(self._names)} parameters, first {wrong[0]}"
+        return f"{names} ({_values(self._losses)})"
 
 
-def _values(losses: Mapping[str, Tensor], values: list[float]) -> str:
-    return ", ".join(f"{name} = {value:g}" for name, value in zip(losses, values, strict=False))
+def _values(losses: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} = {value:g}" for name, value in losses.items())

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ import torch
 from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
 from gmm_anomaly.metrics.base import to_precision
 from gmm_anomaly.metrics.curves import OperatingPoints
+from gmm_anomaly.metrics.on_gpu import count_thresholds
+from gmm_anomaly.metrics.pixel import is_on_gpu
 from gmm_anomaly.metrics.score_counts import ScoreCounts
 
 from . import files
@@ -111,25 +114,27 @@ class AnomalyEvaluator(RecordEvaluator):
 
     def _count(self, index: int, output: Mapping[str, Any], where: str) -> None:
         label = self.records.label(index)
+        uploaded = cache(partial(torch.as_tensor, label))
         image_id = self.records.image_id(index)
         for name in self.scores:
             score = _score_map(output, name, label.shape, where)
+            there = uploaded(device=score.device) if isinstance(score, torch.Tensor) else label
             try:
-                self._pixels[name].update(score, label, image_id)
+                self._pixels[name].update(score, there, image_id)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{self.records.name}, score {name!r}: {error}") from error
             # As the pixel metrics rank them.
-            rounded, _ = to_precision(score, self.precision or str(np.result_type(score, np.float16)))
+            rounded = _rounded(score, self.precision)
             drawn = False
             if name == self.scores[0] and self.output_dir is not None:
-                self._average_precision[index] = frame_average_precision(rounded, label)
+                self._average_precision[index] = frame_average_precision(rounded, there)
                 drawn = index in self._to_draw(self._average_precision)
             if self.track is not None or drawn:
-                self._kept.put((index, name), rounded)
+                self._kept.put((index, name), _array(rounded))
             if self.save_scores:
                 assert self.output_dir is not None
                 folder = self.output_dir / "scores" / self.records.name / name
-                save_array(folder / f"{image_id}.npy", to_precision(score, "float16")[0])
+                save_array(folder / f"{image_id}.npy", _array(_rounded(score, "float16")))
         if self.track is None:
             wanted = self._to_draw(self._average_precision)
             for key in self._kept.keys():
@@ -255,21 +260,33 @@ class AnomalyEvaluator(RecordEvaluator):
             save_json(output_dir / "curves" / f"{name}.json", document, digits=7)
 
 
-def frame_average_precision(score: np.ndarray, label: np.ndarray) -> float:
+def frame_average_precision(score: Any, label: Any) -> float:
     """AP over the valid pixels of one frame; NaN where it has no anomalous or no known pixel.
 
     Args:
-        score: (H, W) float16, float32 or float64 without NaN, higher = more anomalous.
-        label: (H, W), 0 known, 1 anomaly, 255 void.
+        score: (H, W) float16, float32 or float64 without NaN, higher = more anomalous; an array, or a tensor.
+        label: (H, W), 0 known, 1 anomaly, 255 void; likewise.
     """
     negative, positive = score[label == 0], score[label == 1]
-    if not positive.size or not negative.size:
+    if not len(positive) or not len(negative):
         return math.nan
-    return OperatingPoints(ScoreCounts.of(negative, positive)).average_precision
+    count = count_thresholds if isinstance(score, torch.Tensor) else ScoreCounts.of
+    return OperatingPoints(count(negative, positive)).average_precision
 
 
-def _score_map(output: Mapping[str, Any], name: str, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """One score map of a model's output on the CPU, of the label's size."""
+def _rounded(score: Any, precision: str | None) -> Any:
+    """An array or a tensor in "float16" or "float32"; None: as it is, integers as the smallest floats."""
+    if isinstance(score, torch.Tensor):
+        return score.to(getattr(torch, precision)) if precision else score
+    return to_precision(score, precision or str(np.result_type(score, np.float16)))[0]
+
+
+def _array(score: Any) -> np.ndarray:
+    return score.cpu().numpy() if isinstance(score, torch.Tensor) else score
+
+
+def _score_map(output: Mapping[str, Any], name: str, shape: tuple[int, ...], where: str) -> Any:
+    """One score map of a model's output, of the label's size: a tensor if it is on a GPU, else an array."""
     maps = output.get("anomaly_scores", {})
     if name not in maps:
         raise ValueError(
@@ -278,8 +295,8 @@ def _score_map(output: Mapping[str, Any], name: str, shape: tuple[int, ...], whe
         )
     score = maps[name]
     if isinstance(score, torch.Tensor):  # numpy has no bfloat16
-        score = (score.float() if score.dtype == torch.bfloat16 else score).detach().cpu().numpy()
-    score = np.asarray(score)
+        score = (score.float() if score.dtype == torch.bfloat16 else score).detach()
+    score = score if is_on_gpu(score) else np.asarray(_array(score))
     if score.shape != shape:
         found, wanted = (" x ".join(map(str, size)) for size in (score.shape, shape))
         raise ValueError(

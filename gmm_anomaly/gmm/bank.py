@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import collectives
+from .gpu import Replayed
 from .memory import FeatureMemory
 from .mixtures import GaussianMixtures
 from .warm_start import WarmStartBuffer, spherical_kmeans
@@ -113,6 +114,7 @@ class GaussianMixtureBank(GaussianMixtures):
         self._waiting = num_classes if warm_start_features else 0
         self.em_attached = False  # whether a hook (EMHook) will commit what is recorded
         self._recorded: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._places = Replayed(self._place, self.buffers)
         self.register_load_state_dict_post_hook(GaussianMixtureBank._after_loading)
 
     @classmethod
@@ -187,16 +189,22 @@ class GaussianMixtureBank(GaussianMixtures):
                 raise ValueError(f"{name}: expected shape ({len(features)},), found {tuple(tensor.shape)}")
         features, labels, assignment = features.detach().float(), labels.long(), assignment.long()
         # A sum is finite where all its terms are; looking at each of them takes six times as long.
-        known = (labels >= 0) & (labels < self.num_classes) & features.sum(dim=1).isfinite()
+        labels, component = self._places(features.sum(dim=1), labels, assignment, correct.bool())
+        self._recorded.append((features, labels, component))
+
+    def _place(
+        self, total: Tensor, labels: Tensor, assignment: Tensor, entering: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sums of features, and what :meth:`record` takes, (N,) each -> labels, C for what is ignored, and
+        the component whose memory a pixel enters, -1 for none."""
+        known = (labels >= 0) & (labels < self.num_classes) & total.isfinite()
         labels = torch.where(known, labels, self.num_classes)
         storable = known & (assignment >= 0) & (assignment < self.num_components)
         component = torch.where(storable, labels * self.num_components + assignment, 0)
-        entering = correct.bool()
         if self.fill_slots:
             entering = entering | (self.memory.count[component] < self.fill_slots)
         started = F.pad(self.started, (0, 1))[labels]
-        component = torch.where(entering & storable & started, component, -1)
-        self._recorded.append((features, labels, component))
+        return labels, torch.where(entering & storable & started, component, -1)
 
     def discard_recorded(self) -> None:
         """Forget what was recorded since the last ``commit``: the batches of a step that is left out."""

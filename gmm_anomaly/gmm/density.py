@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -80,6 +80,13 @@ class DensityTable:
         self.constant = constant.to(dtype)
         self.matrix = torch.cat([mean * precision, -0.5 * precision], dim=1).t().to(dtype)
 
+    @cached_property
+    def parts(self) -> Tensor:
+        """What the fused kernel multiplies with; of a float32 table."""
+        from .fused_density import split_by_component
+
+        return split_by_component(self.matrix, self.num_components)
+
     def log_prob(self, x: Tensor) -> Tensor:
         """x: (N, D) of the table's dtype -> (N, C, M) log-densities; differentiable with respect to x."""
         out = torch.addmm(self.constant, torch.cat([x, x.square()], dim=1), self.matrix)
@@ -103,22 +110,26 @@ def class_log_density_of(
     return _reduce(out.view(len(constant) // components, components, -1), reduction, dim=1).t()
 
 
-def fused_class_log_density_of(*arguments: Any) -> Tensor:
-    """:func:`class_log_density_of` through torch.compile, which joins what surrounds the product; as it is,
-    with a warning, where nothing can be compiled (no Triton, no compiler)."""
-    global _fused
-    if _fused is None:  # only now, for the compiler takes seconds to import
-        _fused = torch.compile(class_log_density_of, dynamic=True)  # one graph for chunks of any size
-    try:
-        return _fused(*arguments)
-    except torch._dynamo.exc.TorchDynamoException as error:
-        reason = " ".join(str(error).split())[:200]
-        logger.warning("the class densities run uncompiled, about twice as slow: %s", reason)
-        _fused = class_log_density_of
-        return class_log_density_of(*arguments)
+def fused_class_log_density_of(x: Tensor, constant: Tensor, table: DensityTable, reduction: str) -> Tensor:
+    """:func:`class_log_density_of` in one kernel of a GPU, without gradients; with a warning in several where
+    that cannot be (no Triton, an older GPU)."""
+    global _fuses
+    if _fuses:
+        try:
+            from .fused_density import fused_class_density  # takes a second
+
+            density = fused_class_density(x, constant, table.parts, sums=reduction == "logsumexp")
+            return density - math.log(table.num_components) if reduction == "logsumexp" else density
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # Triton's compiler has many
+            _fuses = False
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            logger.warning("the class densities take twice as long, in several kernels: %s", reason)
+    return class_log_density_of(x, constant, table.matrix, table.num_components, reduction)
 
 
-_fused: Callable[..., Tensor] | None = None
+_fuses = True
 
 
 def component_log_prob(

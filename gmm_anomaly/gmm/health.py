@@ -21,16 +21,19 @@ def state_numbers(bank: GaussianMixtureBank) -> dict[str, float]:
         share of the memory's slots that hold a feature. ``empty_components``: components whose memory is
         empty.
     """
-    count = bank.memory.count
-    scales = bank.scales[bank.fitted].double()
+    count, scales = bank.memory.count, bank.scales.double()
+    share = bank.fitted / (bank.fitted.sum() * bank.dim).clamp(min=1)
     at_floor = scales.square() < bank.variance_floor * 1.1
-    return {
-        "fitted_classes": int(bank.known_classes.sum()),
-        "mean_scale": float(scales.mean()) if len(scales) else 1.0,
-        "scales_at_floor": float(at_floor.double().mean()) if len(scales) else 0.0,
-        "memory_fill": float(count.double().mean()) / bank.memory.slots,
-        "empty_components": int((count == 0).sum()),
+    numbers = {
+        "fitted_classes": bank.known_classes.sum(),
+        "mean_scale": torch.where(bank.fitted.any(), (scales.sum(-1) * share).sum(), 1.0),
+        "scales_at_floor": (at_floor.sum(-1) * share).sum(),
+        "memory_fill": count.double().mean() / bank.memory.slots,
+        "empty_components": (count == 0).sum(),
     }
+    # One wait for a GPU.
+    values = torch.stack([value.double() for value in numbers.values()]).tolist()
+    return dict(zip(numbers, values, strict=True))
 
 
 def effective_components(weights: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import collectives
+from .gpu import Replayed
 
 EMPTY, HELD, ELSEWHERE = 0, 1, 2
 
@@ -127,6 +128,7 @@ class FeatureMemory(nn.Module):
         self.register_buffer("ring", ring, persistent=save_ring)
         state = torch.zeros(num_components, slots + 1, dtype=torch.uint8)
         self.register_buffer("slot_state", state, persistent=save_ring)
+        self._replayed = Replayed(self._store, self.buffers)
 
     @torch.no_grad()
     def add_batch(self, features: Tensor, component: Tensor, samples: int) -> None:
@@ -139,6 +141,11 @@ class FeatureMemory(nn.Module):
             component: (N,) int64 in ``0 .. C*M - 1``; anything else is not stored.
             samples: S, at most ``slots``.
         """
+        # What several ranks tell each other is no part of a graph.
+        store = self._replayed if collectives.world_size() == 1 else self._store
+        store(features, component, samples)
+
+    def _store(self, features: Tensor, component: Tensor, samples: int) -> tuple[()]:
         # Row j of a component is its j-th newcomer of all ranks.
         groups = ComponentGroups(component, len(self.count))
         by_rank = collectives.gather_stack(groups.counts.to(torch.int32)).long()
@@ -180,6 +187,7 @@ class FeatureMemory(nn.Module):
         self.slot_state[row, slot] = torch.where(mine, HELD, ELSEWHERE).to(torch.uint8)
         self.count.copy_((self.count + entering).clamp(max=self.slots))
         self.pointer.copy_((self.pointer + entering) % self.slots)
+        return ()
 
     @torch.no_grad()
     def fill(self, features: Iterable[Tensor], pointer: Tensor) -> None:

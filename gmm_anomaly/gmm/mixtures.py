@@ -23,8 +23,6 @@ from .density import (
 )
 
 T = TypeVar("T")
-# So many calls on a GPU run uncompiled: whoever scores a few photos does not wait for a compiler.
-PLAIN_CALLS = 50
 
 
 class UnfittedMixtureError(RuntimeError):
@@ -97,7 +95,6 @@ class GaussianMixtures(nn.Module):
         self.register_buffer("scales", torch.ones(num_classes, num_components, dim))
         self.register_buffer("fitted", torch.zeros(num_classes, num_components, dtype=torch.bool))
         self._kept = KeptUntilChanged()
-        self._calls = 0
 
     def table(self, dtype: torch.dtype = torch.float32) -> DensityTable:
         """The table of the densities, built anew only after an EM step, a load or a move."""
@@ -170,12 +167,12 @@ class GaussianMixtures(nn.Module):
             constant = table.constant
             if partial:
                 constant = constant.masked_fill(~self.fitted.flatten(), -torch.inf)
-            terms = (constant, table.matrix, self.num_components, self.reduction)
-            parts = (part.to(dtype) for part in x.split(chunk_size))
-            self._calls += 1
-            fused = x.is_cuda and self._calls > PLAIN_CALLS
-            density_of = fused_class_log_density_of if fused else class_log_density_of
-            density = torch.cat([density_of(part, *terms) for part in parts])
+            if x.is_cuda and dtype == torch.float32 and not (torch.is_grad_enabled() and x.requires_grad):
+                density = fused_class_log_density_of(x.to(dtype), constant, table, self.reduction)
+            else:
+                terms = (constant, table.matrix, self.num_components, self.reduction)
+                parts = (part.to(dtype) for part in x.split(chunk_size))
+                density = torch.cat([class_log_density_of(part, *terms) for part in parts])
         return density.masked_fill(~self.known_classes, EXCLUDED) if partial else density
 
     def _require_fitted(self) -> None:

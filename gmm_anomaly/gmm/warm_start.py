@@ -8,11 +8,14 @@ their memories.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import collectives
+from .gpu import to_host
 from .memory import ComponentGroups, evenly_spaced_indices
 
 DRAWS = 3  # of each seed of k-means++
@@ -85,7 +88,7 @@ class WarmStartBuffer(nn.Module):
 
     features: Tensor
     count: Tensor
-    _answer: tuple[Tensor, Tensor, torch.cuda.Event | None] | None
+    _answer: tuple[Tensor, Callable[[], Tensor]] | None
 
     def __init__(self, num_classes: int, capacity: int, dim: int) -> None:
         super().__init__()
@@ -126,10 +129,8 @@ class WarmStartBuffer(nn.Module):
         answer = self._answer if late else self._ask(waiting, least)
         classes = torch.zeros(0, dtype=torch.int64, device=waiting.device)
         if answer is not None:
-            ready, count, arrived = answer
-            if arrived is not None:
-                arrived.synchronize()
-            classes = (~ready).byte().argsort(stable=True)[: int(count)]
+            ready, count = answer
+            classes = (~ready).byte().argsort(stable=True)[: int(count())]
         self._answer = self._ask(waiting.index_fill(0, classes, False), None) if late else None
         return classes
 
@@ -137,15 +138,10 @@ class WarmStartBuffer(nn.Module):
     def _answers_late(self) -> bool:
         return self.count.is_cuda
 
-    def _ask(self, waiting: Tensor, least: int | None) -> tuple[Tensor, Tensor, torch.cuda.Event | None]:
-        """(C,) bool, which are ready; their number, on its way to the host; when it is there."""
+    def _ask(self, waiting: Tensor, least: int | None) -> tuple[Tensor, Callable[[], Tensor]]:
+        """(C,) bool, which are ready; their number, on its way to the host."""
         ready = waiting & (collectives.sum_over_ranks(self.count.clone()) >= (least or self.capacity))
-        count = ready.sum().to("cpu", non_blocking=True)
-        if not ready.is_cuda:
-            return ready, count, None
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return ready, count, arrived
+        return ready, to_host(ready.sum())
 
     def forget_answer(self) -> None:
         """After a load, or whatever else sets counts from outside."""

@@ -71,10 +71,11 @@ def as_integers(values: Any, what: str, image: str) -> np.ndarray:
     return array
 
 
-def check_same_shape(first: np.ndarray, second: np.ndarray, names: str, image: str) -> None:
+def check_same_shape(first: Any, second: Any, names: str, image: str) -> None:
     """Raise ValueError unless the shapes agree; ``names`` says what the two arrays are."""
     if first.shape != second.shape:
-        raise ValueError(f"{image}: {names} must have the same shape, found {first.shape} and {second.shape}")
+        found = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        raise ValueError(f"{image}: {names} must have the same shape, found {found}")
 
 
 def anomaly_masks(label: Any, image: str) -> tuple[np.ndarray, np.ndarray, int]:

@@ -169,7 +169,8 @@ def score_histogram(counts: ScoreCounts, bins: int, *, half: bool = False) -> di
             low, high = (float(np.nextafter(dtype.type(low), way)) for way in (-np.inf, np.inf))
         edges = np.linspace(low, high, bins + 1).astype(dtype)
         if half:  # a whole multiple of the coarsest spacing wide
-            spacing = float(np.spacing(np.float16(max(abs(low), abs(high)))))
+            # From 2¹⁵ on it is the same; the bins of infinities reach beyond the largest float16.
+            spacing = float(np.spacing(np.float16(min(max(abs(low), abs(high)), 2**15))))
             start = np.floor(low / spacing) * spacing
             width = np.ceil((high - start) / bins / spacing) * spacing
             edges = (start + width * np.arange(np.ceil((high - start) / width) + 1)).astype(dtype)

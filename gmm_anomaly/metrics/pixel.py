@@ -39,6 +39,10 @@ _COLUMNS = ("AP", "AUROC", *FPR_RULES)
 _UNIT = 2.0**44
 
 
+def is_on_gpu(score: Any) -> bool:
+    return bool(getattr(score, "is_cuda", False)) and score.is_floating_point()
+
+
 class PixelMetrics(Metric):
     """AP, AUROC, FPR95 and best F1 of anomaly scores (higher = more anomalous).
 
@@ -81,6 +85,7 @@ class PixelMetrics(Metric):
         # Scores of known pixels from the front, of anomalous ones from the back. One block for all frames: a
         # small one of each frame would stay among a network's temporaries, and leave holes in memory.
         self._waiting, self._used = np.empty(min(self.max_distinct, 2**25), np.float32), (0, 0)
+        self._on_gpu: list[tuple[Any, Any]] = []  # likewise, of whole frames, where a GPU has them
         # Each less than half as long as the one before: few, and every row is merged a few times.
         self._parts = [ScoreCounts.of(*np.empty((2, 0), np.float32))]
         # AP, AUROC and FPR of the images that hold both kinds of pixels, as StreetHazards' and PAnS' code
@@ -92,7 +97,8 @@ class PixelMetrics(Metric):
         """Count one image.
 
         Args:
-            score: (H, W) floats or integers, higher = more anomalous; infinities are allowed.
+            score: (H, W) floats or integers, higher = more anomalous; infinities are allowed. What is on a
+                GPU is counted there.
             label: (H, W) integers or booleans: 0 known, 1 anomaly, 255 void.
             name: what to call the image in an error.
 
@@ -101,21 +107,39 @@ class PixelMetrics(Metric):
                 Nothing is counted then.
         """
         image = self._image(name)
-        scores = as_scores(score, image)
-        labels = np.asarray(label)
-        check_same_shape(scores, labels, "score and label", image)
-        known, anomalous, void = anomaly_masks(labels, image)
-        saturated = 0
-        if precision := self._precision:
-            scores, saturated = to_precision(scores, precision)
-        negative, positive = scores[known], scores[anomalous]
-        if scores.dtype == np.float16 or self._smiyc or self.protocol == "per_image":
-            self._keep(self._counted_frame(ScoreCounts.of(negative, positive)))
+        if is_on_gpu(score):
+            void, saturated = self._count_on_gpu(score, label, image)
         else:
-            self._wait(negative, positive)
+            scores = as_scores(score, image)
+            labels = np.asarray(label)
+            check_same_shape(scores, labels, "score and label", image)
+            known, anomalous, void = anomaly_masks(labels, image)
+            saturated = 0
+            if precision := self._precision:
+                scores, saturated = to_precision(scores, precision)
+            negative, positive = scores[known], scores[anomalous]
+            if scores.dtype == np.float16 or self._smiyc or self.protocol == "per_image":
+                self._keep(self._counted_frame(ScoreCounts.of(negative, positive)))
+            else:
+                self._wait(negative, positive)
         self.images += 1
         self._void += void
         self._saturated += saturated
+
+    def _count_on_gpu(self, score: Any, label: Any, image: str) -> tuple[int, int]:
+        """The number of void pixels, and of scores that rounding made infinite."""
+        from gmm_anomaly.metrics import on_gpu  # where there is no GPU, metrics need no torch
+
+        negative, positive, void, saturated = on_gpu.split_scores(score, label, self._precision, image)
+        if negative.itemsize == 2 or self._smiyc:
+            self._keep(self._counted_frame(on_gpu.count_scores(negative, positive)))
+            return void, saturated
+        if self.protocol == "per_image":
+            self._counted_frame(on_gpu.count_thresholds(negative, positive))
+        self._on_gpu.append((negative, positive))
+        if sum(len(side) for frame in self._on_gpu for side in frame) > len(self._waiting):
+            self._collect()
+        return void, saturated
 
     def _counted_frame(self, frame: ScoreCounts) -> ScoreCounts:
         """What the protocol counts of one frame; under ``per_image`` its own numbers are added up."""
@@ -152,6 +176,12 @@ class PixelMetrics(Metric):
         front, back = self._used
         self._used = 0, 0
         self._keep(ScoreCounts.of(self._waiting[:front], self._waiting[len(self._waiting) - back :]))
+        if self._on_gpu:
+            from gmm_anomaly.metrics import on_gpu
+
+            frames, self._on_gpu = self._on_gpu, []
+            binned = any(part.binned for part in self._parts)
+            self._keep(on_gpu.count_frames(frames, self.max_distinct, binned=binned))
 
     def _keep(self, counts: ScoreCounts) -> None:
         self._parts.append(counts)

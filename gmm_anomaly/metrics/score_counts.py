@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -48,13 +49,20 @@ class ScoreCounts:
         """Count the (N,) and (P,) scores of known and anomalous pixels, of one dtype and without NaN;
         float16 come back as float32."""
         if known.dtype == np.float16:
-            counts = np.stack([_count_half(known), _count_half(anomalous)])
-            seen = np.flatnonzero(counts.any(axis=0))
-            return cls(_HALF_VALUES[seen], _HALF_VALUES[seen], *counts[:, seen])
+            sides = (known.view(np.uint16), anomalous.view(np.uint16))
+            return cls.of_half(np.stack([np.bincount(patterns, minlength=65536) for patterns in sides]))
         # −0 becomes 0.
         scores, pixels = np.unique(np.concatenate([known, anomalous]) + 0, return_counts=True)
         hits = np.bincount(np.searchsorted(scores, np.sort(anomalous)), minlength=len(scores))
         return cls(scores, scores, pixels - hits, hits)
+
+    @classmethod
+    def of_half(cls, counts: np.ndarray) -> ScoreCounts:
+        """From the known and the anomalous pixels, (2, 65536), of each bit pattern of a float16."""
+        counts[:, 0x0000] += counts[:, 0x8000]  # −0 counts as 0
+        counts = counts[:, _HALF_PATTERNS]
+        seen = np.flatnonzero(counts.any(axis=0))
+        return cls(_HALF_VALUES[seen], _HALF_VALUES[seen], *counts[:, seen])
 
     @classmethod
     def merged(cls, parts: Iterable[ScoreCounts], max_distinct: int) -> ScoreCounts:
@@ -140,16 +148,13 @@ def _starts(ascending: np.ndarray) -> np.ndarray:
 
 
 def _bins(scores: np.ndarray) -> np.ndarray:
-    """Numbers of the bins of scores: the top bits of the patterns, mapped so that order is kept."""
-    bits = scores.astype(np.float64).view(np.int64)
-    return (bits ^ ((bits >> 63) & np.int64(2**63 - 1))) >> _BIN_SHIFT
+    return bins(scores.astype(np.float64).view(np.int64))
 
 
-def _count_half(scores: np.ndarray) -> np.ndarray:
-    """Pixels of (N,) float16 scores per number of ``_HALF_VALUES``, with −0 counted as 0."""
-    counts = np.bincount(scores.view(np.uint16), minlength=65536)
-    counts[0x0000] += counts[0x8000]
-    return counts[_HALF_PATTERNS]
+def bins(bits: Any) -> Any:
+    """Bit patterns of float64 scores, an int64 array or tensor -> numbers of their bins: the top bits, mapped
+    so that order is kept."""
+    return (bits ^ ((bits >> 63) & (2**63 - 1))) >> _BIN_SHIFT
 
 
 def row_at(counts: np.ndarray, rank: np.ndarray) -> np.ndarray:

@@ -21,8 +21,9 @@ from gmm_anomaly.scores import PixelOutputs
 
 from .inference import FEATURES, Look
 
-# Values of one map set in a strip of rows: 16 MB in float32, which a processor's cache still serves well.
-STRIP_VALUES = 1 << 22
+# Values of one map set in a strip of rows: 16 MB in float32, which a processor's cache still serves well. For
+# a GPU as many as its memory has room for: small strips leave it idle.
+STRIP_VALUES, GPU_STRIP_VALUES = 1 << 22, 1 << 27
 # Maps that may have another resolution than the logits.
 COARSE = ("feature_distance", "outlier_ratio")
 
@@ -51,7 +52,8 @@ def restore(
     ]
     sem_seg = first.logits.new_empty(len(first.logits), *output_size)
     scores = []
-    for rows in strips(len(first.logits), output_size):
+    most = GPU_STRIP_VALUES if sem_seg.is_cuda else STRIP_VALUES
+    for rows in strips(len(first.logits), output_size, most):
 
         def restored(field: str, rows: range = rows) -> Tensor | None:
             if getattr(first, field) is None:
@@ -78,10 +80,10 @@ def aligned(outputs: PixelOutputs) -> PixelOutputs:
     return replace(outputs, **resized)
 
 
-def strips(channels: int, size: tuple[int, int]) -> Iterator[range]:
-    """Rows of a map of this height and width, in strips that keep ``channels`` maps within a fixed size."""
+def strips(channels: int, size: tuple[int, int], values: int) -> Iterator[range]:
+    """Rows of a map of this height and width, in strips that keep ``channels`` maps within so many values."""
     height, width = size
-    step = max(1, STRIP_VALUES // (channels * width))
+    step = max(1, values // (channels * width))
     for start in range(0, height, step):
         yield range(start, min(start + step, height))
 
@@ -162,18 +164,21 @@ def interpolate_rows(
     source_height = maps.shape[1] if source_height is None else source_height
     if source_height == size[0]:
         strip = maps[:, rows.start - first : rows.stop - first]
+    elif len(rows) == size[0] and maps.shape[1] == source_height:
+        strip = maps
     else:
-        below, above, weight = _neighbours(rows, source_height, size[0])
-        lower, upper = ((index - first).to(maps.device) for index in (below, above))
-        strip = torch.lerp(maps[:, lower], maps[:, upper], weight.to(maps)[:, None])
-    if strip.shape[2] == size[1]:
+        below, above, weight = _neighbours(rows, source_height, size[0], maps.device)
+        strip = torch.lerp(maps[:, below - first], maps[:, above - first], weight.to(maps.dtype)[:, None])
+    if strip.shape[1:] == (len(rows), size[1]):
         return strip
     return F.interpolate(strip[None], size=(len(rows), size[1]), mode="bilinear", align_corners=False)[0]
 
 
-def _neighbours(rows: range, source_height: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Source rows on both sides of each row, int64, and the share of the second, float32; on the CPU."""
-    position = (torch.arange(rows.start, rows.stop) + 0.5) * (source_height / height) - 0.5
+def _neighbours(
+    rows: range, source_height: int, height: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Source rows on both sides of each row, int64, and the share of the second, float32."""
+    position = (torch.arange(rows.start, rows.stop, device=device) + 0.5) * (source_height / height) - 0.5
     position.clamp_(min=0)
     below = position.long().clamp_(max=source_height - 1)
     return below, (below + 1).clamp(max=source_height - 1), position - below

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,20 +77,22 @@ class Scoring:
         """Outputs at one resolution -> (S, ..., H, W) scores, in the order of their names."""
         return torch.stack([score(outputs) for score in self.scores.values()])
 
-    def result(self, item: Mapping[str, Any], sem_seg: Tensor, maps: Iterable[Tensor]) -> dict[str, Any]:
+    def result(self, item: Mapping[str, Any], sem_seg: Tensor, maps: Tensor) -> dict[str, Any]:
         """What a model returns for an image.
 
         Args:
             item: its input: the image, and its name for messages. sem_seg: (C, H, W).
-            maps: (H, W) of each score, in their order.
+            maps: (S, H, W), of each score, in their order.
 
         Raises:
             FloatingPointError: a score that is NaN or infinite, as the rule says.
         """
         image = f"image {item.get('image_id', item.get('file_name', 'without a name'))!r}"
+        # One wait for a GPU.
+        wrong = maps.isfinite().logical_not().sum(dim=(-2, -1)).tolist()
         scores = {
-            name: self._finite(score, f"{image}: the score {name!r}")
-            for name, score in zip(self.scores, maps, strict=True)
+            name: self._finite(score, count, f"{image}: the score {name!r}") if count else score
+            for name, score, count in zip(self.scores, maps, wrong, strict=True)
         }
         plain = list(scores.items())
         if self.chains:
@@ -100,11 +102,8 @@ class Scoring:
                     scores[chain_name(name, list(chain))] = apply_chain(score, prediction, seen, chain)
         return {"sem_seg": sem_seg, "anomaly_scores": scores, "anomaly_score": plain[0][1]}
 
-    def _finite(self, score: Tensor, what: str) -> Tensor:
+    def _finite(self, score: Tensor, wrong: int, what: str) -> Tensor:
         finite = score.isfinite()
-        wrong = score.numel() - int(finite.sum())
-        if not wrong:
-            return score
         if self.non_finite == "stop" or wrong == score.numel():
             cure = "check the weights (MODEL.WEIGHTS)"
             if wrong < score.numel():

@@ -8,7 +8,7 @@ from torch import nn
 
 from gmm_anomaly.engine import train_loop
 from gmm_anomaly.engine.hooks import EMHook
-from gmm_anomaly.engine.train_loop import FeatureWatch, TrainLoop, find_fault
+from gmm_anomaly.engine.train_loop import FeatureWatch, PassNumbers, TrainLoop
 from gmm_anomaly.gmm import GaussianMixtureBank
 from gmm_anomaly.modeling.classifiers import GMMClassifier
 from gmm_anomaly.modeling.decoders.base import Decoded
@@ -131,11 +131,14 @@ def test_features_alone_are_a_fault():
         model.decoder.convolution.bias[2] = float("inf")
         model.decoder(model.backbone(batch(1)[0]))
     losses = {"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(2.0)}
-    assert find_fault(torch.tensor(3.0), losses, watch) is None, "passes without gradients are not watched"
+
+    def found() -> str | None:
+        return PassNumbers(torch.tensor(3.0), losses, watch, torch.tensor(1.0)).fault()
+
+    assert found() is None, "passes without gradients are not watched"
     model.decoder(model.backbone(batch(1)[0]))
-    fault = find_fault(torch.tensor(3.0), losses, watch)
-    assert fault == "the features of decoder (loss_a = 1, loss_b = 2)"
-    assert find_fault(torch.tensor(3.0), losses, watch) is None, "a fault is told once"
+    assert found() == "the features of decoder (loss_a = 1, loss_b = 2)"
+    assert found() is None, "a fault is told once"
 
 
 class SquareRoot(nn.Module):
@@ -159,6 +162,37 @@ def test_gradients_are_a_fault_before_they_reach_the_weights():
     assert model.steep.tolist() == [0, 0] and model.fine.tolist() == [1, 1]
     latest = run(loop_over(model, [0], hooks=False, non_finite="skip"), 1)
     assert latest["solver/skipped_steps"] == (1, 0) and model.steep.tolist() == [0, 0]
+
+
+def test_fused_optimiser_leaves_a_step_out_and_the_next_one_tells():
+    """As on a GPU, where gradients are not waited for."""
+    bad, good = SquareRoot(), SquareRoot()
+    good.steep.data.fill_(1.0)
+
+    class InTurns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bad, self.good = bad, good
+
+        def forward(self, is_bad):
+            return self.bad(0) if is_bad else self.good(0)
+
+    def loop(data, **options):
+        model = InTurns()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, fused=True)
+        return TrainLoop(model, data, optimizer, amp=None, **options)
+
+    message = r"iteration 0: the gradients of 1 of 2 parameters, first bad.steep \(loss_root = 0\)"
+    with pytest.raises(FloatingPointError, match=message):
+        run(loop([True, False]), 2)
+    with pytest.raises(FloatingPointError, match=message):
+        last = loop([True])
+        run(last, 1)
+        last.finish()
+    assert bad.steep.tolist() == [0, 0] and good.steep.tolist() == [1, 1]
+    skipping = loop([True, True, False, False], non_finite="skip")
+    assert run(skipping, 4)["solver/skipped_steps"] == (2, 3)
+    assert bad.steep.tolist() == [0, 0] and good.steep.tolist() < [1, 1]
 
 
 def scaled(loop, scale):

@@ -21,7 +21,6 @@ from gmm_anomaly.gmm import (
     own_class_log_prob,
     sinkhorn_assign_all,
 )
-from gmm_anomaly.gmm.mixtures import PLAIN_CALLS
 from tests.oracles.em import PlainEM, broadcast_log_prob
 from tools.benchmarks.timing import memory, report, side_by_side
 
@@ -94,8 +93,6 @@ def density(args: argparse.Namespace) -> dict[str, Any]:
             for name in ("ours", "ours, by components", "broadcast")
         }
         calls = {name: partial(function, x[name]) for name, function in functions.items()}
-        for _ in range(PLAIN_CALLS if on_gpu else 0):
-            functions["ours"](first)
         seconds = side_by_side(calls, args)
         seconds["broadcast"] = [scaled * value for value in seconds["broadcast"]]
         part = report(

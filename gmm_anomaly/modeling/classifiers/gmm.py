@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from gmm_anomaly.gmm import GaussianMixtureBank, class_log_density, own_class_log_prob, sinkhorn_assign_all
 from gmm_anomaly.gmm.density import EXCLUDED
+from gmm_anomaly.gmm.gpu import Replayed
 from gmm_anomaly.scores import PixelOutputs
 
 from ..losses import (
@@ -107,6 +108,7 @@ class GMMClassifier(PixelClassifier):
         self.loss_average = loss_average
         self._left_out: list[str] = []
         self._warned_without_hook = False
+        self._assigned = Replayed(self._assign_known, bank.buffers)
         if guide_weight or logits_from == "softmax":
             guide = SoftmaxClassifier(
                 in_channels, bank.num_classes, dropout=dropout, loss_average=loss_average
@@ -188,9 +190,9 @@ class GMMClassifier(PixelClassifier):
     @torch.no_grad()
     def _record(self, embedding: Tensor, log_prob: Tensor, correct: Tensor, labels: Tensor) -> Tensor:
         """Assign pixels to components, record them for EM; returns the contrast's (N,) targets."""
-        known = (labels >= 0) & (labels < self.num_classes)
-        index = torch.where(known, labels, 0)
-        assignment = self.assign(own_class_log_prob(log_prob.detach(), index), labels)
+        # Ignored pixels count with the last class until they are left out.
+        own = own_class_log_prob(log_prob.detach(), labels.clamp(0, self.num_classes - 1))
+        assignment, target = self._assigned(own, labels)
         if self.bank.em_attached:
             self.bank.record(embedding, labels, assignment, correct)
         elif not self._warned_without_hook:
@@ -200,9 +202,18 @@ class GMMClassifier(PixelClassifier):
                 "pixels of this training are not recorded; register "
                 "gmm_anomaly.engine.EMHook.from_config(cfg, model.bank) among the trainer's hooks"
             )
+        return target
+
+    def _assign_known(self, own_log_prob: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`assign`, and the contrast's targets; (N,) int64 both."""
+        assignment = self.assign(own_log_prob, labels)
+        known = (labels >= 0) & (labels < self.num_classes)
+        index = torch.where(known, labels, 0)
         # A class that waits for its warm start has no components worth contrasting yet.
         contrasted = known & self.bank.started[index]
-        return torch.where(contrasted, index * self.bank.num_components + assignment, IGNORED_COMPONENT)
+        return assignment, torch.where(
+            contrasted, index * self.bank.num_components + assignment, IGNORED_COMPONENT
+        )
 
     @property
     def unseen_classes(self) -> list[str]:
