@@ -253,10 +253,14 @@ def add_gmm_anomaly_config(cfg: CN) -> None:
     # "likelihood_ratio", "outlier_posterior", "dense_hybrid" and "exposed_distance".
     cfg.MODEL.OUTLIER = CN()
     cfg.MODEL.OUTLIER.NAME = ""
+    # A loss on pasted objects while a network trains (INPUT.OUTLIERS.SHARE above 0): "rba" (softmax and mask
+    # models; score "rba"), "pebal" (softmax; score "energy") or "" (none).
+    cfg.MODEL.OUTLIER.LOSS = ""
 
     cfg.INPUT.OUTLIERS = CN()
     # The objects: "rendered" (unknown ones of the rendered streets and shapes cut out of the image itself,
-    # turned and tinted), a folder of RGBA cut-outs, or a .json of COCO annotations beside its images.
+    # turned and tinted), a folder of RGBA cut-outs, or of other photos to cut such shapes out of, or a .json
+    # of COCO annotations beside its images.
     cfg.INPUT.OUTLIERS.SOURCE = "rendered"
     # Share of the training images that get some; their pixels belong to no class. MODEL.OUTLIER is fitted to
     # images that all have some.

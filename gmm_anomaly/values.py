@@ -145,6 +145,7 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     (*_one_of("TrainingSampler", "ClassBalancedSampler"), ("DATALOADER: SAMPLER_TRAIN",)),
     (*_one_of("SGD", "ADAMW"), ("SOLVER: OPTIMIZER",)),
     (*_one_of("", "gmm", "linear"), ("MODEL.OUTLIER: NAME",)),
+    (*_one_of("", "rba", "pebal"), ("MODEL.OUTLIER: LOSS",)),
     (*_one_of("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
      ("SOLVER: LR_SCHEDULER_NAME",)),
     (*_one_of("linear", "constant"), ("SOLVER: WARMUP_METHOD",)),

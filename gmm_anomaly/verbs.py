@@ -53,7 +53,7 @@ def fit(parser: argparse.ArgumentParser) -> None:
         help="the network and its levels; default: detector/effnetlite0.yaml")
     add("--outliers", metavar="SOURCE",
         help="paste objects into the frames once more and fit to them what tells them apart: 'rendered' (no "
-        "download), a folder of RGBA cut-outs, or a .json of COCO annotations")
+        "download), a folder of RGBA cut-outs or of photos to cut pieces of, or a .json of COCO annotations")
     add("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one")
 
 

@@ -65,10 +65,11 @@ def rendered(rng: np.random.Generator, height: int, image: np.ndarray) -> np.nda
 
 
 class CutOuts:
-    """Objects from files: RGBA images in a folder and below.
+    """Objects from files: RGBA images in a folder and below. Out of one without alpha, another frame or a
+    texture, pieces are cut, as :func:`rendered` does out of the image itself.
 
     Raises:
-        FileNotFoundError: no such folder, or no image in it. ValueError, when used: an image without alpha.
+        FileNotFoundError: no such folder, or no image in it. ValueError, when used: nothing but transparent.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,7 +85,7 @@ class CutOuts:
         path = self.files[rng.integers(len(self.files))]
         with Image.open(path) as file:
             if "A" not in file.getbands() and "transparency" not in file.info:
-                raise ValueError(f"INPUT.OUTLIERS.SOURCE: {path} has no alpha channel, expected RGBA")
+                return rendered(rng, height, read_image({"file_name": str(path)}, "RGB"))
             cutout = np.asarray(file.convert("RGBA"))
         if not cutout[..., 3].any():
             raise ValueError(f"INPUT.OUTLIERS.SOURCE: {path} is transparent everywhere")
@@ -142,7 +143,7 @@ def _fitted(image: np.ndarray, alpha: np.ndarray, height: int) -> np.ndarray:
 
 @cache
 def get_source(name: str) -> Source:
-    """``INPUT.OUTLIERS.SOURCE``: "rendered", a folder of RGBA cut-outs, or a .json of COCO annotations.
+    """``INPUT.OUTLIERS.SOURCE``: "rendered", a folder of RGBA cut-outs or photos, or a .json of COCO's form.
 
     Raises:
         FileNotFoundError, ValueError: nothing of these there.

@@ -36,7 +36,7 @@ FINAL = "_final"
 CLASS_TENSORS = ("classifier.bank.means", "classifier.predictor.weight")
 # What only further training needs.
 GUIDE = "classifier.guide."
-TRAINING_STATE = ("classifier.bank.memory.", "classifier.bank.warm_start.")
+TRAINING_STATE = ("classifier.bank.memory.", "classifier.bank.warm_start.", "outlier_loss.")
 WAITING, WAITING_COUNT = "classifier.bank.warm_start.features", "classifier.bank.warm_start.count"
 # Stored features, which last checkpoints go without: they are many, and nothing but training reads them.
 RING = ("memory.ring", "memory.slot_state")

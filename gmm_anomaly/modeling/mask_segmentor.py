@@ -12,11 +12,12 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gmm_anomaly.scores import LOGITS, MASKS, MaskOutputs, PixelOutputs, semantic_map
+from gmm_anomaly.scores import LOGITS, MASKS, MaskOutputs, PixelOutputs, rba_score, semantic_map
 from gmm_anomaly.values import check_sections
 
 from .losses import IGNORE_LABEL
 from .mask2former import build_mask2former
+from .outlier_losses import outlier_masks, rba_loss
 from .scoring import Scoring
 
 # Mask2Former's coarsest features have this stride.
@@ -32,6 +33,7 @@ class MaskAnomalySegmentor(nn.Module):
         pixel_mean, pixel_std: per channel, in the order and units of the input images (0 to 255).
         anomaly_queries, road_queries: queries that Maskomaly's score treats apart, of this very checkpoint.
         pretrained: the network's weights need no checkpoint to be evaluated.
+        outlier_loss: "rba": RbA's loss on pasted objects too, at each of the decoder's layers.
         scoring: the anomaly scores of a prediction; by default ``mask_void``.
 
     Raises:
@@ -51,6 +53,7 @@ class MaskAnomalySegmentor(nn.Module):
         anomaly_queries: Sequence[int] = (),
         road_queries: Sequence[int] = (),
         pretrained: bool = False,
+        outlier_loss: str = "",
         scoring: Scoring | None = None,
     ) -> None:
         super().__init__()
@@ -60,6 +63,12 @@ class MaskAnomalySegmentor(nn.Module):
         self.anomaly_queries = _checked(anomaly_queries, "ANOMALY_QUERIES", network.config.num_queries)
         self.road_queries = _checked(road_queries, "ROAD_QUERIES", network.config.num_queries)
         self.pretrained = pretrained
+        if outlier_loss not in ("", "rba"):
+            raise ValueError(
+                f'MODEL.OUTLIER.LOSS: expected "rba" or "" with a mask model, found {outlier_loss!r}, which '
+                'needs MODEL.CLASSIFIER.NAME "softmax"'
+            )
+        self.outlier_loss = outlier_loss
         self.scoring = scoring or Scoring(["mask_void"], given=(LOGITS, MASKS))
 
     @classmethod
@@ -83,6 +92,7 @@ class MaskAnomalySegmentor(nn.Module):
             "anomaly_queries": keys.ANOMALY_QUERIES,
             "road_queries": keys.ROAD_QUERIES,
             "pretrained": bool(keys.WEIGHTS) and not keys.REPLACE_CLASSES,
+            "outlier_loss": cfg.MODEL.OUTLIER.LOSS,
             "scoring": Scoring.from_config(cfg, given=(LOGITS, MASKS)),
         }
 
@@ -97,11 +107,11 @@ class MaskAnomalySegmentor(nn.Module):
             batched_inputs: as :class:`AnomalySegmentor` takes them.
 
         Returns:
-            Training: Mask2Former's weighted losses ``loss_class``, ``loss_mask`` and ``loss_dice``, each
-            summed over the decoder's layers. Inference: one dict per image with ``sem_seg`` (C, height,
-            width), the semantic map ``sum_i p_i(c) m_i``; ``anomaly_scores`` and ``anomaly_score`` as
-            :class:`AnomalySegmentor` gives them; ``mask_logits`` (Q, height, width) and ``class_logits``
-            (Q, C + 1), the last "no object".
+            Training: Mask2Former's weighted losses ``loss_class``, ``loss_mask`` and ``loss_dice``, and
+            ``loss_rba`` if asked for, each summed over the decoder's layers. Inference: one dict per image
+            with ``sem_seg`` (C, height, width), the semantic map ``sum_i p_i(c) m_i``; ``anomaly_scores`` and
+            ``anomaly_score`` as :class:`AnomalySegmentor` gives them; ``mask_logits`` (Q, height, width) and
+            ``class_logits`` (Q, C + 1), the last "no object".
         """
         images = self.preprocess(batched_inputs)
         if self.training:
@@ -119,7 +129,7 @@ class MaskAnomalySegmentor(nn.Module):
 
     def _losses(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         outputs = self.network(images.tensor, output_auxiliary_logits=True)
-        masks, classes = [], []
+        masks, classes, labels = [], [], []
         height, width = images.tensor.shape[-2:]
         for item in batched_inputs:
             label = item["sem_seg"].to(self.device, non_blocking=True)
@@ -127,8 +137,8 @@ class MaskAnomalySegmentor(nn.Module):
             present = present[present != IGNORE_LABEL]
             # Padding belongs to no mask.
             padding = (0, width - label.shape[1], 0, height - label.shape[0])
-            of_class = F.pad(label, padding, value=IGNORE_LABEL) == present[:, None, None]
-            masks.append(of_class.float())
+            labels.append(F.pad(label, padding, value=IGNORE_LABEL))
+            masks.append((labels[-1] == present[:, None, None]).float())
             classes.append(present)
         # Costs of the matching and losses overflow in half precision.
         with torch.autocast(self.device.type, enabled=False):
@@ -140,10 +150,20 @@ class MaskAnomalySegmentor(nn.Module):
                 [{key: value.float() for key, value in layer.items()} for layer in outputs.auxiliary_logits],
             )
         names = {"loss_class": "loss_cross_entropy", "loss_mask": "loss_mask", "loss_dice": "loss_dice"}
-        return {
+        losses = {
             own: torch.stack([term for name, term in terms.items() if name.startswith(prefix)]).sum()
             for own, prefix in names.items()
         }
+        if self.outlier_loss:
+            known = torch.stack(labels)
+            outliers = outlier_masks(batched_inputs, known)
+            layers = [
+                (layer["masks_queries_logits"], layer["class_queries_logits"])
+                for layer in (outputs, *outputs.auxiliary_logits)
+            ]
+            scores = [torch.stack([*map(rba_score, *layer)]) for layer in layers]
+            losses["loss_rba"] = torch.stack([rba_loss(score, known, outliers) for score in scores]).sum()
+        return losses
 
     def _prediction(
         self, outputs: Any, images: ImageList, index: int, item: dict[str, Any]

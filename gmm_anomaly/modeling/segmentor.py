@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -27,6 +22,7 @@ from gmm_anomaly.values import check_sections
 from .backbones import build_backbone
 from .backbones.base import keep_levels
 from .classifiers import PixelClassifier, build_classifier
+from .compiling import check_compiler, compiled_pixel_features, pixel_features
 from .decoders import build_decoder
 from .decoders.base import Decoded
 from .feature_distance import (
@@ -39,49 +35,9 @@ from .feature_distance import (
 from .inference import InferenceMode
 from .losses import IGNORE_LABEL
 from .max_logit_moments import MaxLogitMoments
+from .outlier_losses import OutlierLoss, build_outlier_loss
 from .restoration import COARSE, restore
 from .scoring import Scoring
-
-
-def pixel_features(
-    backbone: nn.Module, decoder: nn.Module, images: Tensor, labels: Tensor | None = None
-) -> tuple[dict[str, Tensor], Decoded]:
-    """images: (B, 3, H, W), normalised; labels: (B, H, W), while training -> the backbone's pyramid, and what
-    the decoder makes of it."""
-    pyramid = backbone(images)
-    return pyramid, decoder(pyramid, labels)
-
-
-@cache
-def compiled_pixel_features(backend: str = "inductor") -> Callable[..., tuple[dict[str, Tensor], Decoded]]:
-    """:func:`pixel_features`, compiled when it is first called.
-
-    Modules are its arguments and stay what they are, so that the keys of a checkpoint do too. Each size of a
-    batch is compiled for itself, up to torch's limit (``torch._dynamo.config.recompile_limit``, 8 with
-    training and inference together); batches of other sizes run as they would without.
-
-    Args:
-        backend: of ``torch.compile``.
-    """
-    # Dropout draws the numbers that it draws without, so that a run can be compared with one not compiled.
-    options = {"fallback_random": True} if backend == "inductor" else None
-    # One graph for any size takes too long to trace: "SAME" padding depends on the sizes of all layers.
-    return torch.compile(pixel_features, backend=backend, options=options, dynamic=False)
-
-
-def check_compiler(device: str) -> None:
-    """Raise ValueError unless ``torch.compile`` finds here what it needs for ``device``."""
-    if device.startswith("cuda"):
-        what, found = "the package triton", importlib.util.find_spec("triton")
-    else:
-        # What torch's inductor calls.
-        name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-        what = f"the C++ compiler {name} (or another one in CXX) and Python's headers"
-        found = shutil.which(name)
-    if found is None:
-        raise ValueError(
-            f"MODEL.COMPILE: compiling for {device} needs {what}; install it or set MODEL.COMPILE False"
-        )
 
 
 @META_ARCH_REGISTRY.register()
@@ -95,6 +51,7 @@ class AnomalySegmentor(nn.Module):
         feature_distance: distances on features, fitted after training; or None.
         frozen_backbone: what gives them the backbone's features; None: the backbone.
         max_logit_moments: how large logits are on the training set, measured after training; or None.
+        outlier_loss: of pasted objects, on the classifier's logits; or None.
         pixel_mean, pixel_std: per channel, in the order and units of the input images (0 to 255).
         inference: how test images are looked at; by default whole, once.
         scoring: the anomaly scores of a prediction; by default ``msp``.
@@ -117,6 +74,7 @@ class AnomalySegmentor(nn.Module):
         feature_distance: FeatureDistance | None = None,
         frozen_backbone: FrozenBackbone | None = None,
         max_logit_moments: MaxLogitMoments | None = None,
+        outlier_loss: OutlierLoss | None = None,
         inference: InferenceMode | None = None,
         scoring: Scoring | None = None,
         compiled: bool = False,
@@ -129,6 +87,7 @@ class AnomalySegmentor(nn.Module):
         self.feature_distance = feature_distance
         self.frozen_backbone = frozen_backbone
         self.max_logit_moments = max_logit_moments
+        self.outlier_loss = outlier_loss
         self.inference = inference or InferenceMode()
         self.scoring = scoring or Scoring(["msp"], given=(LOGITS,))
         self.compiled = compiled
@@ -170,6 +129,7 @@ class AnomalySegmentor(nn.Module):
             "feature_distance": distance,
             "frozen_backbone": build_frozen_backbone(cfg, backbone),
             "max_logit_moments": moments,
+            "outlier_loss": build_outlier_loss(cfg, decoder.out_channels),
             "inference": InferenceMode.from_config(cfg),
             "scoring": Scoring.from_config(cfg, given=[kind for kind, there in given.items() if there]),
             "compiled": cfg.MODEL.COMPILE,
@@ -190,8 +150,8 @@ class AnomalySegmentor(nn.Module):
 
         Args:
             batched_inputs: one dict per image: ``image`` (3, H, W) in the configured channel order, 0 to 255;
-                ``sem_seg`` (H, W) int64 with 255 ignored, while training; ``height`` and ``width`` of the
-                output, by default the image's.
+                ``sem_seg`` (H, W) int64 with 255 ignored, and with an outlier loss ``outliers`` (H, W) bool,
+                while training; ``height`` and ``width`` of the output, by default the image's.
 
         Returns:
             Training: named scalar losses. Inference: one dict per image with ``sem_seg`` (C, height, width)
@@ -208,7 +168,11 @@ class AnomalySegmentor(nn.Module):
             images = self.preprocess(batched_inputs)
             labels = self._labels(batched_inputs, images)
             _, decoded = self._pixel_features(images.tensor, labels)
-            return self.classifier.losses(decoded.features, labels) | decoded.losses
+            losses = self.classifier.losses(decoded.features, labels) | decoded.losses
+            if self.outlier_loss is not None:
+                logits = self.classifier(decoded.features).logits
+                losses |= self.outlier_loss(decoded.features, logits, labels, batched_inputs)
+            return losses
         if "sml" in self.scoring.scores and self.max_logit_moments is not None:
             self.max_logit_moments.require_fitted()
         found = self.infer(batched_inputs, self.scoring.stacked)

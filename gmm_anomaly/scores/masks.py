@@ -38,11 +38,11 @@ def rba_score(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
     return -semantic_map(mask_logits, class_logits).tanh().sum(dim=0)
 
 
-@register_score("rba", needs=MASKS)
+@register_score("rba")
 def rba(outputs: PixelOutputs) -> Tensor:
-    """:func:`rba_score`."""
-    assert outputs.masks is not None
-    return rba_score(outputs.masks.mask_logits, outputs.masks.class_logits)
+    """``-sum_c tanh z_c`` (Nayal et al., ICCV 2023). The logits z of a mask model are its semantic map, so it
+    is :func:`rba_score` there; other models have to be trained for it (``MODEL.OUTLIER.LOSS``)."""
+    return -outputs.logits.tanh().sum(dim=-3)
 
 
 def mask_void_score(mask_logits: Tensor, class_logits: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from scipy.stats import multivariate_normal
 
 from gmm_anomaly.cli import main
 from gmm_anomaly.data import SegmentationMapper
-from gmm_anomaly.data.outliers import OUTLIER_LABEL, PasteOutliers, get_source
+from gmm_anomaly.data.outliers import OUTLIER_LABEL, PasteOutliers, get_source, rendered
 from gmm_anomaly.data.stream import seeded
 from gmm_anomaly.data.streets.datasets import StreetSplit
 from gmm_anomaly.engine import Checkpointer, build_config, fit_feature_distance, fit_outliers
@@ -211,11 +211,14 @@ def test_objects_from_files(streets, tmp_path):
         get_source(str(coco(tmp_path / "coco", "person")))
     with pytest.raises(FileNotFoundError, match='expected "rendered", a folder of RGBA cut-outs'):
         get_source(str(tmp_path / "nothing"))
-    cv2.imwrite(str(tmp_path / "plain.png"), rgba[..., :3])
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "plain.png").rename(tmp_path / "plain/plain.png")
-    with pytest.raises(ValueError, match="plain.png has no alpha channel"):
-        get_source(str(tmp_path / "plain"))(rng, 60, streets[0])
+    # A photo has no outline: shapes are cut out of it, as out of the frame itself.
+    (tmp_path / "photos").mkdir()
+    cv2.imwrite(str(tmp_path / "photos/other.png"), streets[1][..., ::-1])
+    for seed in range(3):
+        found = get_source(str(tmp_path / "photos"))(np.random.default_rng(seed), 60, streets[0])
+        rng = np.random.default_rng(seed)
+        rng.integers(1)  # which photo
+        np.testing.assert_array_equal(found, rendered(rng, 60, streets[1]))
 
 
 def seeded_fit(streets):

@@ -108,6 +108,33 @@ def test_losses_are_mask2formers_own(model):
     assert not unused, "an unused parameter breaks data parallelism"
 
 
+def test_rbas_loss_is_that_of_the_score_at_each_layer():
+    """float64, with the masks brought to the size of the labels by torch; known pixels lose nothing."""
+    model = build("MODEL.OUTLIER.LOSS", "rba").train()
+    inputs = batch()
+    for item, objects in zip(inputs, (True, False), strict=True):
+        item["outliers"] = torch.zeros(item["sem_seg"].shape, dtype=torch.bool)
+        item["outliers"][20:50, 30:70] = objects
+        item["sem_seg"][item["outliers"]] = 255
+    found = model(inputs)["loss_rba"]
+    outputs = model.network(model.preprocess(inputs).tensor, output_auxiliary_logits=True)
+    expected = 0
+    for layer in (outputs, *outputs.auxiliary_logits):
+        masks, classes = layer["masks_queries_logits"][0].double(), layer["class_queries_logits"][0].double()
+        maps = torch.einsum("qc,qhw->chw", classes.softmax(1)[:, :-1], masks.sigmoid())
+        score = torch.nn.functional.interpolate(
+            -maps.tanh().sum(0)[None, None], size=(96, 96), mode="bilinear"
+        )
+        expected += 0.5 * (5 - score[0, 0, 20:50, 30:70]).square().mean()
+    assert len(outputs.auxiliary_logits) > 0
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+    found.backward()
+    inputs[0]["outliers"][:] = False
+    assert model(inputs)["loss_rba"] == 0
+    with pytest.raises(ValueError, match=r"MODEL\.OUTLIER\.LOSS: expected \"rba\" or \"\""):
+        build("MODEL.OUTLIER.LOSS", "pebal")
+
+
 def test_images_without_a_label_still_give_losses(model):
     model.train()
     inputs = batch()

@@ -137,5 +137,5 @@ def test_maskomaly_without_queries_warns_once(golden, caplog):
 
 
 def test_mask_scores_need_a_mask_model():
-    with pytest.raises(ValueError, match="'rba' needs masks.*MaskAnomalySegmentor.*score by .*energy"):
-        get_scores(["rba"], given={LOGITS})
+    with pytest.raises(ValueError, match="'mask_void' needs masks.*MaskAnomalySegmentor.*score by .*energy"):
+        get_scores(["mask_void"], given={LOGITS})
