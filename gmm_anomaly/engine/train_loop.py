@@ -89,10 +89,9 @@ class TrainLoop(SimpleTrainer):
         self.optimizer.zero_grad()
         self.scaler.scale(total).backward()
         self.after_backward()
-        fault = found.fault()  # read only now: a GPU is busy meanwhile
         self.finish()
-        if fault is None:
-            fault = self._step(found)
+        # Read only now: a GPU is busy meanwhile.
+        fault = found.fault() or self._step(found)
         self._taken = fault is None
         if self._taken:
             self._write_metrics({k: torch.tensor(v) for k, v in found.losses.items()}, data_time)
@@ -261,14 +260,13 @@ class PassNumbers:
     def fault(self) -> str | None:
         """What is not finite, on any rank, as a clause; None where all is well."""
         ranks = self._read()[:, 1:]
-        fault = ~ranks.isfinite().all(dim=1)
-        if not bool(fault.any()):
+        bad = ~ranks.isfinite().all(dim=1)
+        if not bool(bad.any()):
             return None
-        first = int(fault.nonzero()[0])
+        first = int(bad.nonzero()[0])
         fine = ranks[first].isfinite().tolist()
         wrong = [name for name, finite in zip(self._names, fine, strict=True) if not finite]
-        several = f" on {int(fault.sum())} of {len(fault)} ranks, first on rank {first}"
-        where = several if len(fault) > 1 else ""
+        where = f" on {int(bad.sum())} of {len(bad)} ranks, first on rank {first}" if len(bad) > 1 else ""
         return f"{', '.join(wrong)}{where} ({_values(self._losses_of(first))})"
 
 

@@ -25,10 +25,7 @@ import torch
 
 from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
 from gmm_anomaly.metrics.base import to_precision
-from gmm_anomaly.metrics.curves import OperatingPoints
-from gmm_anomaly.metrics.on_gpu import count_thresholds
-from gmm_anomaly.metrics.pixel import is_on_gpu
-from gmm_anomaly.metrics.score_counts import ScoreCounts
+from gmm_anomaly.metrics.pixel import frame_average_precision, is_on_gpu
 
 from . import files
 from .files import KeptScores, range_sample, save_array, save_json, shared_range
@@ -258,20 +255,6 @@ class AnomalyEvaluator(RecordEvaluator):
                 },
             }
             save_json(output_dir / "curves" / f"{name}.json", document, digits=7)
-
-
-def frame_average_precision(score: Any, label: Any) -> float:
-    """AP over the valid pixels of one frame; NaN where it has no anomalous or no known pixel.
-
-    Args:
-        score: (H, W) float16, float32 or float64 without NaN, higher = more anomalous; an array, or a tensor.
-        label: (H, W), 0 known, 1 anomaly, 255 void; likewise.
-    """
-    negative, positive = score[label == 0], score[label == 1]
-    if not len(positive) or not len(negative):
-        return math.nan
-    count = count_thresholds if isinstance(score, torch.Tensor) else ScoreCounts.of
-    return OperatingPoints(count(negative, positive)).average_precision
 
 
 def _rounded(score: Any, precision: str | None) -> Any:

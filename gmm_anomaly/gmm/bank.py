@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -203,8 +202,8 @@ class GaussianMixtureBank(GaussianMixtures):
         component = torch.where(storable, labels * self.num_components + assignment, 0)
         if self.fill_slots:
             entering = entering | (self.memory.count[component] < self.fill_slots)
-        started = F.pad(self.started, (0, 1))[labels]
-        return labels, torch.where(entering & storable & started, component, -1)
+        entering = entering & storable & F.pad(self.started, (0, 1))[labels]
+        return labels, torch.where(entering, component, -1)
 
     def discard_recorded(self) -> None:
         """Forget what was recorded since the last ``commit``: the batches of a step that is left out."""
@@ -251,12 +250,11 @@ class GaussianMixtureBank(GaussianMixtures):
             chosen.fill_(False)[selected if selected.dtype == torch.bool else selected.long()] = True
         if self.update_classes == "seen":
             self.seen.zero_()
-        count, direction, variance = self._stored()
+        count, direction, variance = self.memory.moments(self.num_classes)
         keep = self.momentum_mean if momentum_mean is None else momentum_mean
-        current = self.unit_means
+        current, still = self.unit_means, self.momentum_scale
         means = keep * current.double() + (1 - keep) * direction
-        new_scales = (variance + self.variance_floor).sqrt()
-        scales = self.momentum_scale * self.scales.double() + (1 - self.momentum_scale) * new_scales
+        scales = still * self.scales.double() + (1 - still) * (variance + self.variance_floor).sqrt()
         # A running mean in single precision may end a rounding below the floor.
         scales = scales.float().clamp(min=self.variance_floor**0.5)
         moved = chosen[:, None] & (count > 0)
@@ -279,15 +277,11 @@ class GaussianMixtureBank(GaussianMixtures):
         place = torch.arange(len(classes), device=classes.device)[:, None] * self.num_components + assignment
         rings = classes[:, None] * self.num_components + torch.arange(self.num_components, device=unit.device)
         self.memory.replace(rings.flatten(), unit.flatten(0, 1), torch.where(valid, place, -1).flatten())
-        count, direction, variance = (values[classes] for values in self._stored())
+        count, direction, variance = (of[classes] for of in self.memory.moments(self.num_classes))
         self.means[classes] = torch.where((count > 0)[..., None], direction.float(), centres)
         self.scales[classes] = (variance + self.variance_floor).sqrt().float()
         self.fitted[classes] = True
         self.started[classes] = True
-
-    def _stored(self) -> Iterator[Tensor]:
-        """(C, M) counts, (C, M, D) directions and variances of what the memory holds."""
-        return (value.unflatten(0, self.means.shape[:2]) for value in self.memory.moments())
 
     @torch.no_grad()
     def broadcast(self) -> None:

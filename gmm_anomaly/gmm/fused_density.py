@@ -56,7 +56,7 @@ def _densities(
         density = tl.dot(square_large, small_for_square, density, input_precision="tf32")
         density = tl.dot(x_large, for_x, density, input_precision="tf32")
         density = tl.dot(square_large, for_square, density, input_precision="tf32")
-        constant = tl.load(constant_pointer + component * classes + of_class, mask=is_class, other=0.0)
+        constant = tl.load(constant_pointer + of_class * COMPONENTS + component, mask=is_class, other=0.0)
         density += constant[None, :]
         place += 4 * size
         larger = tl.maximum(best, density, propagate_nan=tl.PropagateNan.ALL)
@@ -98,7 +98,7 @@ def fused_class_density(x: Tensor, constant: Tensor, parts: Tensor, *, sums: boo
     block = max(16, min(PIXELS, 64 * PIXELS // block_dim))
     grid = (triton.cdiv(pixels, block), triton.cdiv(classes, CLASSES))
     _densities[grid](
-        x.contiguous(), parts, constant.view(classes, components).t().contiguous(), out, pixels, classes, dim,
+        x.contiguous(), parts, constant, out, pixels, classes, dim,
         components, sums, block, CLASSES, block_dim, num_warps=8, num_stages=2,
     )  # fmt: skip
     return out.t()

@@ -226,13 +226,15 @@ class FeatureMemory(nn.Module):
         used = torch.arange(self.slots + 1, device=rings.device) < values["count"][:, None]
         self.slot_state[rings] = used.to(torch.uint8) * (HELD if collectives.rank() == 0 else ELSEWHERE)
 
-    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(C*M,) counts; (C*M, D) float64 directions of the sums, and the biased mean squared deviations from
-        them, not from the mean (GMMSeg, Eq. 9, as released), without any floor."""
+    def moments(self, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(C, M) counts; (C, M, D) float64 directions of the sums, and the biased mean squared deviations
+        from them, not from the mean (GMMSeg, Eq. 9, as released), without any floor."""
         n = self.count.clamp(min=1)[:, None].double()
         mean, mean_square = self.total / n, self.total_square / n
         direction = F.normalize(mean, dim=-1)
-        return self.count, direction, (mean_square - 2 * direction * mean + direction.square()).clamp(min=0)
+        variance = (mean_square - 2 * direction * mean + direction.square()).clamp(min=0)
+        shape = num_classes, -1
+        return self.count.unflatten(0, shape), direction.unflatten(0, shape), variance.unflatten(0, shape)
 
     @torch.no_grad()
     def write_off_missing(self) -> None:

@@ -171,8 +171,7 @@ class GaussianMixtures(nn.Module):
                 density = fused_class_log_density_of(x.to(dtype), constant, table, self.reduction)
             else:
                 terms = (constant, table.matrix, self.num_components, self.reduction)
-                parts = (part.to(dtype) for part in x.split(chunk_size))
-                density = torch.cat([class_log_density_of(part, *terms) for part in parts])
+                density = torch.cat([class_log_density_of(p.to(dtype), *terms) for p in x.split(chunk_size)])
         return density.masked_fill(~self.known_classes, EXCLUDED) if partial else density
 
     def _require_fitted(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +42,22 @@ _UNIT = 2.0**44
 
 def is_on_gpu(score: Any) -> bool:
     return bool(getattr(score, "is_cuda", False)) and score.is_floating_point()
+
+
+def frame_average_precision(score: Any, label: Any) -> float:
+    """AP over the valid pixels of one frame; NaN where it has no anomalous or no known pixel.
+
+    Args:
+        score: (H, W) float16, float32 or float64 without NaN, higher = more anomalous; an array, or a tensor.
+        label: (H, W), 0 known, 1 anomaly, 255 void; likewise.
+    """
+    negative, positive = score[label == 0], score[label == 1]
+    if not len(positive) or not len(negative):
+        return math.nan
+    count: Any = ScoreCounts.of
+    if is_on_gpu(score):
+        from gmm_anomaly.metrics.on_gpu import count_thresholds as count
+    return OperatingPoints(count(negative, positive)).average_precision
 
 
 class PixelMetrics(Metric):

@@ -15,8 +15,8 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from gmm_anomaly.data import register_anomaly_dataset
 from gmm_anomaly.evaluation import AnomalyEvaluator
-from gmm_anomaly.evaluation.anomaly import frame_average_precision
 from gmm_anomaly.metrics import ComponentMetrics, PixelMetrics
+from gmm_anomaly.metrics.pixel import frame_average_precision
 
 
 def feed(evaluator, tree, scores, image_ids=None, batch=2):

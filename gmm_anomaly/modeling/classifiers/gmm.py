@@ -209,10 +209,8 @@ class GMMClassifier(PixelClassifier):
         known = (labels >= 0) & (labels < self.num_classes)
         index = torch.where(known, labels, 0)
         # A class that waits for its warm start has no components worth contrasting yet.
-        contrasted = known & self.bank.started[index]
-        return assignment, torch.where(
-            contrasted, index * self.bank.num_components + assignment, IGNORED_COMPONENT
-        )
+        contrasted, place = known & self.bank.started[index], index * self.bank.num_components + assignment
+        return assignment, torch.where(contrasted, place, IGNORED_COMPONENT)
 
     @property
     def unseen_classes(self) -> list[str]:
