@@ -59,13 +59,14 @@ class StreetSplit:
         return records
 
 
-def cache_split(split: StreetSplit, folder: Path) -> list[Record]:
+def cache_split(split: StreetSplit, folder: str | Path) -> list[Record]:
     """Write a split as ``images/000000.png`` (RGB), ``labels/000000.png`` (8-bit class indices), ... and
     ``split.json``; a second call renders what is missing. Returns the records of the files.
 
     Raises:
         ValueError: the folder holds another split, or one of another version of the renderer.
     """
+    folder = Path(folder)
     record, wanted = folder / "split.json", asdict(split) | {"renderer_version": RENDERER_VERSION}
     # The folder may be moved.
     del wanted["cache_dir"]
