@@ -126,16 +126,16 @@ class OutlierLoss(nn.Module):
         return pebal_losses(logits, self.abstention(features).float(), labels, outliers)
 
 
-def build_outlier_loss(cfg: CfgNode, in_channels: int) -> OutlierLoss | None:
+def build_outlier_loss(cfg: CfgNode, in_channels: int) -> OutlierLoss:
     """What ``MODEL.OUTLIER.LOSS`` adds to a pixel classifier on features of so many channels.
 
     Raises:
         ValueError: a classifier without logits of its own to train.
     """
     name, classifier = cfg.MODEL.OUTLIER.LOSS, cfg.MODEL.CLASSIFIER.NAME
-    if name and classifier != "softmax":
+    if classifier != "softmax":
         raise ValueError(
             f'MODEL.OUTLIER.LOSS: {name!r} needs the logits of MODEL.CLASSIFIER.NAME "softmax" ("rba" takes '
             f'a mask model too), found {classifier!r}; set MODEL.OUTLIER.LOSS to ""'
         )
-    return OutlierLoss(name, in_channels) if name else None
+    return OutlierLoss(name, in_channels)

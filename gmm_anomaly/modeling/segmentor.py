@@ -129,7 +129,7 @@ class AnomalySegmentor(nn.Module):
             "feature_distance": distance,
             "frozen_backbone": build_frozen_backbone(cfg, backbone),
             "max_logit_moments": moments,
-            "outlier_loss": build_outlier_loss(cfg, decoder.out_channels),
+            "outlier_loss": build_outlier_loss(cfg, decoder.out_channels) if cfg.MODEL.OUTLIER.LOSS else None,
             "inference": InferenceMode.from_config(cfg),
             "scoring": Scoring.from_config(cfg, given=[kind for kind, there in given.items() if there]),
             "compiled": cfg.MODEL.COMPILE,
