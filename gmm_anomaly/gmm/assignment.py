@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .density import full_precision
-
 
 def sinkhorn_assign(scores: Tensor, iterations: int = 3, epsilon: float = 0.05) -> tuple[Tensor, Tensor]:
     """Assign the pixels of one class to its components.
@@ -58,45 +56,23 @@ def sinkhorn_assign_all(
     _check_options(iterations, epsilon)
     valid = (labels >= 0) & (labels < num_classes)
     segment = torch.where(valid, labels, num_classes)
-    classes = _Classes(segment, num_classes + 1)
-    largest = classes.largest(own_log_prob.abs().amax(dim=1, keepdim=True), 0.0)
-    logits = own_log_prob / (largest.index_select(0, segment) * epsilon)
-    shifted = logits - classes.largest(logits, -torch.inf).index_select(0, segment)
+    components = own_log_prob.shape[1]
+    largest = own_log_prob.new_zeros(num_classes + 1)
+    largest.scatter_reduce_(0, segment, own_log_prob.abs().amax(dim=1), "amax")
+    logits = own_log_prob / (largest[segment, None] * epsilon)
+    totals = logits.new_zeros(num_classes + 1, components)
+    peak = torch.full_like(totals, -torch.inf)
+    peak.scatter_reduce_(0, segment[:, None].expand(-1, components), logits, "amax")
+    shifted = logits - peak.index_select(0, segment)
     # The first round by logarithms, see sinkhorn_assign.
-    plan = torch.softmax(shifted - classes.sum(shifted.exp()).log().index_select(0, segment), dim=1)
+    totals = totals.index_add(0, segment, shifted.exp()).log()
+    plan = torch.softmax(shifted - totals.index_select(0, segment), dim=1)
     for _ in range(iterations - 1):
-        plan = plan * classes.sum(plan).reciprocal().index_select(0, segment)
+        totals = torch.zeros_like(totals).index_add_(0, segment, plan)
+        plan = plan * totals.reciprocal().index_select(0, segment)
         plan = plan / plan.sum(dim=1, keepdim=True)
     plan = torch.where(valid[:, None], plan, 0.0)
     return _first_best(plan), plan
-
-
-class _Classes:
-    """Sums and maxima of each class's pixels. A GPU multiplies and masks: adding many numbers to few places
-    is slow there, and in no order.
-
-    Args:
-        segment: (N,) int64, the class of each pixel. number: of classes, C.
-    """
-
-    def __init__(self, segment: Tensor, number: int) -> None:
-        self.segment, self.number = segment, number
-        index = torch.arange(number, device=segment.device)
-        self.members = index[:, None] == segment if segment.is_cuda else None
-
-    def sum(self, values: Tensor) -> Tensor:
-        """values: (N, M) -> (C, M)."""
-        if self.members is None:
-            return values.new_zeros(self.number, values.shape[1]).index_add_(0, self.segment, values)
-        with full_precision(values.device):
-            return self.members.to(values.dtype) @ values
-
-    def largest(self, values: Tensor, of_none: float) -> Tensor:
-        """values: (N, M) -> (C, M), at least ``of_none``."""
-        if self.members is None:
-            found = values.new_full((self.number, values.shape[1]), of_none)
-            return found.scatter_reduce_(0, self.segment[:, None].expand_as(values), values, "amax")
-        return torch.where(self.members[..., None], values, of_none).amax(dim=1)
 
 
 def _first_best(plan: Tensor) -> Tensor:

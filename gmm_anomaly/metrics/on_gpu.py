@@ -32,7 +32,7 @@ def split_scores(
     nans, *labelled, infinite, rounded_infinite = torch.stack([mask.sum() for mask in found]).tolist()
     if nans:
         as_scores(score.cpu().numpy(), image)
-    if sum(labelled) != label.numel():
+    if label.is_floating_point() or sum(labelled) != label.numel():
         anomaly_masks(label.cpu().numpy(), image)
     return rounded[known], rounded[anomalous], labelled[2], rounded_infinite - infinite
 
