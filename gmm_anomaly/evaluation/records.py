@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,6 +68,8 @@ class EvaluatedRecords:
                 f"{len(self.records)} records"
             )
         warn_of_labels(dataset_name, self.records)
+        self._reader = ThreadPoolExecutor(1, "labels")
+        self._ahead: dict[int, Future[np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -92,7 +95,16 @@ class EvaluatedRecords:
         return self._ids[index]
 
     def label(self, index: int) -> np.ndarray:
-        """(H, W) uint8 label of a record, mapped as the metadata say; 255 is ignored."""
+        """(H, W) uint8 label of a record, mapped as the metadata say; 255 is ignored.
+
+        The next record's is read meanwhile: a GPU counts a frame sooner than its PNG is decoded.
+        """
+        found = self._ahead.pop(index, None)
+        ahead = range(index + 1, min(index + 2, len(self)))
+        self._ahead = {after: self._reader.submit(self._read, after) for after in ahead}
+        return self._read(index) if found is None else found.result()
+
+    def _read(self, index: int) -> np.ndarray:
         return read_label(self.records[index], self.metadata)
 
     def image(self, index: int) -> np.ndarray:

@@ -263,6 +263,16 @@ def test_outputs_that_cannot_be_counted_are_named(anomaly_tree, scores):
         feed(evaluator, anomaly_tree, scores, ["frame_00"])
 
 
+def test_a_label_that_is_read_ahead_and_broken_is_told_with_its_own_frame(anomaly_tree, scores):
+    evaluator = AnomalyEvaluator(anomaly_tree.name, ["good"])
+    (anomaly_tree.root / "labels" / "frame_01.png").write_bytes(b"no picture")
+    feed(evaluator, anomaly_tree, scores, ["frame_00"])
+    with pytest.raises(ValueError, match=r"frame_01\.png"):
+        feed(evaluator, anomaly_tree, scores, ["frame_01"])
+    with pytest.raises(ValueError, match=r"frame_01\.png"):
+        evaluator.records.label(1)
+
+
 def test_withheld_labels_are_refused_by_name(anomaly_tree, registered):
     name = registered("withheld")
     records = [dict(record) for record in DatasetCatalog.get(anomaly_tree.name)]
