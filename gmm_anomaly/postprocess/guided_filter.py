@@ -9,18 +9,18 @@ from torch.nn import functional as F
 from .registry import register_postprocess
 
 # A box reaches over this share of the image's width to each side, whatever the image's size. This and the
-# next one were chosen on RoadAnomaly21, RoadObstacle21 and Fishyscapes Static.
-WIDTHS_PER_RADIUS = 22
+# next two were chosen on RoadAnomaly21, RoadObstacle21 and Fishyscapes Static.
+WIDTHS_PER_RADIUS = 16
 # Variance of colours (0 to 1), and of twice their squares, under which a box counts as flat.
-EPSILON = 1e-4
-# The coefficients are smooth: they are solved for at an eighth of the size.
+EPSILON = 1e-5
+# The filter works at an eighth of the photo's size: finer, what single pixels look like is noise.
 REDUCTION = 8
 
 
 @register_postprocess("guided_filter")
 def guided_filter(score: Tensor, _prediction: Tensor, image: Tensor) -> Tensor:
-    """Guided filter with the photo as guide (He, Sun and Tang, TPAMI 2013), in its fast form (He and Sun,
-    2015), which has the colours' squares too. Features with a stride of 32 know no outlines; colours do."""
+    """Guided filter with the photo as guide (He, Sun and Tang, TPAMI 2013): its colours and their squares,
+    so its texture too, as means over 8 x 8 pixels. Features with a stride of 32 know no outlines."""
     # Half precision has too few digits for variances.
     with torch.autocast(score.device.type, enabled=False):
         return filter_by_guide(score, image.float() / 255)
@@ -37,31 +37,29 @@ def filter_by_guide(
     """The colour guided filter: in each box the score as a linear function of the colours and their squares,
     by ridge regression; a pixel's coefficients are the means over the boxes that hold it.
 
-    Works at the guide's size; a score of another size is resized there and back.
-
     Args:
         score: (..., H, W) floating point.
         guide: (..., 3, h, w) floating point, 0 to 1.
-        radius: of the boxes, in pixels of the reduced maps; None: a 22nd of their width, rounded up.
-            Boxes end at the border.
+        radius: of the boxes, in cells of ``reduction`` x ``reduction`` pixels of the guide; None: a 16th of
+            its width, rounded up. Boxes end at the border.
         epsilon: added to the variances of the colours and of twice their squares around 0.5.
-        reduction: height and width are divided by it to solve for the coefficients; 1: the exact filter.
+        reduction: a cell has the means of its colours and squares, and one score; 1: the filter itself.
 
     Returns:
-        (..., H, W).
+        (..., H, W), resized from the cells.
     """
-    size, same = guide.shape[-2:], score.shape[-2:] == guide.shape[-2:]
-    small = tuple((length + reduction - 1) // reduction for length in size)
-
-    def reduced(maps: Tensor, needed: bool) -> Tensor:
-        return _resized(maps, small) if needed else maps
-
     # Centred: differences of large means would lose digits in float32, and a flat map stays exactly flat.
     offset = score.mean(dim=(-2, -1), keepdim=True)
-    maps = reduced((score - offset)[..., None, :, :], not same or reduction != 1)
-    channels = _channels(reduced(guide, reduction != 1) - 0.5)
-    count = channels.shape[-3]
-    rows, columns = (_box_means(length, radius, small[1], score) for length in small)
+    channels = _channels(guide - 0.5)
+    if reduction != 1:
+        flat = channels.reshape(-1, *channels.shape[-3:])
+        flat = F.avg_pool2d(flat, reduction, ceil_mode=True, count_include_pad=False)
+        channels = flat.reshape(*channels.shape[:-2], *flat.shape[-2:])
+    size, count = channels.shape[-2:], channels.shape[-3]
+    same = score.shape[-2:] == size
+    maps = (score - offset)[..., None, :, :]
+    maps = maps if same else _resized(maps, size)
+    rows, columns = (_box_means(length, radius, size[1], score) for length in size)
 
     def box_mean(maps: Tensor) -> Tensor:
         # Twice the same product: exporters ask less of its layout.
@@ -76,11 +74,8 @@ def filter_by_guide(
     spread = box_mean(products) - mean.index_select(-3, first) * mean.index_select(-3, second)
     slope = _solve(dict(zip(pairs, spread.unbind(-3), strict=True)), list(covariance.unbind(-3)), epsilon)
     constant = mean_score - (slope * mean).sum(dim=-3, keepdim=True)
-    coefficients = box_mean(torch.cat([slope, constant], dim=-3))
-    if reduction != 1:
-        coefficients = _resized(coefficients, size)
-    slope, constant = coefficients.split([count, 1], dim=-3)
-    filtered = (_channels(guide - 0.5) * slope).sum(dim=-3, keepdim=True) + constant
+    slope, constant = box_mean(torch.cat([slope, constant], dim=-3)).split([count, 1], dim=-3)
+    filtered = (channels * slope).sum(dim=-3, keepdim=True) + constant
     filtered = filtered if same else _resized(filtered, score.shape[-2:])
     return filtered[..., 0, :, :] + offset
 

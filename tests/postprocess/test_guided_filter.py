@@ -10,7 +10,7 @@ import torch
 from gmm_anomaly.postprocess import get_postprocesses
 from gmm_anomaly.postprocess.guided_filter import filter_by_guide
 
-EPSILON = 1e-4
+EPSILON = 1e-5
 
 
 def boxes(height, width, radius):
@@ -19,13 +19,16 @@ def boxes(height, width, radius):
             yield (y, x), np.s_[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
 
 
-def channels(guide):
-    return np.concatenate([guide - 0.5, 2 * (guide - 0.5) ** 2])
+def channels(guide, cell=1):
+    """Colours and squares, (6, h, w): their means over cells, those at the border as far as they reach."""
+    found = np.concatenate([guide - 0.5, 2 * (guide - 0.5) ** 2])
+    starts = [range(0, length, cell) for length in found.shape[1:]]
+    rows = [[found[:, y : y + cell, x : x + cell].mean(axis=(1, 2)) for x in starts[1]] for y in starts[0]]
+    return np.array(rows).transpose(2, 0, 1)
 
 
 def by_formula(score, guide, radius):
-    """He et al., Eq. 5, 6 and 8, for colours and squares: (7, H, W), slopes and a constant of each pixel."""
-    guide = channels(guide)
+    """He et al., Eq. 5, 6 and 8, for the (6, H, W) channels of a guide."""
     height, width = score.shape
     own = np.zeros((7, height, width))
     for (y, x), box in boxes(height, width, radius):
@@ -36,11 +39,11 @@ def by_formula(score, guide, radius):
     mean = np.zeros_like(own)
     for (y, x), box in boxes(height, width, radius):
         mean[:, y, x] = own[(slice(None), *box)].mean(axis=(1, 2))
-    return mean
+    return (mean[:6] * guide).sum(0) + mean[6]
 
 
-def enlarged(maps, size):
-    return np.stack([cv2.resize(part, size[::-1], interpolation=cv2.INTER_LINEAR) for part in maps])
+def resized(score, size):
+    return cv2.resize(score, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +54,9 @@ def sample():
     return 5 + 3 * rng.normal(size=(24, 40)), guide
 
 
-def test_the_exact_filter_is_the_formula(sample):
+def test_without_cells_it_is_the_formula(sample):
     score, guide = sample
-    slope = by_formula(score, guide, 5)
-    expected = (slope[:6] * channels(guide)).sum(0) + slope[6]
+    expected = by_formula(score, channels(guide), 5)
     options = {"radius": 5, "epsilon": EPSILON, "reduction": 1}
     found = filter_by_guide(torch.from_numpy(score), torch.from_numpy(guide), **options)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
@@ -62,26 +64,21 @@ def test_the_exact_filter_is_the_formula(sample):
     np.testing.assert_allclose(single.numpy(), expected, rtol=2e-4)
 
 
-def test_the_fast_form_solves_at_an_eighth_of_the_guides_size(sample):
+def test_the_postprocess_is_the_formula_on_cells_of_eight_pixels(sample):
     score, guide = sample
-    image = (guide * 255).round().astype(np.uint8)
-    photo = image / 255.0
-    small = enlarged([score, *photo], (3, 5))
-    # A 22nd of 5 columns, rounded up, is a radius of 1.
-    slope = enlarged(by_formula(small[0], small[1:], 1), (24, 40))
-    at_the_guides_size = (slope[:6] * channels(photo)).sum(0) + slope[6]
+    # The last cells are seven and two pixels long.
+    image = (guide * 255).round().astype(np.uint8)[:, :23, :34]
+    cells = channels(image / 255.0, 8)
+    assert cells.shape == (6, 3, 5)
     guided = get_postprocesses(["guided_filter"])["guided_filter"]
-    prediction = torch.zeros(score.shape, dtype=torch.int64)
-    found = guided(torch.from_numpy(score).float(), prediction, torch.from_numpy(image))
-    np.testing.assert_allclose(found.numpy(), at_the_guides_size, rtol=2e-4)
-    # A score of another size than the image goes there and back.
-    large = enlarged([score], (48, 60))[0]
-    slope = enlarged(by_formula(enlarged([large], (3, 5))[0], small[1:], 1), (24, 40))
-    expected = enlarged([(slope[:6] * channels(photo)).sum(0) + slope[6]], (48, 60))[0]
-    prediction = torch.zeros(large.shape, dtype=torch.int64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = guided(torch.from_numpy(large).float(), prediction, torch.from_numpy(image))
-    np.testing.assert_allclose(found.numpy(), expected, rtol=5e-4)
+    for size in ((23, 34), (48, 60)):
+        score = resized(sample[0], size)
+        # A 16th of 5 columns, rounded up, is a radius of 1.
+        expected = resized(by_formula(resized(score, (3, 5)), cells, 1), size)
+        prediction = torch.zeros(size, dtype=torch.int64)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = guided(torch.from_numpy(score).float(), prediction, torch.from_numpy(image))
+        np.testing.assert_allclose(found.numpy(), expected, rtol=5e-4)
     batch = filter_by_guide(
         torch.from_numpy(np.stack([score, -score])),
         torch.from_numpy(np.stack([guide, guide[:, ::-1].copy()])),
