@@ -258,16 +258,21 @@ def add_gmm_anomaly_config(cfg: CN) -> None:
     cfg.MODEL.OUTLIER.LOSS = ""
 
     cfg.INPUT.OUTLIERS = CN()
-    # The objects: "rendered" (unknown ones of the rendered streets and shapes cut out of the image itself,
-    # turned and tinted), a folder of RGBA cut-outs, or of other photos to cut such shapes out of, or a .json
-    # of COCO annotations beside its images.
+    # The objects: "rendered" (unknown ones of the rendered streets, and their shapes filled with noise or a
+    # piece of the image itself, turned and tinted), a folder of RGBA cut-outs, or of other photos to cut such
+    # shapes out of, or a .json of COCO annotations beside its images.
     cfg.INPUT.OUTLIERS.SOURCE = "rendered"
     # Share of the training images that get some; their pixels belong to no class. MODEL.OUTLIER is fitted to
     # images that all have some.
     cfg.INPUT.OUTLIERS.SHARE = 0.0
-    # Fewest and most objects an image, and their smallest and largest height in shares of the image's.
+    # Fewest and most objects an image, their smallest and largest height, and the highest and lowest place of
+    # their feet, both in shares of the image's height.
     cfg.INPUT.OUTLIERS.OBJECTS = [3, 8]
     cfg.INPUT.OUTLIERS.HEIGHTS = [0.03, 0.45]
+    cfg.INPUT.OUTLIERS.FEET = [0.42, 1.0]
+    # How far light, colours, sharpness and outline are brought nearer to those of the place: 0 (pasted as
+    # they are) to 1.
+    cfg.INPUT.OUTLIERS.BLENDING = 1.0
 
     # Mask2Former of the package transformers (MODEL.META_ARCHITECTURE "MaskAnomalySegmentor").
     keys = cfg.MODEL.MASK2FORMER = CN()

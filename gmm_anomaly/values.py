@@ -70,7 +70,7 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
     )),
     ("a number from 0 to 1", lambda x: 0 <= x <= 1, (
         "MODEL.GMM: MOMENTUM_MEAN MOMENTUM_SCALE FEATURE_GRADIENT",
-        "MODEL.GMM.SAMPLED_CONTRAST: MIN_FILL", "INPUT: COLOR_JITTER", "INPUT.OUTLIERS: SHARE",
+        "MODEL.GMM.SAMPLED_CONTRAST: MIN_FILL", "INPUT: COLOR_JITTER", "INPUT.OUTLIERS: SHARE BLENDING",
         "SOLVER: WARMUP_FACTOR",
     )),
     ("0 or more and below 1", lambda x: 0 <= x < 1, (
@@ -99,6 +99,7 @@ VALUES: tuple[tuple[str, Test, tuple[str, ...]], ...] = (
         "TEST.AUG: SCALES",
     )),
     ("0 < low <= high", _is_range, ("INPUT: SCALE_RANGE", "INPUT.OUTLIERS: HEIGHTS")),
+    ("0 < highest <= lowest <= 1", lambda v: _is_range(v) and v[1] <= 1, ("INPUT.OUTLIERS: FEET",)),
     ("whole numbers, 1 <= fewest <= most", lambda v: _is_range(v) and _numbers(bool, v, whole=True), (
         "INPUT.OUTLIERS: OBJECTS",
     )),

@@ -40,13 +40,20 @@ Source = Callable[[np.random.Generator, int, np.ndarray], np.ndarray]
 
 
 def rendered(rng: np.random.Generator, height: int, image: np.ndarray) -> np.ndarray:
-    """No download: an unknown object of the rendered streets, as it is, or cut out of a piece of the image
-    that is turned, of another scale and often of another hue."""
+    """No download: an unknown object of the rendered streets, as it is, or its shape, filled with noise or a
+    piece of the image that is turned, of another scale and often of another hue."""
     cutout = draw_unknown(rng, height).astype(np.float32)
     cutout[..., 3] /= 255
     if rng.random() < 0.3:
         return cutout
     rows, columns = cutout.shape[:2]
+    if rng.random() < 0.15:
+        # Around any colour, in grains of any size.
+        grains = np.exp(rng.uniform(0, np.log((rows, columns)))).astype(int)
+        noise = rng.normal(rng.uniform(0, 255, 3), rng.uniform(10, 80), (*grains, 3))
+        filling = cv2.resize(noise, (columns, rows), interpolation=cv2.INTER_CUBIC)
+        cutout[..., :3] = np.clip(filling, 0, 255)
+        return cutout
     zoom, turn = np.exp(rng.uniform(np.log(0.4), np.log(3.0))), rng.uniform(0, 2 * np.pi)
     turned = np.array([(np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))]) * zoom
     centre = rng.uniform((0.1, 0.25), (0.9, 0.85)) * (image.shape[1], image.shape[0])
@@ -188,12 +195,14 @@ class Paste(Transform):
 
 
 class PasteOutliers(T.Augmentation):
-    """Pastes objects into a share of the images, anywhere below the horizon; light, colours and sharpness are
-    brought nearer to those of the place, by chance more or less, and outlines are soft.
+    """Pastes objects into a share of the images, none over another; light, colours and sharpness are brought
+    nearer to those of the place, by chance more or less, and outlines are soft.
 
     Args:
         source: of the objects. share: of the images that get any. objects: fewest and most an image.
         heights: smallest and largest, in shares of the image's height; drawn log-uniformly.
+        feet: highest and lowest place of their lower end, likewise; drawn uniformly, lower for what is tall.
+        blending: 0 (objects as they are) to 1.
         image_format: "RGB" or "BGR".
 
     Raises:
@@ -207,17 +216,20 @@ class PasteOutliers(T.Augmentation):
         share: float = 1.0,
         objects: Sequence[int] = (3, 8),
         heights: Sequence[float] = (0.03, 0.45),
+        feet: Sequence[float] = (0.42, 1.0),
+        blending: float = 1.0,
         image_format: str = "RGB",
     ) -> None:
         super().__init__()
         self.source, self.share, self.image_format = source, share, image_format
         self.objects, self.heights = tuple(objects), tuple(heights)
+        self.feet, self.blending = tuple(feet), blending
 
     @classmethod
     def from_config(cls, cfg: CfgNode, **other: float) -> PasteOutliers:
         keys = cfg.INPUT.OUTLIERS
-        options = {"share": keys.SHARE, "objects": keys.OBJECTS, "heights": keys.HEIGHTS} | other
-        return cls(get_source(keys.SOURCE), image_format=cfg.INPUT.FORMAT, **options)
+        options = {key: keys[key.upper()] for key in ("share", "objects", "heights", "feet", "blending")}
+        return cls(get_source(keys.SOURCE), image_format=cfg.INPUT.FORMAT, **options | other)
 
     def get_transform(self, image: np.ndarray) -> Transform:
         # One number of the global generator, whatever the objects need.
@@ -242,7 +254,9 @@ class PasteOutliers(T.Augmentation):
         rows, columns = image.shape[:2]
         height = max(4, round(rows * np.exp(rng.uniform(*np.log(self.heights)))))
         cutout = self.source(rng, height, image)
-        foot = max(rng.uniform(0.42, 1.0) * rows, 0.35 * rows + 0.6 * height)
+        highest, lowest = self.feet
+        # What is tall is near, and stands lower.
+        foot = rows * (highest + (lowest - highest) * max(rng.random(), height / rows))
         top, left = int(foot - len(cutout)), int(rng.uniform(0.03, 0.97) * columns - cutout.shape[1] / 2)
         cutout = cutout[max(0, -top) : rows - top, max(0, -left) : columns - left]
         top, left = max(0, top), max(0, left)
@@ -251,7 +265,9 @@ class PasteOutliers(T.Augmentation):
         if alpha.sum() < 12 or (taken[place] & (alpha > 0)).any():
             return None
         taken[place] |= alpha > 0
-        return top, left, *_blended(rng, colours, alpha, image[place].mean(axis=(0, 1)), rows)
+        blended = _blended(rng, colours, alpha, image[place].mean(axis=(0, 1)), rows)
+        parts = zip((colours, alpha), blended, strict=True)
+        return top, left, *(own + self.blending * (other - own) for own, other in parts)
 
 
 def _blended(
@@ -270,4 +286,6 @@ def _blended(
     blur = rng.uniform(0.3, 1.6) * max(1.0, rows / 1024)
     colours = cv2.GaussianBlur(colours.astype(np.float32), (0, 0), 0.6 * blur)
     colours += rng.normal(0, rng.uniform(0, 4), colours.shape).astype(np.float32)
-    return np.clip(colours, 0, 255), cv2.GaussianBlur(alpha, (0, 0), blur)
+    # Outside there is nothing: an object that fills its cut-out has soft borders too.
+    soft = cv2.GaussianBlur(alpha, (0, 0), blur, borderType=cv2.BORDER_CONSTANT)
+    return np.clip(colours, 0, 255), soft

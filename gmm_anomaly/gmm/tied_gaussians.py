@@ -6,8 +6,6 @@ Eq. 1 and 2. Or any number, found without labels by k-means after whitening.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -150,15 +148,6 @@ class TiedGaussians(nn.Module):
             norms = self.whitened_means.square().sum(1).masked_fill(~self.seen, torch.inf)
             cross = torch.addmm(norms, whitened, self.whitened_means.T, alpha=-2)
             return (whitened.square().sum(1) + cross.amin(1)).clamp_(min=0)
-
-    def log_density(self, features: Tensor) -> Tensor:
-        """features: (N, D) floating point -> (N,) float32, the largest log-density of a Gaussian, in nats.
-
-        Raises:
-            UnfittedMixtureError: before :meth:`fit`.
-        """
-        constant = self.whitening.diagonal().log().sum() - len(self.centre) / 2 * math.log(2 * math.pi)
-        return constant - self.squared_distance(features) / 2
 
 
 def _whitening(covariance: Tensor) -> Tensor:

@@ -9,16 +9,83 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gmm_anomaly.gmm import TiedGaussians, TiedGaussianStatistics
+from gmm_anomaly.gmm import (
+    GaussianMixtureBank,
+    GaussianMixtures,
+    TiedGaussians,
+    TiedGaussianStatistics,
+    own_class_log_prob,
+    sinkhorn_assign_all,
+)
+from gmm_anomaly.gmm.collectives import rank
 from gmm_anomaly.gmm.mixtures import KeptUntilChanged
 
 HEADS = ("gmm", "linear")
-# Gaussians of the outliers; 1 to 200 gave the same on three validation sets.
-COMPONENTS = 20
+# Of the mixtures, chosen on three validation sets: components of each side, variance that is added, and the
+# length of the axis in standard deviations of a feature.
+COMPONENTS, VARIANCE_FLOOR, AXIS = 20, 3e-3, 3.0
+# Features of each side, rounds of EM, and features that k-means starts from.
+FEATURES, ROUNDS, START = 10_000, 5, 2000
 # Of the logistic regression: weight of the squared norm, and steps of L-BFGS.
 PENALTY, STEPS = 0.03, 40
 # Of the ratio's standard deviations, added to the distance in the score "exposed_distance".
 EXPOSURE = 0.3
+
+
+class OutlierMixtures(nn.Module):
+    """Mixtures of outliers and of what is known: two classes of a :class:`GaussianMixtureBank` (UEM, IJCV
+    2025).
+
+    The bank lives on the unit sphere. Features get there whitened, with an axis of one length beside them:
+    the farther out a feature lies, the farther its direction is from the axis.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mixtures = GaussianMixtures(2, COMPONENTS, dim + 1)
+
+    @torch.no_grad()
+    def fit(self, outliers: Tensor, known: Tensor, gaussians: TiedGaussians) -> None:
+        """EM as in training, but for means that are replaced in each round. Deterministic. Collective: every
+        rank has the same features, the first one brings them.
+
+        Args:
+            outliers, known: (n, D) and (m, D) float32, in any order that is random. gaussians: of what is
+                known; they whiten.
+        """
+        sides = [self._on_sphere(side[:FEATURES], gaussians) for side in (known, outliers)]
+        labels = torch.cat([torch.full((len(side),), index) for index, side in enumerate(sides)])
+        features, labels = torch.cat(sides), labels.to(known.device)
+        room = 2 * len(features) // COMPONENTS + 1
+        if rank() > 0:
+            features, labels = features[:0], labels[:0]
+        bank = GaussianMixtureBank(
+            2,
+            COMPONENTS,
+            features.shape[1],
+            memory_size=room,
+            samples_per_update=room,
+            momentum_mean=0.0,
+            variance_floor=VARIANCE_FLOOR,
+            warm_start_features=START,
+        ).to(features.device)
+        for _ in range(ROUNDS):
+            own = own_class_log_prob(bank.log_prob(features), labels)
+            assignment, _ = sinkhorn_assign_all(own, labels, 2)
+            bank.record(features, labels, assignment, torch.ones_like(labels, dtype=torch.bool))
+            bank.commit(least=1)
+            bank.update()
+        for name, buffer in self.mixtures.named_buffers():
+            buffer.copy_(bank.get_buffer(name))
+
+    def _on_sphere(self, features: Tensor, gaussians: TiedGaussians) -> Tensor:
+        white = (features.float() - gaussians.centre) @ gaussians.whitening
+        return F.normalize(F.pad(white, (0, 1), value=AXIS * white.shape[1] ** 0.5), dim=1)
+
+    def forward(self, features: Tensor, gaussians: TiedGaussians) -> Tensor:
+        """features: (N, D) floating point; gaussians: those of :meth:`fit` -> (N,) float32."""
+        known, outliers = self.mixtures.class_log_density(self._on_sphere(features, gaussians)).unbind(1)
+        return outliers - known
 
 
 class LogisticRegression(nn.Module):
@@ -58,7 +125,7 @@ class LogisticRegression(nn.Module):
         self.weight.copy_(weight)
         self.bias.copy_(theta[-1] - gaussians.centre @ weight)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, _gaussians: TiedGaussians) -> Tensor:
         """features: (N, D) floating point -> (N,) float32."""
         return features.float() @ self.weight + self.bias
 
@@ -68,8 +135,8 @@ class OutlierHead(nn.Module):
     of what is known. Fitted to features that are there already; nothing learns by gradient of the network.
 
     Args:
-        name: "gmm": Gaussians with one covariance for the outliers as for what is known; "linear": logistic
-            regression of one against the other, which estimates the ratio without either.
+        name: "gmm": :class:`OutlierMixtures`; "linear": logistic regression of outliers against what is
+            known, which estimates the ratio without either density.
         shapes: of each level, by name.
 
     Raises:
@@ -83,12 +150,8 @@ class OutlierHead(nn.Module):
         super().__init__()
         if name not in HEADS:
             raise ValueError(f'MODEL.OUTLIER.NAME: expected "gmm", "linear" or "" (none), found {name!r}')
-        self.levels = nn.ModuleDict(
-            {
-                level: (TiedGaussians(COMPONENTS, n) if name == "gmm" else LogisticRegression(n))
-                for level, n in ((level, shape.channels) for level, shape in shapes.items())
-            }
-        )
+        kind = OutlierMixtures if name == "gmm" else LogisticRegression
+        self.levels = nn.ModuleDict({level: kind(shape.channels) for level, shape in shapes.items()})
         # Over known cells.
         self.register_buffer("mean", torch.zeros(len(shapes)))
         self.register_buffer("std", torch.zeros(len(shapes)))
@@ -121,10 +184,7 @@ class OutlierHead(nn.Module):
                     f"MODEL.OUTLIER: no cell of {name} lies inside a pasted object, or none outside; "
                     "expected larger objects (INPUT.OUTLIERS.HEIGHTS) or other ones (INPUT.OUTLIERS.SOURCE)"
                 )
-            if isinstance(level, TiedGaussians):
-                level.fit(outliers[name])
-            else:
-                level.fit(outliers[name].kept(), known[name].kept(), gaussians[name])
+            level.fit(outliers[name].kept(), known[name].kept(), gaussians[name])
             found = torch.cat([self.ratio(name, x, gaussians[name]) for x in known[name].kept().split(16384)])
             self.mean[index] = found.double().mean()
             self.std[index] = found.double().std(correction=0).clamp(min=1e-6)
@@ -132,7 +192,4 @@ class OutlierHead(nn.Module):
     def ratio(self, name: str, features: Tensor, gaussians: TiedGaussians) -> Tensor:
         """features: (N, D) of the level ``name`` -> (N,) float32, the outliers' log-density less the largest
         of what is known, in nats."""
-        level = self.levels[name]
-        if isinstance(level, TiedGaussians):
-            return level.log_density(features) - gaussians.log_density(features)
-        return level(features)
+        return self.levels[name](features, gaussians)

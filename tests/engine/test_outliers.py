@@ -14,6 +14,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
+from sklearn.metrics import roc_auc_score
 
 from gmm_anomaly.cli import main
 from gmm_anomaly.data import SegmentationMapper
@@ -24,9 +25,8 @@ from gmm_anomaly.engine import Checkpointer, build_config, fit_feature_distance,
 from gmm_anomaly.engine.fit_detector import CONFIG, fit_detector
 from gmm_anomaly.engine.outliers import cells, pasted
 from gmm_anomaly.gmm import TiedGaussians, TiedGaussianStatistics, UnfittedMixtureError
-from gmm_anomaly.gmm.tied_gaussians import SHRINKAGE
 from gmm_anomaly.modeling.losses import pixel_cross_entropy
-from gmm_anomaly.modeling.outlier_head import PENALTY, OutlierHead
+from gmm_anomaly.modeling.outlier_head import AXIS, PENALTY, OutlierHead
 from gmm_anomaly.scores import PixelOutputs, get_scores
 
 TINY = [
@@ -72,24 +72,28 @@ def fitted():
     return known, outliers, gaussians, heads
 
 
-def shrunk(residual):
-    covariance = residual.T @ residual / len(residual)
-    return covariance + SHRINKAGE * np.diag(covariance).mean() * np.eye(len(covariance))
-
-
-def test_the_ratio_of_gaussians_is_the_formula(fitted):
-    """Outliers are few enough for one Gaussian. scipy's densities, float64."""
+def test_the_ratio_of_mixtures_is_the_formula(fitted):
+    """scipy's densities of the fitted components, float64; outliers are told from what is known."""
     known, outliers, gaussians, heads = fitted
     queries = torch.cat([outliers, known.flatten(0, 1)])
-    found = heads["gmm"].ratio("level", queries, gaussians)
-    classes, strange, at = (x.double().numpy() for x in (known, outliers, queries))
-    together = shrunk(np.concatenate([side - side.mean(0) for side in classes]))
-    densities = [multivariate_normal(side.mean(0), together).logpdf(at) for side in classes]
-    own = multivariate_normal(strange.mean(0), shrunk(strange - strange.mean(0))).logpdf(at)
-    expected = own - np.max(densities, axis=0)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-4)
+    found = heads["gmm"].ratio("level", queries, gaussians).numpy()
+    white = (queries.double() - gaussians.centre.double()) @ gaussians.whitening.double()
+    lifted = np.column_stack([white.numpy(), np.full(len(white), AXIS * 5**0.5)])
+    lifted /= np.linalg.norm(lifted, axis=1, keepdims=True)
+    mixtures = heads["gmm"].levels["level"].mixtures
+    means, scales = mixtures.unit_means.double().numpy(), mixtures.scales.double().numpy()
+    densities = [
+        [
+            multivariate_normal(mean, np.diag(scale**2)).logpdf(lifted)
+            for mean, scale in zip(*side, strict=True)
+        ]
+        for side in zip(means, scales, strict=True)
+    ]
+    expected = np.max(densities[1], axis=0) - np.max(densities[0], axis=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     mean, std, _ = heads["gmm"].moments
     np.testing.assert_allclose([mean, std], [expected[35:].mean(), expected[35:].std()], rtol=1e-4)
+    assert roc_auc_score(np.arange(len(found)) < 35, found) > 0.95
 
 
 def test_the_linear_head_is_at_the_minimum(fitted):
@@ -145,6 +149,46 @@ def test_objects_are_pasted_by_the_seed_and_labelled(streets):
     np.testing.assert_array_equal(
         plain.apply_image(streets[0]), mirrored.apply_image(streets[0][..., ::-1])[..., ::-1]
     )
+
+
+def test_place_and_blending(streets):
+    """Objects stand where they may, and unblended ones are pasted as they come."""
+    colour = (250.0, 0.0, 240.0)  # none of the streets has it
+
+    def block(_rng, height, _image):
+        return np.full((height, height, 4), (*colour, 1.0), np.float32)
+
+    for feet in ((0.5, 0.6), (0.9, 1.0)):
+        options = {"objects": (1, 1), "heights": (0.1, 0.2), "feet": feet}
+        for seed in range(5):
+            with seeded(seed):
+                found = PasteOutliers(block, blending=0.0, **options).get_transform(streets[0])
+            with seeded(seed):
+                softer = PasteOutliers(block, blending=0.5, **options).get_transform(streets[0])
+            with seeded(seed):
+                soft = PasteOutliers(block, **options).get_transform(streets[0])
+            (top, left, colours, alpha), (_, _, *half), (_, _, *full) = (
+                found.objects + softer.objects + soft.objects
+            )
+            assert feet[0] * 160 - 1 <= top + len(alpha) <= feet[1] * 160
+            assert (colours == colour).all() and (alpha == 1).all()
+            assert (np.abs(full[0] - colour) > 1).any() and full[1][:, 0].max() < 1
+            for own, between, other in zip((colours, alpha), half, full, strict=True):
+                np.testing.assert_allclose(between, (own + other) / 2, atol=1e-3)
+            moved = (found.apply_image(streets[0]) != streets[0]).any(axis=2)
+            assert (
+                moved[top : top + len(alpha), left : left + alpha.shape[1]].all()
+                and moved.sum() == alpha.size
+            )
+
+
+def test_rendered_shapes_have_noise_in_them_too(streets):
+    """On a flat frame pieces of it are flat but for light and shade; noise has all hues."""
+    flat = np.full((160, 320, 3), 128, np.uint8)
+    found = [rendered(np.random.default_rng(seed), 60, flat) for seed in range(40)]
+    hues = [np.ptp(cutout[..., :3] - cutout[..., :1], axis=(0, 1)).max() for cutout in found]
+    assert all(np.isfinite(cutout).all() and (cutout[..., :3] >= 0).all() for cutout in found)
+    assert 2 <= sum(hue > 60 for hue in hues) <= 30, hues
 
 
 def test_cells_by_hand():
