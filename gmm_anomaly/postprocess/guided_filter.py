@@ -52,11 +52,10 @@ def filter_by_guide(
     offset = score.mean(dim=(-2, -1), keepdim=True)
     channels = _channels(guide - 0.5)
     if reduction != 1:
-        flat = channels.reshape(-1, *channels.shape[-3:])
-        flat = F.avg_pool2d(flat, reduction, ceil_mode=True, count_include_pad=False)
-        channels = flat.reshape(*channels.shape[:-2], *flat.shape[-2:])
+        channels = _cell_means(channels, reduction)
     size, count = channels.shape[-2:], channels.shape[-3]
-    same = score.shape[-2:] == size
+    # Asked only here: exporters would take the answer for a rule of the sizes.
+    same = reduction == 1 and score.shape[-2:] == size
     maps = (score - offset)[..., None, :, :]
     maps = maps if same else _resized(maps, size)
     rows, columns = (_box_means(length, radius, size[1], score) for length in size)
@@ -78,6 +77,22 @@ def filter_by_guide(
     filtered = (channels * slope).sum(dim=-3, keepdim=True) + constant
     filtered = filtered if same else _resized(filtered, score.shape[-2:])
     return filtered[..., 0, :, :] + offset
+
+
+def _cell_means(maps: Tensor, side: int) -> Tensor:
+    """maps: (..., K, H, W) -> (..., K, h, w), over cells of ``side`` x ``side`` pixels, smaller ones at the
+    border."""
+    height, width = maps.shape[-2:]
+    # Not avg_pool2d's ceil_mode: exporters see in this form how many cells there are.
+    rows, columns = (height + side - 1) // side, (width + side - 1) // side
+    padded = F.pad(maps, (0, columns * side - width, 0, rows * side - height))
+    means = F.avg_pool2d(padded.reshape(-1, *padded.shape[-3:]), side)
+    down, across = (
+        (length - side * torch.arange(count, device=maps.device)).clamp(max=side) / side
+        for length, count in ((height, rows), (width, columns))
+    )
+    means = means / (down[:, None] * across).to(maps.dtype)
+    return means.reshape(*maps.shape[:-2], rows, columns)
 
 
 def _resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:

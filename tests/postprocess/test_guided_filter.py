@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.export import Dim
 
 from gmm_anomaly.postprocess import get_postprocesses
 from gmm_anomaly.postprocess.guided_filter import filter_by_guide
@@ -65,7 +66,7 @@ def test_without_cells_it_is_the_formula(sample):
 
 
 def test_the_postprocess_is_the_formula_on_cells_of_eight_pixels(sample):
-    score, guide = sample
+    guide = sample[1]
     # The last cells are seven and two pixels long.
     image = (guide * 255).round().astype(np.uint8)[:, :23, :34]
     cells = channels(image / 255.0, 8)
@@ -79,9 +80,31 @@ def test_the_postprocess_is_the_formula_on_cells_of_eight_pixels(sample):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = guided(torch.from_numpy(score).float(), prediction, torch.from_numpy(image))
         np.testing.assert_allclose(found.numpy(), expected, rtol=5e-4)
+
+
+def test_of_a_batch_each_is_filtered_alone(sample):
+    score, guide = sample
     batch = filter_by_guide(
         torch.from_numpy(np.stack([score, -score])),
         torch.from_numpy(np.stack([guide, guide[:, ::-1].copy()])),
     )
     alone = filter_by_guide(torch.from_numpy(-score), torch.from_numpy(guide[:, ::-1].copy()))
     torch.testing.assert_close(batch[1], alone)
+
+
+class Filtered(torch.nn.Module):
+    def forward(self, image):
+        return filter_by_guide(image.mean(dim=1), image)
+
+
+def test_exporters_leave_height_and_width_open():
+    sizes = {
+        0: Dim("batch", min=1, max=8),
+        2: Dim("height", min=33, max=512),
+        3: Dim("width", min=33, max=512),
+    }
+    network = torch.export.export(
+        Filtered(), (torch.rand(2, 3, 60, 75),), dynamic_shapes=(sizes,), strict=False
+    )
+    other = torch.rand(1, 3, 133, 64)
+    torch.testing.assert_close(network.module()(other), Filtered()(other))
