@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
     left_out: list[str] = []
     device = ["MODEL.DEVICE", args.device] if args.device else []
     if args.outliers:
-        device += ["MODEL.OUTLIER.NAME", "linear", "INPUT.OUTLIERS.SOURCE", args.outliers]
+        device += ["MODEL.OUTLIER.NAME", "gmm", "INPUT.OUTLIERS.SOURCE", args.outliers]
     cfg = build_config(args.config_file, [*device, *args.opts])
     files = frame_files(args.folder)
     model = fit_detector(cfg, files, left_out)

@@ -14,9 +14,11 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gmm_anomaly.gmm import GaussianMixtures
 from gmm_anomaly.gmm.density import EXCLUDED, DensityTable, class_log_density_of
 from gmm_anomaly.modeling.classifiers import GMMClassifier, PrototypeClassifier
 from gmm_anomaly.modeling.inference import FEATURES
+from gmm_anomaly.modeling.outlier_head import OutlierMixtures
 from gmm_anomaly.modeling.restoration import COARSE
 from gmm_anomaly.modeling.segmentor import AnomalySegmentor
 from gmm_anomaly.postprocess.guided_filter import filter_by_guide
@@ -81,6 +83,8 @@ class ExportableSegmentor(nn.Module):
         elif isinstance(model.classifier, PrototypeClassifier):
             # While training, running means do not ask whether they are fitted; nothing else differs.
             model.classifier.predictor.train()
+        for part in [part for part in model.modules() if isinstance(part, OutlierMixtures)]:
+            part.mixtures = FrozenDensities(part.mixtures)
         self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,32 +228,45 @@ class PoolingByProducts(nn.Module):
         return inside / inside.sum(dim=1, keepdim=True)
 
 
-class FrozenMixtures(nn.Module):
-    """A fitted :class:`GMMClassifier` in evaluation mode: pixel features to logits and class log-densities.
+class FrozenDensities(nn.Module):
+    """Of fitted :class:`GaussianMixtures`, the log-densities of the classes that are fitted.
 
-    The classifier works in chunks of pixels, rebuilds its table and asks which classes are fitted at every
-    call. All of that is settled here, so that a graph holds matrix products only.
+    These work in chunks of pixels, and ask at every call which components are fitted and whether the table is
+    still theirs. All of that is settled here, so that a graph holds matrix products only.
     """
 
-    linear: Tensor
-    quadratic: Tensor
     constant: Tensor
+    matrix: Tensor
+
+    def __init__(self, mixtures: GaussianMixtures) -> None:
+        super().__init__()
+        self.reduction, self.components = mixtures.reduction, mixtures.num_components
+        table = DensityTable(mixtures.unit_means, mixtures.scales)
+        # A component that was never fitted takes no part.
+        constant = table.constant.masked_fill(~mixtures.fitted.flatten(), -torch.inf)
+        of_known = mixtures.known_classes.repeat_interleave(self.components)
+        self.register_buffer("constant", constant[of_known])
+        self.register_buffer("matrix", table.matrix[:, of_known])
+
+    def class_log_density(self, x: Tensor) -> Tensor:
+        """x: (N, D) float32 -> (N, classes that are fitted) float32."""
+        return class_log_density_of(x, self.constant, self.matrix, self.components, self.reduction)
+
+
+class FrozenMixtures(nn.Module):
+    """A fitted :class:`GMMClassifier` at inference: pixel features to logits and class log-densities."""
+
     known: Tensor
 
     def __init__(self, classifier: GMMClassifier) -> None:
         super().__init__()
         bank, norm = classifier.bank, classifier.class_norm
-        self.reduction = bank.reduction
-        self.dim, self.classes, self.components = bank.dim, bank.num_classes, bank.num_components
+        self.dim, self.classes = bank.dim, bank.num_classes
+        self.densities = FrozenDensities(bank)
         self.project, self.feature_norm = classifier.project, classifier.feature_norm
         self.guide = classifier.guide if classifier.logits_from == "softmax" else None
-        table = DensityTable(bank.unit_means, bank.scales)
-        # A component that was never fitted takes no part; a whole class of them keeps the constant EXCLUDED.
-        constant = table.constant.masked_fill(~bank.fitted.flatten(), -torch.inf)
+        # A class that was never fitted keeps the constant EXCLUDED.
         known = bank.known_classes
-        of_known = known.repeat_interleave(self.components)
-        self.register_buffer("constant", constant[of_known])
-        self.register_buffer("matrix", table.matrix[:, of_known])
         self.register_buffer("known", known.nonzero()[:, 0])
         self.class_norm = nn.LayerNorm(len(self.known), eps=norm.eps)
         self.class_norm.load_state_dict({"weight": norm.weight[known], "bias": norm.bias[known]})
@@ -260,9 +277,7 @@ class FrozenMixtures(nn.Module):
         batch, _, height, width = projected.shape
         pixels = projected.permute(0, 2, 3, 1).reshape(-1, self.dim)
         pixels = F.normalize(self.feature_norm(pixels), dim=1)
-        density = class_log_density_of(
-            pixels, self.constant, self.matrix, self.components, self.reduction
-        ).contiguous()
+        density = self.densities.class_log_density(pixels).contiguous()
         logits, log_density, embedding = (
             values.view(batch, height, width, -1).permute(0, 3, 1, 2)
             for values in (self._all_classes(self.class_norm(density)), self._all_classes(density), pixels)

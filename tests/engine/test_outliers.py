@@ -32,7 +32,7 @@ from gmm_anomaly.scores import PixelOutputs, get_scores
 TINY = [
     "MODEL.DEVICE", "cpu", "MODEL.TIMM.NAME", "test_efficientnet", "MODEL.BACKBONE.WEIGHTS", "",
     "INPUT.MIN_SIZE_TEST", "320", "INPUT.MAX_SIZE_TEST", "320", "MODEL.FEATURE_DISTANCE.COMPONENTS", "4",
-    "MODEL.OUTLIER.NAME", "linear",
+    "MODEL.OUTLIER.NAME", "gmm",
     "INPUT.OUTLIERS.HEIGHTS", "[0.3, 0.5]", "INPUT.OUTLIERS.OBJECTS", "[1, 2]",
 ]  # fmt: skip
 
