@@ -248,7 +248,7 @@ def add_gmm_anomaly_config(cfg: CN) -> None:
     cfg.MODEL.FEATURE_DISTANCE.PIXELS_PER_IMAGE = 600
 
     # Outlier exposure. A second density, of objects that are pasted into training images, on the features of
-    # MODEL.FEATURE_DISTANCE, fitted after these: "gmm" (Gaussians with one covariance), "linear" (logistic
+    # MODEL.FEATURE_DISTANCE, fitted after these: "gmm" (mixtures of the EM bank), "linear" (logistic
     # regression, which estimates the ratio to the known ones' density itself) or "" (none). Scores
     # "likelihood_ratio", "outlier_posterior", "dense_hybrid" and "exposed_distance".
     cfg.MODEL.OUTLIER = CN()

@@ -204,9 +204,6 @@ class PasteOutliers(T.Augmentation):
         feet: highest and lowest place of their lower end, likewise; drawn uniformly, lower for what is tall.
         blending: 0 (objects as they are) to 1.
         image_format: "RGB" or "BGR".
-
-    Raises:
-        ValueError: a number that cannot be, with its config key.
     """
 
     def __init__(

@@ -99,9 +99,9 @@ class EvaluatedRecords:
 
         The next record's is read meanwhile: a GPU counts a frame sooner than its PNG is decoded.
         """
-        found = self._ahead.pop(index, None)
-        ahead = range(index + 1, min(index + 2, len(self)))
-        self._ahead = {after: self._reader.submit(self._read, after) for after in ahead}
+        found, after = self._ahead.pop(index, None), index + 1
+        if after < len(self) and after not in self._ahead:
+            self._ahead = {after: self._reader.submit(self._read, after)}
         return self._read(index) if found is None else found.result()
 
     def _read(self, index: int) -> np.ndarray:

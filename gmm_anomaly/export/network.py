@@ -18,7 +18,6 @@ from gmm_anomaly.gmm import GaussianMixtures
 from gmm_anomaly.gmm.density import EXCLUDED, DensityTable, class_log_density_of
 from gmm_anomaly.modeling.classifiers import GMMClassifier, PrototypeClassifier
 from gmm_anomaly.modeling.inference import FEATURES
-from gmm_anomaly.modeling.outlier_head import OutlierMixtures
 from gmm_anomaly.modeling.restoration import COARSE
 from gmm_anomaly.modeling.segmentor import AnomalySegmentor
 from gmm_anomaly.postprocess.guided_filter import filter_by_guide
@@ -83,8 +82,8 @@ class ExportableSegmentor(nn.Module):
         elif isinstance(model.classifier, PrototypeClassifier):
             # While training, running means do not ask whether they are fitted; nothing else differs.
             model.classifier.predictor.train()
-        for part in [part for part in model.modules() if isinstance(part, OutlierMixtures)]:
-            part.mixtures = FrozenDensities(part.mixtures)
+        # Those of outliers.
+        _replace(model, GaussianMixtures, FrozenDensities)
         self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,13 +67,12 @@ class OutlierMixtures(nn.Module):
             samples_per_update=room,
             momentum_mean=0.0,
             variance_floor=VARIANCE_FLOOR,
-            warm_start_features=START,
+            warm_start_features=min(START, *map(len, sides)),
         ).to(features.device)
         for _ in range(ROUNDS):
             own = own_class_log_prob(bank.log_prob(features), labels)
             assignment, _ = sinkhorn_assign_all(own, labels, 2)
             bank.record(features, labels, assignment, torch.ones_like(labels, dtype=torch.bool))
-            bank.commit(least=1)
             bank.update()
         for name, buffer in self.mixtures.named_buffers():
             buffer.copy_(bank.get_buffer(name))

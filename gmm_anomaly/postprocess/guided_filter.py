@@ -50,14 +50,9 @@ def filter_by_guide(
     """
     # Centred: differences of large means would lose digits in float32, and a flat map stays exactly flat.
     offset = score.mean(dim=(-2, -1), keepdim=True)
-    channels = _channels(guide - 0.5)
-    if reduction != 1:
-        channels = _cell_means(channels, reduction)
+    channels = _cell_means(_channels(guide - 0.5), reduction)
     size, count = channels.shape[-2:], channels.shape[-3]
-    # Asked only here: exporters would take the answer for a rule of the sizes.
-    same = reduction == 1 and score.shape[-2:] == size
-    maps = (score - offset)[..., None, :, :]
-    maps = maps if same else _resized(maps, size)
+    maps = _resized((score - offset)[..., None, :, :], size)
     rows, columns = (_box_means(length, radius, size[1], score) for length in size)
 
     def box_mean(maps: Tensor) -> Tensor:
@@ -75,8 +70,7 @@ def filter_by_guide(
     constant = mean_score - (slope * mean).sum(dim=-3, keepdim=True)
     slope, constant = box_mean(torch.cat([slope, constant], dim=-3)).split([count, 1], dim=-3)
     filtered = (channels * slope).sum(dim=-3, keepdim=True) + constant
-    filtered = filtered if same else _resized(filtered, score.shape[-2:])
-    return filtered[..., 0, :, :] + offset
+    return _resized(filtered, score.shape[-2:])[..., 0, :, :] + offset
 
 
 def _cell_means(maps: Tensor, side: int) -> Tensor:
